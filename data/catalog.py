@@ -1,0 +1,285 @@
+"""What images, labels, masks and saliency maps a dataset has, and where: no torch in here."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import voc12
+from data.files import IMAGE_SUFFIXES, check_id, decode, find_file, size_of
+from data.labels import read_class_names, read_labels, read_text
+
+MASK_SUFFIXES = (".png", ".PNG")
+SALIENCY_SUFFIXES = MASK_SUFFIXES + IMAGE_SUFFIXES
+TOY_ROOT = Path("out/toy-data")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where a kind of dataset keeps its files, relative to the root."""
+
+    images: str
+    masks: tuple[str, ...]  # the first folder that has the file
+    saliency: str
+    lists: str
+    labels: tuple[str, ...] = ("labels.csv", "cls_labels.npy")  # the first that is there
+    class_names: tuple[str, ...] | None = None  # None: the root's classes.txt
+    id_of_int: Callable[[int], str] = str  # for integer keys of cls_labels.npy
+
+
+_VOC = Layout(voc12.IMAGE_FOLDER, voc12.MASK_FOLDERS, voc12.SALIENCY_FOLDER, voc12.LIST_FOLDER)
+_FOLDER = Layout("images", ("masks",), "saliency", "lists")
+LAYOUTS = {
+    "toy": _VOC,
+    "voc12": dataclasses.replace(
+        _VOC,
+        labels=(*_VOC.labels, voc12.ANNOTATION_FOLDER),
+        class_names=voc12.CLASS_NAMES,
+        id_of_int=voc12.image_id_of,
+    ),
+    "coco14": _FOLDER,
+    "folder": _FOLDER,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalog:
+    """One dataset on disk. `open_catalog` and `catalog_from` make it and check the root.
+
+    Every method that takes an image id raises `ValueError` for an id that leaves the root.
+    """
+
+    name: str
+    root: Path
+    class_names: tuple[str, ...]  # the K foreground names; the mask value is the index + 1
+    layout: Layout
+    labels_file: Path | None = None  # None: the first of the layout's
+    saliency_folder: Path | None = None  # None: the layout's
+
+    @property
+    def num_classes(self) -> int:
+        """K, without the background."""
+        return len(self.class_names)
+
+    @property
+    def saliency_root(self) -> Path:
+        """The folder of the saliency maps; it need not exist."""
+        return self.saliency_folder or self.root / self.layout.saliency
+
+    @property
+    def has_saliency(self) -> bool:
+        """Whether there is a folder of saliency maps."""
+        return self.saliency_root.is_dir()
+
+    def ids(self, list_name: str) -> list[str]:
+        """The image ids of a list, in its order.
+
+        Args:
+            list_name: a name in the layout's list folder, or a path that ends in `.txt`. A line is
+                an id, or "/JPEGImages/ID.jpg /SegmentationClassAug/ID.png".
+
+        Raises:
+            FileNotFoundError: no such list; names the lists there are.
+            ValueError: an empty list, an id twice, or one that leaves the root.
+        """
+        path = self._list_path(list_name)
+        lines = (line.strip() for line in read_text(path).split("\n"))
+        ids = [self._id_of_line(line) for line in lines if line]
+        if not ids:
+            raise ValueError(f"list {path} is empty")
+        seen: set[str] = set()
+        for image_id in ids:
+            check_id(image_id, f"list {path}")
+            if image_id in seen:
+                raise ValueError(f"list {path} has image {image_id!r} twice")
+            seen.add(image_id)
+        return ids
+
+    def _list_path(self, list_name: str) -> Path:
+        folder = self.root / self.layout.lists
+        named = folder / (list_name if list_name.endswith(".txt") else f"{list_name}.txt")
+        path = Path(list_name) if list_name.endswith(".txt") else named
+        for candidate in (path, named):
+            if candidate.is_file():
+                return candidate
+        there = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
+        raise FileNotFoundError(f"list {path} does not exist (--list): {folder} has {there}")
+
+    def _id_of_line(self, line: str) -> str:
+        prefix = f"/{self.layout.images}/"
+        if not line.startswith(prefix):
+            return line
+        image = re.split(r"\s+/", line.removeprefix(prefix), maxsplit=1)[0]
+        suffix = next((end for end in IMAGE_SUFFIXES if image.endswith(end)), "")
+        return image.removesuffix(suffix)
+
+    def image_path(self, image_id: str) -> Path:
+        """The image file; `FileNotFoundError` names the id, the path and the flag."""
+        folders = [self.root / self.layout.images]
+        return find_file(folders, image_id, IMAGE_SUFFIXES, what="image", flag="--root")
+
+    def mask_path(self, image_id: str) -> Path:
+        """The ground-truth mask file; `FileNotFoundError` names the id, the path and the flag."""
+        folders = [self.root / name for name in self.layout.masks]
+        return find_file(folders, image_id, MASK_SUFFIXES, what="mask", flag="--root")
+
+    def saliency_path(self, image_id: str) -> Path:
+        """The saliency map; `FileNotFoundError` names the id, the path and the flag."""
+        return find_file(
+            [self.saliency_root],
+            image_id,
+            SALIENCY_SUFFIXES,
+            what="saliency map",
+            flag="--saliency-root",
+        )
+
+    @property
+    def labels_path(self) -> Path:
+        """The labels; `FileNotFoundError` when the root has none and none were given."""
+        if self.labels_file is not None:
+            return self.labels_file
+        for name in self.layout.labels:
+            if (self.root / name).exists():
+                return self.root / name
+        names = ", ".join(self.layout.labels)
+        raise FileNotFoundError(f"{self.root} has no labels ({names}): pass --labels FILE")
+
+    @functools.cached_property
+    def _labels(self) -> Mapping[str, np.ndarray]:
+        return read_labels(self.labels_path, self.class_names, self.layout.id_of_int)
+
+    def has_label(self, image_id: str) -> bool:
+        """Whether the labels know the image."""
+        return image_id in self._labels
+
+    def label(self, image_id: str) -> np.ndarray:
+        """(K,) float32 {0, 1}, a copy; `ValueError` names an id without a label."""
+        if image_id not in self._labels:
+            raise ValueError(f"image {image_id!r} has no label in {self.labels_path} (--labels)")
+        return self._labels[image_id].copy()
+
+    def read_image(self, image_id: str, *, long_side: int | None = None) -> Image.Image:
+        """The RGB image, fully decoded.
+
+        Args:
+            image_id: which.
+            long_side: the longer side that is enough: a far larger JPEG is then decoded at 1/2,
+                1/4 or 1/8 of its size. None: the full size.
+
+        Raises:
+            ValueError: a broken or truncated file, named.
+        """
+        return decode(self.image_path(image_id), "RGB", long_side=long_side)
+
+    def image_size(self, image_id: str) -> tuple[int, int]:
+        """(W, H) of the image, from its header."""
+        return size_of(self.image_path(image_id))
+
+    def read_saliency(self, image_id: str) -> Image.Image:
+        """The saliency map, mode "L", 255 is salient.
+
+        Raises:
+            ValueError: a broken file, or one of another size than the image.
+        """
+        path = self.saliency_path(image_id)
+        saliency = decode(path, "L")
+        self._check_size(image_id, path, saliency.size)
+        return saliency
+
+    def read_mask(self, image_id: str) -> np.ndarray:
+        """The ground-truth mask.
+
+        Returns:
+            (H, W) uint8: 0 background, 1..K, 255 ignored.
+
+        Raises:
+            ValueError: a broken file, one of another size than the image, or a value above K.
+        """
+        from tool.mask import load_mask
+
+        path = self.mask_path(image_id)
+        mask = load_mask(path)
+        self._check_size(image_id, path, mask.shape[::-1])
+        values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+        for value in values[(values > self.num_classes) & (values != 255)]:
+            raise ValueError(f"mask {path} has value {value}: there are {self.num_classes} classes")
+        return mask
+
+    def _check_size(self, image_id: str, path: Path, size: tuple[int, ...]) -> None:
+        width, height = self.image_size(image_id)
+        if tuple(size) != (width, height):
+            raise ValueError(
+                f"{path} is {size[0]}x{size[1]} but image {image_id!r} is {width}x{height}"
+            )
+
+
+def open_catalog(
+    name: str, root: Path | str, *, labels: Path | None = None, saliency_root: Path | None = None
+) -> Catalog:
+    """The catalog of a dataset; the toy dataset is written first where it is missing.
+
+    Raises:
+        FileNotFoundError: the root, its classes.txt, or a given labels file or folder is missing.
+        ValueError: an unknown dataset, or a bad classes.txt.
+    """
+    if name not in LAYOUTS:
+        raise ValueError(f"unknown dataset {name!r}: there are {', '.join(LAYOUTS)}")
+    root, layout = Path(root), LAYOUTS[name]
+    if name == "toy":
+        _make_toy(root)
+    if not root.is_dir():
+        raise FileNotFoundError(f"dataset root {root} does not exist (--root)")
+    if saliency_root is not None and not Path(saliency_root).is_dir():
+        raise FileNotFoundError(f"saliency folder {saliency_root} does not exist (--saliency-root)")
+    if labels is not None and not Path(labels).exists():
+        raise FileNotFoundError(f"labels {labels} do not exist (--labels)")
+    names = layout.class_names or read_class_names(root / "classes.txt")
+    return Catalog(
+        name, root, names, layout, labels and Path(labels), saliency_root and Path(saliency_root)
+    )
+
+
+def _make_toy(root: Path) -> None:
+    from data.toy import is_complete, write_toy
+
+    if not is_complete(root):
+        write_toy(root)
+
+
+def add_dataset_flags(parser: argparse.ArgumentParser, *, list_name: str) -> None:
+    """Add --dataset, --root, --list (`list_name` by default), --labels and --saliency-root."""
+    group = parser.add_argument_group("dataset")
+    group.add_argument("--dataset", default="toy", choices=tuple(LAYOUTS), help="folder layout")
+    group.add_argument(
+        "--root",
+        type=Path,
+        help=f"folder of the dataset; for toy, made in {TOY_ROOT} when not given",
+    )
+    group.add_argument(
+        "--list", default=list_name, help="image list: a name in the list folder, or a .txt file"
+    )
+    group.add_argument(
+        "--labels",
+        type=Path,
+        help="labels .csv or .npy, or a folder of VOC's .xml; None: those in the root",
+    )
+    group.add_argument(
+        "--saliency-root", type=Path, help="folder of saliency maps; None: 'saliency' in the root"
+    )
+
+
+def catalog_from(args: argparse.Namespace) -> Catalog:
+    """The catalog that the flags of `add_dataset_flags` name."""
+    root = args.root
+    if root is None:
+        if args.dataset != "toy":
+            raise ValueError(f"dataset {args.dataset!r} needs its folder: pass --root")
+        root = TOY_ROOT
+    return open_catalog(args.dataset, root, labels=args.labels, saliency_root=args.saliency_root)

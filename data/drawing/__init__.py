@@ -1,0 +1,1 @@
+"""How the embedded dataset is drawn: paint, objects, grounds, contexts, scenes, saliency."""

@@ -1,0 +1,162 @@
+"""Image-level labels out of `labels.csv`, the field's `cls_labels.npy` or VOC's annotations."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from data.files import check_id
+
+HEADER = ["image_id", "classes"]
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without a byte-order mark; `ValueError` when it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from error
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """The foreground class names of a `classes.txt`: one a line, no background, at most 254.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no name, a name twice, "background", a name with ";", or more than 254.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: it lists the foreground classes")
+    names = tuple(line.strip() for line in read_text(path).split("\n") if line.strip())
+    if not 1 <= len(names) <= 254:
+        raise ValueError(f"{path} lists {len(names)} classes: 1 to 254 are possible")
+    if len(set(names)) != len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"{path} lists a class twice: {', '.join(twice)}")
+    for name in names:
+        if name.lower() == "background" or ";" in name:
+            raise ValueError(f"{path}: {name!r} is not a possible name of a foreground class")
+    return names
+
+
+def read_labels(
+    path: Path, class_names: tuple[str, ...], id_of_int: Callable[[int], str] = str
+) -> Mapping[str, np.ndarray]:
+    """The labels of a `.npy` or a `.csv` file, or of a folder of VOC's `.xml` files.
+
+    Args:
+        path: the file, whose suffix tells the form, or the folder.
+        class_names: the K foreground classes.
+        id_of_int: the image id of an integer key of a `.npy` file.
+
+    Returns:
+        Image id -> (K,) float32 {0, 1}.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a labels file, or one of other classes.
+    """
+    if path.is_dir():
+        return AnnotationLabels(path, class_names)
+    if not path.is_file():
+        raise FileNotFoundError(f"labels {path} do not exist: pass --labels")
+    if path.suffix == ".npy":
+        return _read_npy(path, len(class_names), id_of_int)
+    if path.suffix == ".csv":
+        return _read_csv(path, class_names)
+    raise ValueError(f"labels {path} are neither .csv nor .npy")
+
+
+class AnnotationLabels(Mapping[str, np.ndarray]):
+    """The classes of the objects in VOC's `Annotations/ID.xml`, each file read when asked for."""
+
+    def __init__(self, folder: Path, class_names: tuple[str, ...]) -> None:
+        self.folder = folder
+        self.position = {name: index for index, name in enumerate(class_names)}
+
+    def __getitem__(self, image_id: str) -> np.ndarray:
+        """(K,) float32 {0, 1}; `KeyError` without a file, `ValueError` for a broken one."""
+        path = self.folder / f"{check_id(image_id)}.xml"
+        if not path.is_file():
+            raise KeyError(image_id)
+        try:
+            names = [name.text or "" for name in ElementTree.parse(path).iterfind("object/name")]
+        except ElementTree.ParseError as error:
+            raise ValueError(f"{path} is not an XML file: {error}") from error
+        return _one_label(names, self.position, str(path))
+
+    def __contains__(self, image_id: object) -> bool:
+        return (self.folder / f"{check_id(str(image_id))}.xml").is_file()
+
+    def __iter__(self) -> Iterator[str]:
+        return (path.stem for path in sorted(self.folder.glob("*.xml")))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _read_csv(path: Path, class_names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    try:
+        rows = list(csv.reader(read_text(path).splitlines(keepends=True), strict=True))
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a CSV file: {error}") from error
+    if not rows or [cell.strip() for cell in rows[0]] != HEADER:
+        raise ValueError(f"{path} must begin with the header {','.join(HEADER)!r}")
+    position = {name: index for index, name in enumerate(class_names)}
+    labels: dict[str, np.ndarray] = {}
+    for number, row in enumerate(rows[1:], start=2):
+        if not row:
+            continue
+        if len(row) != 2 or not row[0].strip():
+            raise ValueError(
+                f"{path} row {number} is not 'image_id,class;class': {','.join(row)!r}"
+            )
+        image_id = row[0].strip()
+        if image_id in labels:
+            raise ValueError(f"{path} row {number} labels {image_id!r} a second time")
+        labels[image_id] = _one_label(row[1].split(";"), position, f"{path} row {number}")
+    return labels
+
+
+def _one_label(names: list[str], position: Mapping[str, int], where: str) -> np.ndarray:
+    label = np.zeros(len(position), np.float32)
+    for name in filter(None, map(str.strip, names)):
+        if name not in position:
+            raise ValueError(f"{where}: unknown class {name!r}; there are {', '.join(position)}")
+        label[position[name]] = 1
+    return label
+
+
+def _read_npy(
+    path: Path, num_classes: int, id_of_int: Callable[[int], str]
+) -> dict[str, np.ndarray]:
+    from tool.unpickle import load_npy
+
+    content = load_npy(path)
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"{path} holds no dictionary of image id -> label")
+    labels: dict[str, np.ndarray] = {}
+    for key, value in content.items():
+        if isinstance(key, bool) or not isinstance(key, (str, int, np.integer)):
+            raise ValueError(f"{path}: key {key!r} is neither a string nor an integer")
+        image_id = key if isinstance(key, str) else id_of_int(int(key))
+        if image_id in labels:
+            raise ValueError(f"{path} labels {image_id!r} a second time")
+        labels[str(image_id)] = _binary(value, num_classes, f"{path}: label of {image_id!r}")
+    return labels
+
+
+def _binary(value: object, num_classes: int, where: str) -> np.ndarray:
+    try:
+        label = np.asarray(value, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not an array of numbers") from error
+    if label.shape != (num_classes,):
+        raise ValueError(f"{where} has shape {label.shape}: there are {num_classes} classes")
+    if not np.isin(label, (0, 1)).all():
+        raise ValueError(f"{where} has values other than 0 and 1")
+    return label

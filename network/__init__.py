@@ -1,0 +1,1 @@
+"""Backbones, heads, losses and contrast; one file a method in `network.methods`."""

@@ -1,0 +1,354 @@
+"""Pixel contrast: pseudo labels, prototypes, hard queries, negatives, InfoNCE.
+
+Everything that *chooses* (pseudo labels, prototypes, which cells, which negatives) sees the global
+batch and carries no gradient; the gradient flows through this rank's query embeddings only.
+
+Letters: N images of this rank, G images of all ranks, K classes, D width, g cells a side, T = G g g
+cells,
+P class slots, M query slots a class, n negatives. Nothing here asks the device for a number, except
+`class_slots` on the CPU, where asking is free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tool import dist
+from tool.progress import Progress
+
+_EPS = 1e-5
+
+
+def pseudo_labels(score: Tensor, label: Tensor, *, bg_score: float) -> Tensor:
+    """The class of each cell: the best present class, or 0 where none is above `bg_score`.
+
+    Args:
+        score: (G, K, g, g) in [0, 1], the normalised refined CAM.
+        label: (G, K).
+        bg_score: constant score of the background. (A softmax over both would not change the
+            argmax.)
+
+    Returns:
+        (G, g, g) int64 in 0..K.
+    """
+    present = score.masked_fill(label[:, :, None, None] == 0, -1.0)
+    best, index = present.max(dim=1)
+    return torch.where(best > bg_score, index + 1, 0)
+
+
+def class_prototypes(
+    embedding: Tensor, score: Tensor, label: Tensor, *, top: int
+) -> tuple[Tensor, Tensor]:
+    """One prototype a class: its `top` best cells in the images that have it, weighted by score.
+
+    Args:
+        embedding: (G, D, g, g). score: (G, C, g, g) >= 0. label: (G, C): which images may
+            contribute.
+
+    Returns:
+        (C, D) and (C,) bool: False where the class has no cell with a positive score.
+
+    Source: PPC (Y. Du et al., CVPR 2022), eq. 2. Differs from the releases: images without the
+    class contribute nothing.
+    """
+    allowed = torch.where(label[:, :, None, None] > 0, score, 0.0)
+    weight, cell = allowed.transpose(0, 1).flatten(1).topk(top, dim=1)
+    chosen = embedding.transpose(0, 1).flatten(1).T[cell]
+    total = weight.sum(dim=1)
+    prototype = (chosen * weight[:, :, None]).sum(dim=1) / total.clamp(min=_EPS)[:, None]
+    return prototype, total > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """The cells of one view over the global batch, flattened, without gradient.
+
+    Attributes:
+        embedding: (T, D). score: (T,) of the cell's own pseudo class, 0 on background. pseudo: (T,)
+            in 0..K.
+        images: G. prototype: (K+1, D), row 0 the background's. valid: (K+1,) bool.
+    """
+
+    embedding: Tensor
+    score: Tensor
+    pseudo: Tensor
+    images: int
+    prototype: Tensor
+    valid: Tensor
+
+    def local(self, cells: Tensor, progress: Progress) -> Tensor:
+        """This rank's slice of a (T, ...) tensor."""
+        share = len(cells) // progress.world_size
+        return cells[progress.rank * share : (progress.rank + 1) * share]
+
+
+@torch.no_grad()
+def view_cells(
+    embedding: Tensor, refined_cam: Tensor, label: Tensor, *, bg_score: float, background: bool
+) -> Cells:
+    """Gather one view of all ranks and find its pseudo labels and prototypes.
+
+    Args:
+        embedding: (N, D, g, g) of this rank.
+        refined_cam: (N, K, g, g) foreground channels, normalised to [0, 1] per image and class.
+        label: (N, K).
+        background: make a background prototype too, from the cells where every class is lowest;
+            else its row is zero and not valid.
+    """
+    embedding, label = dist.gather(embedding.float()), dist.gather(label)
+    score = dist.gather(refined_cam.float()) * label[:, :, None, None]
+    pseudo = pseudo_labels(score, label, bg_score=bg_score)
+    top = max(1, score.shape[-2] * score.shape[-1] // 16)
+    maps = torch.cat([1 - score.amax(1, True), score], dim=1)
+    contributes = F.pad(label, (1, 0), value=float(background))
+    prototype, valid = class_prototypes(embedding, maps, contributes, top=top)
+    own = score.gather(1, (pseudo - 1).clamp(min=0)[:, None])[:, 0] * (pseudo > 0)
+    flat = embedding.movedim(1, -1).flatten(0, 2)
+    return Cells(flat, own.flatten(), pseudo.flatten(), len(label), prototype, valid)
+
+
+def class_slots(label: Tensor) -> Tensor:
+    """(P,) 0-based classes to compute for: those of the batch on the CPU, all K on an accelerator.
+
+    Asking an accelerator which classes are present would stop its stream; absent ones have no query
+    and change nothing. The draws are keyed per class, so both give the same result.
+    """
+    if label.device.type == "cpu":
+        return dist.gather(label).amax(dim=0).nonzero()[:, 0]
+    return torch.arange(label.shape[1], device=label.device)
+
+
+@torch.no_grad()
+def hard_cells(cells: Cells, slots: Tensor, *, quantile: float, floor: float) -> Tensor:
+    """(P, T) bool: the foreground cells of each class that are not confident.
+
+    Confident is a score above the `quantile` of the scores above `floor` of that image's cells with
+    the same pseudo label.
+    """
+    own = cells.pseudo[None] == slots[:, None] + 1
+    score = cells.score.expand_as(own).unflatten(1, (cells.images, -1))
+    counted = own.unflatten(1, (cells.images, -1)) & (score > floor)
+    scores = torch.where(counted, score, torch.nan)
+    limit = torch.nanquantile(scores, quantile, dim=2, keepdim=True)
+    return own & ~(score > limit).flatten(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Queries:
+    """Chosen query cells, P class slots of M each.
+
+    Attributes:
+        slots: (P,) 0-based classes. cell: (P, M) indices into the global cells. chosen: (P, M)
+            bool.
+    """
+
+    slots: Tensor
+    cell: Tensor
+    chosen: Tensor
+
+
+@torch.no_grad()
+def draw_queries(
+    cells: Cells, candidates: Tensor, slots: Tensor, progress: Progress, name: str, *, cap: int
+) -> Queries:
+    """At most `cap` of each class's candidate cells (P, T), uniformly without replacement."""
+    priority = progress.uniform(name, (len(cells.pseudo),), cells.pseudo.device)
+    priority = torch.where(candidates, priority + 1, 0.0)
+    value, cell = priority.topk(min(cap, priority.shape[1]), dim=1)
+    return Queries(slots, cell, value > 0)
+
+
+@torch.no_grad()
+def foreground_negatives(
+    cells: Cells, slots: Tensor, progress: Progress, name: str, *, count: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Cells of other classes, similar classes more often: FBR's active sampling.
+
+    Args:
+        slots: (P,) classes whose negatives are wanted.
+        count: n, negatives a class. temperature: of the softmax over prototype cosines.
+
+    Returns:
+        (P, n) cell indices, and (P,) bool: False where no other class has a cell.
+
+    Source: FBR (TCSVT 2024), intra-foreground contrast; the sampling follows ReCo (S. Liu et al.,
+    2022).
+    """
+    num_classes = len(cells.valid) - 1
+    device = cells.pseudo.device
+    size = class_sizes(cells.pseudo, num_classes)
+    start, order = size.cumsum(0) - size, cells.pseudo.argsort(stable=True)
+    usable = (size[slots + 1] > 0) & cells.valid[slots + 1]
+    prototype = cells.prototype[slots + 1]
+    similarity = _cosine(prototype, prototype) / temperature
+    same = torch.eye(len(slots), dtype=torch.bool, device=device)
+    similarity = similarity.masked_fill(same | ~usable[None], -torch.inf)
+    any_other = (usable[None] & ~same).any(dim=1)
+    chance = torch.where(any_other[:, None], similarity, 0.0).softmax(dim=1)
+    draw = progress.uniform(name, (2, num_classes, count), device)[:, slots]
+    ladder = chance.cumsum(1)
+    column = torch.searchsorted(ladder / ladder[:, -1:], draw[0].contiguous(), right=True)
+    other = slots[column.clamp(max=len(slots) - 1)] + 1
+    offset = (draw[1] * size[other]).long().clamp(max=(size[other] - 1).clamp(min=0))
+    position = (start[other] + offset).clamp(max=len(order) - 1)
+    return order[position], any_other
+
+
+def info_nce(
+    query: Tensor, positive: Tensor, negative: Tensor, *, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """InfoNCE of each query against its class's positive and its class's negatives.
+
+    Args:
+        query: (P, M, D), need not be normalised; receives the gradient.
+        positive: (P, D), constant. negative: (P, n, D), constant.
+        temperature: divides the cosine similarity, which is in [-1, 1].
+
+    Returns:
+        (P, M) losses, and the detached cosines (P, M) to the positive and (P, M) mean to the
+        negatives.
+
+    Source: FBR (TCSVT 2024), pixel-to-NROI and intra-foreground contrast.
+    Differs from the release: there the cosine runs over the wrong axis and the queries are
+    detached.
+    """
+    query = _unit(query)
+    to_positive = (query * _unit(positive.detach())[:, None]).sum(dim=2)
+    to_negative = query @ _unit(negative.detach()).transpose(1, 2)
+    gap = (to_negative / temperature).logsumexp(dim=2) - to_positive / temperature
+    return F.softplus(gap), to_positive.detach(), to_negative.detach().mean(dim=2)
+
+
+def query_embedding(
+    embedding: Tensor, queries: Queries, progress: Progress
+) -> tuple[Tensor, Tensor]:
+    """This rank's queries, with gradient.
+
+    Args:
+        embedding: (N, D, g, g) of this rank.
+
+    Returns:
+        (P, M, D), and (P, M) bool: which are chosen and live on this rank.
+    """
+    flat = embedding.float().movedim(1, -1).flatten(0, 2)
+    local = queries.cell - progress.rank * len(flat)
+    here = queries.chosen & (local >= 0) & (local < len(flat))
+    return flat[local.clamp(0, len(flat) - 1)], here
+
+
+def class_balanced_mean(
+    value: Tensor, here: Tensor, queries: Queries, usable: Tensor, progress: Progress
+) -> Tensor:
+    """This rank's share of the mean over a class's queries, then over classes that have any.
+
+    Args:
+        value: (P, M). here: (P, M) bool, this rank's queries. usable: (P,) bool, classes with
+            negatives.
+
+    Returns:
+        Scalar; exactly 0, attached to the graph, when no class is usable.
+    """
+    count = queries.chosen.sum(dim=1)
+    counted = usable & (count > 0)
+    weight = counted / (count.clamp(min=1) * counted.sum().clamp(min=1))
+    kept = torch.where(here & counted[:, None], value, torch.zeros_like(value))
+    return (kept * weight[:, None]).sum() * progress.world_size
+
+
+def prototype_cross_entropy(
+    embedding: Tensor,
+    cells: Cells,
+    positive: Tensor,
+    *,
+    temperature: float,
+    negatives: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Each cell against one prototype of `cells` as positive and the other valid ones as negatives.
+
+    Args:
+        embedding: (N, D, g, g) of this rank, receives the gradient.
+        cells: the view whose prototypes are used.
+        positive: (N g g,) the positive class of each of this rank's cells, -1 for none.
+        negatives: (K+1, K+1) bool, which classes are negatives of a positive class; None: all
+            others.
+
+    Returns:
+        (N g g,) losses, 0 where there is no valid positive, and (N g g,) bool where there is one.
+
+    Source: PPC (CVPR 2022), cross-view and intra-view contrast.
+    """
+    flat = embedding.float().movedim(1, -1).flatten(0, 2)
+    index = positive.clamp(min=0)
+    has = (positive >= 0) & cells.valid[index]
+    allowed = cells.valid.expand(len(flat), -1)
+    if negatives is not None:
+        own = F.one_hot(index, len(cells.valid)).bool()
+        allowed = allowed & (negatives[index] | own)
+    logit = _unit(flat) @ _unit(cells.prototype).T / temperature
+    logit = logit.masked_fill(~allowed, -torch.inf)
+    logit = torch.where(has[:, None], logit, torch.zeros_like(logit))
+    loss = logit.logsumexp(dim=1) - logit.gather(1, index[:, None])[:, 0]
+    return torch.where(has, loss, torch.zeros_like(loss)), has
+
+
+def class_sizes(pseudo: Tensor, num_classes: int) -> Tensor:
+    """(K+1,) how many cells have each pseudo label; on an accelerator without asking it."""
+    size = torch.zeros(num_classes + 1, dtype=torch.long, device=pseudo.device)
+    return size.scatter_add(0, pseudo, torch.ones_like(pseudo))
+
+
+@torch.no_grad()
+def intra_weights(cells: Cells, progress: Progress, name: str) -> Tensor:
+    """(T,) how often each cell is a query of PPC's intra-view contrast: 0, 1 or 2.
+
+    Half of each class's cells are drawn at random; to them comes the hard half, the 60 % least
+    similar to their prototype without the hardest 10 %.
+
+    Source: PPC (CVPR 2022), section 3.4.
+    """
+    size = class_sizes(cells.pseudo, len(cells.valid) - 1)
+    own = _unit(cells.prototype)[cells.pseudo]
+    similarity = (_unit(cells.embedding) * own).sum(dim=1)
+    draw = progress.uniform(name, (len(cells.pseudo),), cells.pseudo.device)
+    count = size[cells.pseudo]
+    hardness = _rank_in_class(similarity, cells.pseudo, size)
+    chosen = (_rank_in_class(draw, cells.pseudo, size) < 0.5 * count).float()
+    return chosen + ((hardness >= 0.1 * count) & (hardness < 0.6 * count)).float()
+
+
+def _rank_in_class(value: Tensor, pseudo: Tensor, size: Tensor) -> Tensor:
+    """(T,) position of each cell among those of its class, by ascending `value`."""
+    order = value.argsort(stable=True)
+    order = order[pseudo[order].argsort(stable=True)]
+    place = torch.arange(len(order), device=order.device)
+    rank = torch.empty_like(order)
+    rank[order] = place
+    return rank - (size.cumsum(0) - size)[pseudo]
+
+
+@torch.no_grad()
+def nearest_prototypes(cells: Cells, *, first: int, last: int) -> Tensor:
+    """(K+1, K+1) bool: each class's valid others of ranks `first`..`last` by cosine, 1 the nearest.
+
+    Where there are fewer than `last` others, all of them.
+    """
+    similarity = _cosine(cells.prototype, cells.prototype)
+    other = cells.valid[None] & ~torch.eye(
+        len(cells.valid), dtype=torch.bool, device=similarity.device
+    )
+    similarity = similarity.masked_fill(~other, -torch.inf)
+    rank = similarity.argsort(dim=1, descending=True).argsort(dim=1) + 1
+    ranked = other & (rank >= first) & (rank <= last)
+    return torch.where(other.sum(dim=1, keepdim=True) < last, other, ranked)
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return F.normalize(vector, dim=-1, eps=1e-4)
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    return _unit(a) @ _unit(b).T

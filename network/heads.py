@@ -1,0 +1,115 @@
+"""Heads on a backbone's taps: TAP, projections, background segmentation, PCM."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from network.dropout import KeyedDropout
+from network.losses import over_maximum, resize
+
+_EPS = 1e-5
+
+
+def classifier(channels: int, num_maps: int) -> nn.Conv2d:
+    """The 1x1 convolution that gives the score map; Xavier, no bias."""
+    layer = nn.Conv2d(channels, num_maps, 1, bias=False)
+    nn.init.xavier_uniform_(layer.weight)
+    return layer
+
+
+def thresholded_average_pool(feature: Tensor, *, threshold: float) -> Tensor:
+    """TAP: per channel the mean over the cells above `threshold` times that channel's maximum.
+
+    Args:
+        feature: (N, D, h, w), non-negative.
+        threshold: share of the maximum, in [0, 1).
+
+    Returns:
+        (N, D, 1, 1); 0 for a channel that is 0 everywhere.
+
+    Source: FBR (TCSVT 2024), framework figure.
+    """
+    keep = (feature > threshold * feature.amax(dim=(-2, -1), keepdim=True)).to(feature.dtype)
+    total = (feature * keep).sum(dim=(-2, -1), keepdim=True)
+    return total / keep.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
+
+
+def projection(channels: int, width: int) -> nn.Conv2d:
+    """A 1x1 projection to the embedding, without bias; its ReLU is the caller's."""
+    return nn.Conv2d(channels, width, 1, bias=False)
+
+
+class BackgroundSegmentation(nn.Module):
+    """phi_seg: one background logit per cell, from phi_bg's output before its ReLU.
+
+    Differs from the release: GroupNorm, where it has a BatchNorm frozen at its initial identity.
+    """
+
+    def __init__(self, width: int, *, groups: int = 8, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, width)
+        self.dropout = KeyedDropout(dropout, channels=False)
+        self.classifier = nn.Conv2d(width, 1, 1)
+
+    def normalised(self, projected: Tensor) -> Tensor:
+        """(N, D, h, w) -> ReLU(GroupNorm(.)), the embedding that `bg_sim` decorrelates."""
+        return F.relu(self.norm(projected))
+
+    def forward(self, normalised: Tensor) -> Tensor:
+        """(N, D, h, w) of `normalised` -> (N, 1, h, w) logits."""
+        return self.classifier(self.dropout(normalised))
+
+
+class PixelCorrelation(nn.Module):
+    """PCM: spreads a CAM over cells that look alike, by an affinity learned on shallow features.
+
+    Args:
+        low, mid: channels of the two shallow taps.
+
+    Source: SEAM (Y. Wang et al., CVPR 2020), section 3.3.
+    """
+
+    def __init__(self, low: int, mid: int, *, low_width: int = 64, mid_width: int = 128) -> None:
+        super().__init__()
+        self.low = nn.Conv2d(low, low_width, 1, bias=False)
+        self.mid = nn.Conv2d(mid, mid_width, 1, bias=False)
+        width = low_width + mid_width
+        self.embed = nn.Conv2d(width + 3, width, 1, bias=False)
+        nn.init.xavier_uniform_(self.embed.weight, gain=4)
+
+    def forward(
+        self, cam: Tensor, label: Tensor, image: Tensor, low: Tensor, mid: Tensor
+    ) -> Tensor:
+        """Refine a CAM.
+
+        Args:
+            cam: (N, K+1, h, w) raw scores; a constant here.
+            label: (N, K).
+            image: (N, 3, H, W) normalised; low, mid: the taps, constants here.
+
+        Returns:
+            (N, K+1, h, w) in [0, 1); 0 for absent classes. The gradient reaches the three
+            convolutions only.
+
+        Differs from the release: absent classes are masked before, so that they win no cell.
+        """
+        size = cam.shape[-2:]
+        parts = [
+            resize(image, size),
+            resize(F.relu(self.low(low.detach())), size),
+            resize(F.relu(self.mid(mid.detach())), size),
+        ]
+        embedding = self.embed(torch.cat(parts, dim=1)).flatten(2)
+        embedding = embedding / (embedding.norm(dim=1, keepdim=True) + _EPS)
+        affinity = F.relu(embedding.transpose(1, 2) @ embedding)
+        affinity = affinity / (affinity.sum(dim=1, keepdim=True) + _EPS)
+        return (_normal_cam(cam.detach(), label).flatten(2) @ affinity).unflatten(2, size)
+
+
+def _normal_cam(cam: Tensor, label: Tensor) -> Tensor:
+    """(N, K+1, h, w) scores -> present classes over their maximum, winner only; 1 - that."""
+    foreground = over_maximum(cam[:, 1:] * label[:, :, None, None])
+    best = foreground.amax(dim=1, keepdim=True)
+    return torch.cat([1 - best, foreground * (foreground == best)], dim=1)

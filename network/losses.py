@@ -1,0 +1,139 @@
+"""Losses and normalisations of the hosts (EPS, SEAM, PPC), on maps. Channel 0 is the background.
+
+Letters: N batch, K foreground classes, h w cells. `label` is (N, K) in {0, 1}, without background.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tool.dist import global_mean
+
+_EPS = 1e-5
+
+
+def resize(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """(N, C, H, W) -> (N, C, *size), bilinear, align_corners False."""
+    if maps.shape[-2:] == tuple(size):
+        return maps
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def resize_area(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """(N, C, H, W) -> (N, C, *size) by averaging the pixels of each cell."""
+    return F.adaptive_avg_pool2d(maps, tuple(size))
+
+
+def over_maximum(maps: Tensor) -> Tensor:
+    """ReLU, then each channel of each image over its maximum (+1e-5): (N, C, h, w), [0, 1)."""
+    maps = F.relu(maps)
+    return maps / (maps.amax(dim=(-2, -1), keepdim=True) + _EPS)
+
+
+def min_max(maps: Tensor) -> Tensor:
+    """ReLU, then each channel of each image stretched to [0, 1]; a constant map becomes 0."""
+    maps = F.relu(maps)
+    low = maps.amin(dim=(-2, -1), keepdim=True)
+    high = maps.amax(dim=(-2, -1), keepdim=True)
+    return (maps - low) / (high - low + _EPS)
+
+
+def with_background_label(label: Tensor) -> Tensor:
+    """(N, K) -> (N, K+1, 1, 1) with a leading 1 for the background."""
+    return F.pad(label, (1, 0), value=1.0)[:, :, None, None]
+
+
+def classification(logit: Tensor, label: Tensor) -> Tensor:
+    """Multi-label soft margin of (N, K) foreground logits: the mean over images and classes."""
+    return F.multilabel_soft_margin_loss(logit, label)
+
+
+def saliency_match(
+    prob: Tensor, label: Tensor, saliency: Tensor, *, tau: float, lam: float
+) -> Tensor:
+    """EPS's saliency loss: foreground and inverted background should look like saliency.
+
+    Args:
+        prob: (N, K+1, h, w) in [0, 1], background first, summing to at most 1 over channels.
+        label: (N, K).
+        saliency: (N, 1, H, W) in [0, 1]; averaged down to the cells.
+        tau: a present class counts as foreground where this share of its area is salient.
+        lam: weight of the foreground map against the inverted background map.
+
+    Returns:
+        Scalar.
+
+    Source: EPS (S. Lee et al., CVPR 2021), eq. 3-6.
+    Differs from the release: area-averaged instead of nearest saliency; a class whose map is still
+    empty counts as foreground, so that a cold start can grow it.
+    """
+    saliency = resize_area(saliency, prob.shape[-2:])[:, 0]
+    foreground, present = prob[:, 1:], label[:, :, None, None]
+    with torch.no_grad():
+        area = foreground.round()
+        size = area.sum(dim=(-2, -1), keepdim=True)
+        overlap = (area * saliency[:, None].round()).sum(dim=(-2, -1), keepdim=True)
+        valid = ((overlap / (size + 1e-4) > tau) | (size == 0)).to(prob.dtype)
+    foreground_map = (foreground * present * valid).sum(dim=1)
+    background_map = prob[:, 0] + (foreground * present * (1 - valid)).sum(dim=1)
+    estimate = lam * foreground_map + (1 - lam) * (1 - background_map)
+    return F.mse_loss(estimate, saliency)
+
+
+def min_pool(refined_cam: Tensor, label: Tensor) -> Tensor:
+    """SEAM's minimum pooling: the least active quarter of an image should be empty of foreground.
+
+    Args:
+        refined_cam: (N, K+1, h, w).
+        label: (N, K).
+
+    Source: SEAM (Y. Wang et al., CVPR 2020), the background term of its refined map.
+    """
+    best = (refined_cam[:, 1:] * label[:, :, None, None]).amax(dim=1).flatten(1)
+    quarter = max(1, best.shape[1] // 4)
+    return F.relu(best.topk(quarter, dim=1, largest=False).values).mean()
+
+
+def equivariance(cam_1: Tensor, cam_2: Tensor, label: Tensor) -> Tensor:
+    """ER: the normalised CAMs of two views agree, on view 2's cells.
+
+    Args:
+        cam_1: (N, K+1, h, w) of view 1, raw; cam_2: (N, K+1, g, g) of view 2.
+        label: (N, K).
+
+    Source: SEAM (CVPR 2020), eq. for L_ER.
+    """
+    present = label[:, :, None, None]
+    normal_1 = resize(min_max(cam_1)[:, 1:], cam_2.shape[-2:])
+    return ((normal_1 - min_max(cam_2)[:, 1:]) * present).abs().mean()
+
+
+def one_hot_max(maps: Tensor) -> Tensor:
+    """(N, K+1, h, w) -> the same, with every foreground cell zeroed but the maximal channel's."""
+    foreground = maps[:, 1:]
+    return torch.cat([maps[:, :1], foreground * (foreground == foreground.amax(1, True))], dim=1)
+
+
+def cross_refinement(cam: Tensor, refined_cam: Tensor, label: Tensor) -> Tensor:
+    """One direction of ECR: the refined map of one view should look like the CAM of the other.
+
+    Args:
+        cam: (N, K+1, g, g) of view j, raw; a constant here.
+        refined_cam: (N, K+1, g, g) of view i; receives the gradient.
+        label: (N, K).
+
+    Returns:
+        Scalar: mean absolute difference over the cells of present classes and background.
+
+    Source: SEAM (CVPR 2020), L_ECR.
+    Differs from the release: the mean over those cells, not over the largest 20 % of all entries,
+    and channel 0 really is the background.
+    """
+    present = with_background_label(label)
+    foreground = min_max(cam.detach())[:, 1:] * present[:, 1:]
+    target = one_hot_max(torch.cat([1 - foreground.amax(1, True), foreground], dim=1))
+    difference = (target - min_max(refined_cam) * present).abs() * present
+    cells = cam.shape[-2] * cam.shape[-1]
+    return global_mean(difference.sum(), present.sum() * cells)

@@ -1,0 +1,54 @@
+"""`cam`: a plain multi-label classifier and its class activation maps.
+
+Source: B. Zhou et al., CVPR 2016, in the fully convolutional form of PSA (CVPR 2018).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from network.backbones import Backbone
+from network.heads import classifier
+from network.losses import classification, over_maximum
+from network.methods import Batch, Method
+from tool.progress import Progress
+
+
+class Cam(Method):
+    """Features, a 1x1 convolution to K score maps, their average as logits."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        """A plain classifier has no hyper-parameters."""
+
+    def __init__(
+        self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
+    ) -> None:
+        super().__init__(backbone, num_classes, config, pretrained=pretrained)
+        self.classifier = classifier(backbone.taps["high"].channels, num_classes)
+
+    def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """`cls` alone."""
+        del progress
+        score = self._score_map(batch["image"])
+        return {"cls": classification(score.float().mean(dim=(-2, -1)), batch["label"])}
+
+    def weights(self) -> dict[str, float]:
+        """One term, weight 1."""
+        return {"cls": 1.0}
+
+    def score(self, batch: Batch) -> Tensor:
+        """(2, K, h, w): the positive part of the score maps."""
+        return F.relu(self._score_map(batch["image"]).float())
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """The first image's CAM."""
+        cam = over_maximum(self._score_map(batch["image"][:1]).float())
+        return {"cam": cam[0] * batch["label"][0, :, None, None]}
+
+    def _score_map(self, image: Tensor) -> Tensor:
+        return self.classifier(self.backbone(image)["high"])

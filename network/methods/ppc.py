@@ -1,0 +1,222 @@
+"""`ppc`: EPS with two views, a refined CAM (PCM) and pixel-to-prototype contrast.
+
+Source: PPC (Y. Du et al., CVPR 2022) on the EPS host; ER, ECR and PCM from SEAM (Y. Wang et al.,
+CVPR 2020).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from network.backbones import Backbone
+from network.contrast import (
+    Cells,
+    intra_weights,
+    nearest_prototypes,
+    prototype_cross_entropy,
+    view_cells,
+)
+from network.heads import PixelCorrelation, projection
+from network.losses import (
+    classification,
+    cross_refinement,
+    equivariance,
+    min_max,
+    min_pool,
+    over_maximum,
+    resize,
+)
+from network.methods import Batch, option
+from network.methods.eps import Eps
+from tool.dist import global_mean
+from tool.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """One view of the batch and what the network says of it.
+
+    Attributes:
+        label: (N, K). saliency: (N, 1, H, W).
+        high: (N, D', h, w) deepest tap. score: (N, K+1, h, w) raw.
+        refined_cam: (N, K+1, h, w) in [0, 1). embedding: (N, D, h, w), Z_fg.
+    """
+
+    label: Tensor
+    saliency: Tensor
+    high: Tensor
+    score: Tensor
+    refined_cam: Tensor
+    embedding: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class HostConfig(Eps.Config):
+    """The hyper-parameters that PPC adds to EPS and FBR keeps."""
+
+    width: int = option(128, "channels D of the embedding")
+    bg_score: float = option(0.10, "constant background score of the cells' pseudo labels")
+    temperature_ppc: float = option(0.1, "temperature of the prototype contrast")
+    weight_cls_refined: float = option(1.0, "weight of the minimum pooling on the refined CAM")
+    weight_sal_refined: float = option(1.0, "weight of the saliency loss on the refined CAM")
+    weight_er: float = option(1.0, "weight of the equivariance of the views' CAMs")
+    weight_ecr: float = option(1.0, "weight of the cross refinement of the views")
+    weight_nce_prototype: float = option(
+        0.1, "weight of the contrast to the other view's prototypes"
+    )
+    weight_nce_pseudo: float = option(
+        0.1, "weight of the contrast by the other view's pseudo labels"
+    )
+
+
+class Ppc(Eps):
+    """Two views of the image; every host term on both, contrast between and within them."""
+
+    background_prototype = True
+
+    @dataclasses.dataclass(frozen=True)
+    class Config(HostConfig):
+        """EPS's, and PPC's."""
+
+        weight_nce_intra: float = option(0.1, "weight of the contrast within a view")
+
+    def __init__(
+        self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
+    ) -> None:
+        super().__init__(backbone, num_classes, config, pretrained=pretrained)
+        taps = backbone.taps
+        self.project_foreground = projection(taps["high"].channels, config.width)
+        self.correlation = PixelCorrelation(taps["low"].channels, taps["mid"].channels)
+
+    def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """The host's terms and the contrast, each the mean of its two views."""
+        views = self.views(batch)
+        return {**self.host_losses(views), **self.contrast_losses(views, progress)}
+
+    def weights(self) -> dict[str, float]:
+        """`cls` has weight 1; the others are `weight_NAME` of the config."""
+        prefix = "weight_"
+        values = dataclasses.asdict(self.config).items()
+        return {"cls": 1.0} | {k.removeprefix(prefix): v for k, v in values if k.startswith(prefix)}
+
+    def views(self, batch: Batch) -> tuple[View, View]:
+        """The crop, and its resize to the contrast grid."""
+        image, saliency, label = batch["image"], batch["saliency"], batch["label"]
+        first = self.view(image, saliency, label)
+        stride = self.backbone.taps["high"].stride
+        size = tuple(stride * max(8, round(cells * 2 / 7)) for cells in first.score.shape[-2:])
+        return first, self.view(resize(image, size), resize(saliency, size), label)
+
+    def view(self, image: Tensor, saliency: Tensor, label: Tensor) -> View:
+        """Run the network on (N, 3, H, W)."""
+        taps = self.backbone(image, ("low", "mid", "high"))
+        score = self.classifier(taps["high"]).float()
+        refined_cam = self.correlation(score, label, image, taps["low"], taps["mid"]).float()
+        embedding = F.relu(self.project_foreground(taps["high"])).float()
+        return View(label, saliency, taps["high"], score, refined_cam, embedding)
+
+    def image_logit(self, view: View) -> Tensor:
+        """(N, K+1) image-level logits: the plain average of the score map."""
+        return view.score.mean(dim=(-2, -1))
+
+    def host_losses(self, views: tuple[View, View]) -> dict[str, Tensor]:
+        """`cls`, `cls_refined`, `sal`, `sal_refined`, `er`, `ecr`."""
+        label, grid = views[0].label, views[1].score.shape[-2:]
+        cam = [resize(view.score, grid) for view in views]
+        refined = [resize(view.refined_cam, grid) for view in views]
+        terms = mean_of_views([self.view_losses(view) for view in views])
+        terms["er"] = equivariance(views[0].score, views[1].score, label)
+        terms["ecr"] = cross_refinement(cam[1], refined[0], label) + cross_refinement(
+            cam[0], refined[1], label
+        )
+        return terms
+
+    def view_losses(self, view: View) -> dict[str, Tensor]:
+        """The host's terms that see one view."""
+        label, refined_cam = view.label, view.refined_cam
+        shares = refined_cam / (refined_cam.sum(dim=1, keepdim=True) + 1e-5)
+        return {
+            "cls": classification(self.image_logit(view)[:, 1:], label),
+            "cls_refined": min_pool(refined_cam, label),
+            "sal": self.saliency_loss(view.score.softmax(dim=1), label, view.saliency),
+            "sal_refined": self.saliency_loss(shares, label, view.saliency),
+        }
+
+    def cells(self, views: tuple[View, View]) -> tuple[list[Tensor], list[Cells]]:
+        """Each view's embedding on the contrast grid, with gradient, and its cells, without."""
+        grid = views[1].score.shape[-2:]
+        embeddings = [resize(view.embedding, grid) for view in views]
+        cells = [
+            view_cells(
+                embedding,
+                min_max(resize(view.refined_cam[:, 1:], grid)),
+                view.label,
+                bg_score=self.config.bg_score,
+                background=self.background_prototype,
+            )
+            for embedding, view in zip(embeddings, views, strict=True)
+        ]
+        return embeddings, cells
+
+    def contrast_losses(self, views: tuple[View, View], progress: Progress) -> dict[str, Tensor]:
+        """`nce_prototype`, `nce_pseudo` and `nce_intra`."""
+        embeddings, cells = self.cells(views)
+        terms = self.prototype_losses(embeddings, cells, progress)
+        intra = [
+            self.intra_loss(embeddings[i], cells[i], progress, f"nce_intra.{i}") for i in (0, 1)
+        ]
+        return terms | {"nce_intra": sum(intra) / 2}
+
+    def prototype_losses(
+        self, embeddings: list[Tensor], cells: list[Cells], progress: Progress
+    ) -> dict[str, Tensor]:
+        """`nce_prototype` (the other view's prototypes) and `nce_pseudo` (its pseudo labels)."""
+        terms = {"nce_prototype": 0.0, "nce_pseudo": 0.0}
+        for this, other in ((0, 1), (1, 0)):
+            own = cells[this].local(cells[this].pseudo, progress)
+            theirs = cells[other].local(cells[other].pseudo, progress)
+            none = -1 if self.background_prototype else 0
+            excluded = own <= none
+            for name, source, positive in (
+                ("nce_prototype", cells[other], own),
+                ("nce_pseudo", cells[this], theirs),
+            ):
+                loss, has = prototype_cross_entropy(
+                    embeddings[this],
+                    source,
+                    positive.masked_fill(excluded, -1),
+                    temperature=self.config.temperature_ppc,
+                )
+                terms[name] = terms[name] + global_mean(loss.sum(), has.sum()) / 2
+        return terms
+
+    def intra_loss(self, embedding: Tensor, cells: Cells, progress: Progress, name: str) -> Tensor:
+        """PPC's contrast in a view: random and hard cells against prototypes of ranks 4 to 13."""
+        loss, has = prototype_cross_entropy(
+            embedding,
+            cells,
+            cells.local(cells.pseudo, progress),
+            temperature=self.config.temperature_ppc,
+            negatives=nearest_prototypes(cells, first=4, last=13),
+        )
+        weight = cells.local(intra_weights(cells, progress, name), progress) * has
+        return global_mean((loss * weight).sum(), weight.sum())
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """The first image's CAM and refined CAM."""
+        first = {key: batch[key][:1] for key in self.inputs}
+        view = self.view(first["image"], first["saliency"], first["label"])
+        mask = first["label"][0, :, None, None]
+        return {
+            "cam": over_maximum(view.score.softmax(dim=1)[:, 1:])[0] * mask,
+            "refined CAM": over_maximum(view.refined_cam[:, 1:])[0] * mask,
+        }
+
+
+def mean_of_views(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Each named term's mean over the views."""
+    return {name: sum(view[name] for view in terms) / len(terms) for name in terms[0]}

@@ -1,0 +1,83 @@
+"""Negative regions of interest: k-means of background embeddings, and their bank."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tool.progress import Progress
+
+
+@torch.no_grad()
+def kmeans(
+    feature: Tensor, member: Tensor, priority: Tensor, *, clusters: int, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """k-means of each image's members, all images at once, a fixed number of iterations.
+
+    Args:
+        feature: (N, T, D). member: (N, T) bool. priority: (N, T) in [0, 1): the members with the
+            highest ones are the first centroids.
+        clusters: k.
+
+    Returns:
+        (N, k, D) centroids and (N, k) bool, which of them stand for something. An image of k
+        members or
+        fewer gives the members themselves. A cluster that empties takes the member that is farthest
+        from its centroid.
+    """
+    clusters = min(clusters, feature.shape[1])
+    member_weight = member.to(feature.dtype)
+    value, first = torch.where(member, priority + 1, 0.0).topk(clusters, dim=1)
+    seed = feature.gather(1, first[:, :, None].expand(-1, -1, feature.shape[2]))
+    few = (member.sum(dim=1) <= clusters)[:, None, None]
+    centroid = seed
+    for _ in range(iterations):
+        distance = torch.cdist(feature, centroid, compute_mode="use_mm_for_euclid_dist")
+        nearest, owner = distance.min(dim=2)
+        assigned = torch.zeros_like(distance).scatter_(2, owner[:, :, None], 1.0)
+        assigned = assigned * member_weight[:, :, None]
+        size = assigned.sum(dim=1)[:, :, None]
+        mean = assigned.transpose(1, 2) @ feature / size.clamp(min=1)
+        farthest = nearest.masked_fill(~member, -1.0).topk(clusters, dim=1).indices
+        empty = size[:, :, 0] == 0
+        choice = farthest.gather(1, (empty.cumsum(1) - 1).clamp(min=0))
+        stray = feature.gather(1, choice[:, :, None].expand(-1, -1, feature.shape[2]))
+        centroid = torch.where(empty[:, :, None], stray, mean)
+    return torch.where(few, seed, centroid), value > 0
+
+
+class NROIBank(nn.Module):
+    """A first-in-first-out ring of embeddings, saved and moved with the model.
+
+    Args:
+        size: Q, rows. width: D.
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.size = size
+        # the last row takes the writes of invalid entries, so that writing needs no boolean index
+        self.register_buffer("storage", torch.zeros(size + 1, width))
+        self.register_buffer("written", torch.zeros((), dtype=torch.long))
+
+    @property
+    def filled(self) -> Tensor:
+        """Scalar int64: rows that hold something."""
+        return self.written.clamp(max=self.size)
+
+    @torch.no_grad()
+    def enqueue(self, vector: Tensor, valid: Tensor) -> None:
+        """Append the valid rows of (R, D), oldest out first. R must not exceed the bank."""
+        assert len(vector) <= self.size, f"{len(vector)} rows into a bank of {self.size}"
+        position = (self.written + valid.cumsum(0) - 1) % self.size
+        position = torch.where(valid, position, self.size)
+        self.storage.index_copy_(0, position, vector.to(self.storage.dtype))
+        self.storage[-1].zero_()
+        self.written += valid.sum()
+
+    @torch.no_grad()
+    def sample(self, shape: tuple[int, ...], progress: Progress, name: str) -> Tensor:
+        """(*shape, D) rows of the filled part, uniformly, with replacement; zeros while empty."""
+        draw = progress.uniform(name, shape, self.storage.device)
+        row = (draw * self.filled).long().clamp(max=(self.filled - 1).clamp(min=0))
+        return self.storage[row]

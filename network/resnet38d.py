@@ -1,0 +1,135 @@
+"""ResNet38-d, the wide residual network (model A1) of this field's CAM methods.
+
+Source: Z. Wu, C. Shen, A. van den Hengel, "Wider or Deeper", 2016; stride 8 by dilation as in PSA
+(J. Ahn, S. Kwak, CVPR 2018). Parameter names are those of the field's files, so that their weights
+load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from network.dropout import KeyedDropout
+
+# name, input, middle and output channels, stride, dilations of the two convolutions
+_PLAIN = [
+    ("b2", 64, 128, 128, 2, 1, 1),
+    ("b2_1", 128, 128, 128, 1, 1, 1),
+    ("b2_2", 128, 128, 128, 1, 1, 1),
+    ("b3", 128, 256, 256, 2, 1, 1),
+    ("b3_1", 256, 256, 256, 1, 1, 1),
+    ("b3_2", 256, 256, 256, 1, 1, 1),
+    ("b4", 256, 512, 512, 2, 1, 1),
+    *[(f"b4_{i}", 512, 512, 512, 1, 1, 1) for i in range(1, 6)],
+    ("b5", 512, 512, 1024, 1, 1, 2),
+    ("b5_1", 1024, 512, 1024, 1, 2, 2),
+    ("b5_2", 1024, 512, 1024, 1, 2, 2),
+]
+_BOTTLENECK = [("b6", 1024, 2048, 0.3), ("b7", 2048, 4096, 0.5)]
+# tap -> the block before whose pre-activation it is read
+_TAPS = {"b3": "tap1", "b4": "tap2", "b5": "low", "b6": "mid"}
+
+
+class Block(nn.Module):
+    """Pre-activated block of two 3x3 convolutions."""
+
+    def __init__(
+        self, width: tuple[int, int, int], *, stride: int, first_dilation: int, dilation: int
+    ) -> None:
+        super().__init__()
+        inputs, middle, outputs = width
+        self.bn_branch2a = nn.BatchNorm2d(inputs)
+        self.conv_branch2a = _conv3(inputs, middle, stride=stride, dilation=first_dilation)
+        self.bn_branch2b1 = nn.BatchNorm2d(middle)
+        self.conv_branch2b1 = _conv3(middle, outputs, dilation=dilation)
+        if inputs != outputs or stride != 1:
+            self.conv_branch1 = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+
+    def activate(self, feature: Tensor) -> Tensor:
+        """The block's pre-activation, ReLU(BatchNorm(input))."""
+        return F.relu(self.bn_branch2a(feature))
+
+    def forward(self, feature: Tensor, activated: Tensor) -> Tensor:
+        """(N, in, h, w) and its pre-activation -> (N, out, h / stride, w / stride)."""
+        shortcut = self.conv_branch1(activated) if hasattr(self, "conv_branch1") else feature
+        branch = self.conv_branch2a(activated)
+        return shortcut + self.conv_branch2b1(F.relu(self.bn_branch2b1(branch)))
+
+
+class Bottleneck(nn.Module):
+    """Pre-activated 1x1, 3x3, 1x1 block; channel dropout before its last two convolutions."""
+
+    def __init__(self, inputs: int, outputs: int, *, dilation: int, dropout: float) -> None:
+        super().__init__()
+        narrow, middle = outputs // 4, outputs // 2
+        self.bn_branch2a = nn.BatchNorm2d(inputs)
+        self.conv_branch2a = nn.Conv2d(inputs, narrow, 1, bias=False)
+        self.bn_branch2b1 = nn.BatchNorm2d(narrow)
+        self.dropout_2b1 = KeyedDropout(dropout, channels=True)
+        self.conv_branch2b1 = _conv3(narrow, middle, dilation=dilation)
+        self.bn_branch2b2 = nn.BatchNorm2d(middle)
+        self.dropout_2b2 = KeyedDropout(dropout, channels=True)
+        self.conv_branch2b2 = nn.Conv2d(middle, outputs, 1, bias=False)
+        self.conv_branch1 = nn.Conv2d(inputs, outputs, 1, bias=False)
+
+    def activate(self, feature: Tensor) -> Tensor:
+        """The block's pre-activation, ReLU(BatchNorm(input))."""
+        return F.relu(self.bn_branch2a(feature))
+
+    def forward(self, feature: Tensor, activated: Tensor) -> Tensor:
+        """(N, in, h, w) and its pre-activation -> (N, out, h, w)."""
+        del feature
+        branch = F.relu(self.bn_branch2b1(self.conv_branch2a(activated)))
+        branch = F.relu(self.bn_branch2b2(self.conv_branch2b1(self.dropout_2b1(branch))))
+        return self.conv_branch1(activated) + self.conv_branch2b2(self.dropout_2b2(branch))
+
+
+class ResNet38d(nn.Module):
+    """ResNet38-d without its classifier, output stride 8.
+
+    Args:
+        width: divides every channel count (1: the real network, 8: the slim one for tests).
+    """
+
+    def __init__(self, *, width: int = 1) -> None:
+        super().__init__()
+        self.conv1a = _conv3(3, 64 // width, dilation=1)
+        self.order: list[str] = []
+        for name, inputs, middle, outputs, stride, first_dilation, dilation in _PLAIN:
+            channels = (inputs // width, middle // width, outputs // width)
+            self._add(
+                name,
+                Block(channels, stride=stride, first_dilation=first_dilation, dilation=dilation),
+            )
+        for name, inputs, outputs, dropout in _BOTTLENECK:
+            self._add(
+                name, Bottleneck(inputs // width, outputs // width, dilation=4, dropout=dropout)
+            )
+        self.bn7 = nn.BatchNorm2d(4096 // width)
+
+    def _add(self, name: str, block: nn.Module) -> None:
+        self.add_module(name, block)
+        self.order.append(name)
+
+    def forward(self, image: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """(N, 3, H, W) -> the taps called `names`, each (N, D, h, w), non-negative."""
+        taps = {}
+        feature = self.conv1a(image)
+        for name in self.order:
+            block = getattr(self, name)
+            activated = block.activate(feature)
+            if _TAPS.get(name) in names:
+                taps[_TAPS[name]] = activated
+            feature = block(feature, activated)
+        if "high" in names:
+            taps["high"] = F.relu(self.bn7(feature))
+        return taps
+
+
+def _conv3(inputs: int, outputs: int, *, dilation: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(
+        inputs, outputs, 3, stride=stride, padding=dilation, dilation=dilation, bias=False
+    )

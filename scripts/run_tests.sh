@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets up, then runs the linter and the tests (under 5 minutes on two cores). Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON="$(bash scripts/setup.sh)"
+for script in scripts/*.sh .ci/run; do bash -n "$script"; done
+if "$PYTHON" -m ruff --version >/dev/null 2>&1; then
+  "$PYTHON" -m ruff check .
+  "$PYTHON" -m ruff format --check .
+fi
+exec "$PYTHON" -m pytest "$@"

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# FBR, the main job: train, CAMs, dense CRF, pseudo masks, mIoU.
+#
+#   bash scripts/script_contrast.sh                          the embedded dataset; about 5 minutes on two CPU cores
+#   DATASET=voc12 ROOT=.../VOC2012 SALIENCY_ROOT=... WEIGHTS=... bash scripts/script_contrast.sh
+#                                                            the paper's setting; one GPU, about a day
+#   DATASET=voc12 ROOT=.../voc6 TRAIN_LIST=train STEPS=400 CROP=224 bash scripts/script_contrast.sh
+#                                                            a small set of photographs on a CPU
+# METHOD=fill|cam|eps|ppc|fbr  SEED=0  OUT=out/...  are further settings; TRAIN_FLAGS goes to train_fbr.py.
+# Stopped and started again, it goes on where it was.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
+
+METHOD="${METHOD:-fbr}"
+DATASET="${DATASET:-toy}"
+SEED="${SEED:-0}"
+case "$DATASET" in
+  toy)
+    ROOT="${ROOT:-out/toy-data}"
+    TRAIN_LIST="${TRAIN_LIST:-train}"
+    STEPS="${STEPS:-300}" CROP="${CROP:-160}"
+    ;;
+  voc12 | coco14)
+    TRAIN_LIST="${TRAIN_LIST:-train_aug}"
+    ;;
+  *)
+    TRAIN_LIST="${TRAIN_LIST:-train}"
+    ;;
+esac
+ROOT="${ROOT:?set ROOT to the folder of the dataset}"
+SCORE_LIST="${SCORE_LIST:-train}"            # where mIoU is measured
+MASK_LIST="${MASK_LIST:-$TRAIN_LIST}"        # what gets CAMs and pseudo masks
+OUT="${OUT:-out/$DATASET-$METHOD-seed$SEED}"
+
+data=(--dataset "$DATASET" --root "$ROOT" ${SALIENCY_ROOT:+--saliency-root "$SALIENCY_ROOT"})
+score=("${data[@]}" --list "$SCORE_LIST")
+[ "$DATASET" = toy ] && score+=(--context "$ROOT/context")
+
+if [ "$METHOD" = fill ]; then
+  "$PYTHON" -m data.fill "${data[@]}" --list "$MASK_LIST" --out "$OUT/mask"
+else
+  # shellcheck disable=SC2086  # TRAIN_FLAGS is a list of words
+  "$PYTHON" train_fbr.py --method "$METHOD" "${data[@]}" --list "$TRAIN_LIST" --out "$OUT" --seed "$SEED" \
+    ${STEPS:+--steps "$STEPS"} ${CROP:+--crop "$CROP"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"} \
+    ${BACKBONE:+--backbone "$BACKBONE"} ${WEIGHTS:+--weights "$WEIGHTS"} ${TRAIN_FLAGS:-}
+  "$PYTHON" infer_cam.py --checkpoint "$OUT/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$OUT/cam"
+  "$PYTHON" eval_miou.py --pred-dir "$OUT/cam" "${score[@]}" --sweep --json "$OUT/miou_cam.json"
+  "$PYTHON" crf_postprocess.py --cam-dir "$OUT/cam" "${data[@]}" --list "$MASK_LIST" --out "$OUT/mask"
+fi
+"$PYTHON" eval_miou.py --pred-dir "$OUT/mask" "${score[@]}" --json "$OUT/miou.json"

@@ -1,0 +1,307 @@
+"""Stage 3 as a program: masks and seeds, restarts, processes, and what it says to bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import crf_postprocess
+from tool.cam import Cam, save_cam
+from tool.mask import load_mask, save_mask
+from tool.parallel import map_processes
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def ids_of(root: Path) -> list[str]:
+    return (root / "lists" / "train.txt").read_text().split("\n")[:-1]
+
+
+def write_cams(root: Path, *, background: float | None = None) -> Path:
+    """CAMs that cover the objects of the true mask and a little more."""
+    folder = root.parent / "cam"
+    for image_id in ids_of(root):
+        truth = load_mask(root / "masks" / f"{image_id}.png")
+        index = np.unique(truth[truth > 0])
+        maps = np.zeros((len(index), *truth.shape), np.float32)
+        for row, value in zip(maps, index, strict=True):
+            inside = truth == value
+            for shift in (-2, 0, 2):
+                row += 0.3 * np.roll(inside, shift, 1)
+        if background is not None:
+            index = np.append(np.uint8(0), index)
+            maps = np.append(np.full((1, *truth.shape), background, np.float32), maps, 0)
+        save_cam(folder / f"{image_id}.npy", Cam(index.astype(np.uint8), maps))
+    return folder
+
+
+def flags_of(root: Path, out: Path, *more: object) -> list[str]:
+    flags = ["--dataset", "folder", "--root", root, "--cam-dir", root.parent / "cam", "--out", out]
+    return [str(flag) for flag in (*flags, *more)]
+
+
+def run(root: Path, out: Path, *more: object) -> dict[str, np.ndarray]:
+    """The masks of one run in this process."""
+    crf_postprocess.main(flags_of(root, out, "--workers", 1, *more))
+    return {image_id: load_mask(out / f"{image_id}.png") for image_id in ids_of(root)}
+
+
+def program(*flags: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "crf_postprocess.py", *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_masks_have_present_classes_and_find_the_objects(
+    folder_dataset: Path, tmp_path: Path
+) -> None:
+    write_cams(folder_dataset)
+    masks = run(folder_dataset, tmp_path / "mask")
+    for image_id, mask in masks.items():
+        truth = load_mask(folder_dataset / "masks" / f"{image_id}.png")
+        assert mask.shape == truth.shape
+        assert set(np.unique(mask)) <= set(np.unique(truth))
+        assert ((mask == truth) | (truth == 255)).mean() > 0.9
+    assert not masks["empty"].any()
+    assert masks["d6"].any()
+    with Image.open(tmp_path / "mask" / "d6.png") as image:
+        assert image.mode == "P"
+
+
+def test_the_default_is_the_recipe_of_fbr(folder_dataset: Path, tmp_path: Path) -> None:
+    write_cams(folder_dataset)
+    default = run(folder_dataset, tmp_path / "a")
+    explicit = ["--preset", "psa80", "--alpha", 8, "--iterations", 5]
+    same = run(folder_dataset, tmp_path / "b", *explicit)
+    assert all((default[name] == same[name]).all() for name in default)
+    settings = json.loads((tmp_path / "a" / "crf.json").read_text())
+    assert settings["preset"]["crf"]["iterations"] == 5
+    assert settings["preset"]["crf"]["bilateral_sxy"] == 80
+    run(folder_dataset, tmp_path / "c", "--preset", "dlv2")
+    settings = json.loads((tmp_path / "c" / "crf.json").read_text())
+    assert settings["preset"]["crf"]["iterations"] == 10
+
+
+@pytest.mark.parametrize(("level", "some"), [(0.95, False), (0.01, True)])
+def test_a_background_row_takes_the_place_of_alpha(
+    folder_dataset: Path, tmp_path: Path, level: float, some: bool
+) -> None:
+    write_cams(folder_dataset, background=level)
+    masks = run(folder_dataset, tmp_path / "mask", "--alpha", 1000 if some else 0.001)
+    assert masks["a1"].any() == some
+
+
+def test_seeds(folder_dataset: Path, tmp_path: Path) -> None:
+    write_cams(folder_dataset)
+    seeds = run(folder_dataset, tmp_path / "seed", "--seed", 0.8, 0.05)
+    values = set(np.unique(np.concatenate([seed.ravel() for seed in seeds.values()])))
+    assert values == {0, 1, 2, 3, 255}
+    assert not seeds["empty"].any()
+    settings = json.loads((tmp_path / "seed" / "crf.json").read_text())
+    assert settings["preset"]["crf"]["bilateral_sxy"] == 50
+    assert settings["preset"]["crf"]["iterations"] == 10
+
+
+def test_processes_write_the_same_files(folder_dataset: Path, tmp_path: Path) -> None:
+    write_cams(folder_dataset)
+    alone = run(folder_dataset, tmp_path / "one")
+    done = program(*flags_of(folder_dataset, tmp_path / "two", "--workers", 2))
+    assert done.returncode == 0, done.stderr
+    assert "8 written, 0 were there" in done.stdout
+    for image_id in alone:
+        name = f"{image_id}.png"
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_restart_makes_only_what_is_missing_broken_or_out_of_date(
+    folder_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    cams, out = write_cams(folder_dataset), tmp_path / "mask"
+    first = run(folder_dataset, out)
+    (out / "a1.png").unlink()
+    (out / "b-4.png").write_bytes((out / "b-4.png").read_bytes()[:60])
+    save_mask(out / "c5.png", np.zeros((3, 3), np.uint8))
+    later = (out / "d6.png").stat().st_mtime_ns + 10**9
+    os.utime(cams / "d6.npy", ns=(later, later))
+    kept = out / "my photo.png"
+    before = kept.stat()
+    capsys.readouterr()
+    second = run(folder_dataset, out)
+    assert "4 written, 4 were there" in capsys.readouterr().out
+    assert kept.stat().st_ino == before.st_ino
+    assert all((first[name] == second[name]).all() for name in first)
+
+
+def fails(root: Path, out: Path, message: str, *more: object) -> None:
+    with pytest.raises((ValueError, OSError), match=message):
+        run(root, out, *more)
+
+
+def test_masks_of_other_settings_or_origin_are_not_taken_over(
+    folder_dataset: Path, tmp_path: Path
+) -> None:
+    write_cams(folder_dataset)
+    out = tmp_path / "mask"
+    run(folder_dataset, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    fails(folder_dataset, out, "another alpha", "--alpha", 4)
+    fails(folder_dataset, out, "another preset", "--iterations", 6)
+    fails(folder_dataset, out, "another .*seed", "--seed", 0.3, 0.05)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    truth = folder_dataset / "masks"
+    before = {file.name: file.read_bytes() for file in truth.glob("*.png")}
+    fails(folder_dataset, truth, "another origin")
+    assert {file.name: file.read_bytes() for file in truth.glob("*.png")} == before
+
+
+def test_two_runs_in_one_folder(folder_dataset: Path, tmp_path: Path) -> None:
+    """The second is refused; after the first was killed the next one is not."""
+    write_cams(folder_dataset)
+    out = tmp_path / "mask"
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time\nfrom tool.files import locked\n"
+            "with locked(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(60)",
+            str(out),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        holder.stdout.readline()
+        fails(folder_dataset, out, "another run")
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+    run(folder_dataset, out)
+
+
+def test_missing_cams_name_the_stage(folder_dataset: Path, tmp_path: Path) -> None:
+    fails(folder_dataset, tmp_path / "mask", "infer_cam.py")
+    cams = write_cams(folder_dataset)
+    (cams / "a1.npy").unlink()
+    (cams / "d6.npy").unlink()
+    fails(folder_dataset, tmp_path / "mask", r"2 of 8 CAMs .*\(a1, d6\).*infer_cam.py")
+    assert not (tmp_path / "mask").exists()
+
+
+def test_bad_files_are_named(folder_dataset: Path, tmp_path: Path) -> None:
+    cams, out = write_cams(folder_dataset), tmp_path / "mask"
+    path = cams / "b-4.npy"
+    good = path.read_bytes()
+    save_cam(path, Cam(np.array([1], np.uint8), np.zeros((1, 5, 6), np.float32)))
+    fails(folder_dataset, out, r"b-4\.npy is 6x5, its image is 80x48")
+    save_cam(path, Cam(np.array([4], np.uint8), np.zeros((1, 48, 80), np.float32)))
+    fails(folder_dataset, out, r"b-4\.npy has class 4: there are 3 classes")
+    path.write_bytes(good[:300])
+    fails(folder_dataset, out, r"b-4\.npy: refused")
+    path.write_bytes(good)
+    image = folder_dataset / "images" / "d6.jpg"
+    image.write_bytes(image.read_bytes()[:400])
+    fails(folder_dataset, out, r"d6\.jpg")
+    assert (out / "a1.png").exists()
+    assert not (out / "d6.png").exists()
+    assert not [file for file in out.iterdir() if file.name.startswith(".d6")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--seed", 0.1, 0.3), "seed"),
+        (("--seed", 1.3, 0.3), "seed"),
+        (("--seed", 0.3, -0.1), "seed"),
+        (("--seed", math.nan, 0.1), "seed"),
+        (("--seed", 0.3, 0.05, "--preset", "psa80"), "label50"),
+        (("--alpha", 0), "alpha"),
+        (("--alpha", math.nan), "alpha"),
+    ],
+)
+def test_bad_flags(folder_dataset: Path, tmp_path: Path, flags: tuple, message: str) -> None:
+    write_cams(folder_dataset)
+    fails(folder_dataset, tmp_path / "mask", message, *flags)
+    assert not (tmp_path / "mask").exists()
+
+
+def test_an_error_in_a_worker_is_one_line_and_status_2(
+    folder_dataset: Path, tmp_path: Path
+) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    cams = write_cams(folder_dataset)
+    array = np.empty((), object)
+    array[()] = {0: Hostile()}
+    np.save(cams / "v1.2.x.npy", array, allow_pickle=True)
+    done = program(*flags_of(folder_dataset, tmp_path / "mask", "--workers", 2))
+    assert done.returncode == 2
+    assert done.stderr.startswith("crf_postprocess.py: error: ")
+    assert "v1.2.x.npy: refused" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "ran").exists()
+
+
+def test_workers_have_one_thread_each_and_keep_the_order() -> None:
+    before = dict(os.environ)
+    names = ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NO_SUCH_NAME"]
+    assert list(map_processes(os.getenv, names, workers=2)) == ["1", "1", "1", None]
+    assert dict(os.environ) == before
+    assert list(map_processes(math.sqrt, [], workers=2)) == []
+
+
+def test_a_dead_worker_ends_the_pool_with_a_clear_error() -> None:
+    with pytest.raises(ChildProcessError, match="worker process died"):
+        list(map_processes(os._exit, [7] * 20, workers=2))
+
+
+def test_workers_end_with_their_parent() -> None:
+    text = (
+        "import time\nfrom tool.parallel import map_processes\n"
+        "if __name__ == '__main__':\n"
+        "    list(map_processes(time.sleep, [0, 0, 60, 60], workers=2))\n"
+    )
+    script = "import os, sys; print(os.getpid(), flush=True)\n" + text
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    parent.stdout.readline()
+    children = _wait_for(lambda: _children(parent.pid), lambda found: len(found) >= 3)
+    time.sleep(0.5)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    assert _wait_for(lambda: [pid for pid in children if _alive(pid)], lambda left: not left) == []
+
+
+def _children(pid: int) -> list[int]:
+    return [
+        int(child)
+        for file in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in file.read_text().split()
+    ]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _wait_for(look: object, enough: object, seconds: float = 10) -> list[int]:
+    end = time.monotonic() + seconds
+    while not enough(found := look()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found

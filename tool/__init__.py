@@ -1,0 +1,1 @@
+"""Task-independent parts; they know nothing of the folders above them."""

@@ -1,0 +1,86 @@
+"""Whole files or none: written under a temporary name, renamed; one writer a directory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
+
+    The temporary name starts with a dot and keeps the suffix, so that writers which look at the
+    suffix (PIL, NumPy, safetensors) do the same as with the final name.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def locked(directory: Path | str) -> Iterator[Path]:
+    """Hold `directory` (made when missing) for this process; `ValueError` when another one has it.
+
+    A POSIX record lock: it ends with the process, also by SIGKILL, and forked loader workers do not
+    inherit it.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / ".lock", "a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(
+                f"another run is writing to {directory}: wait for it or choose another --out"
+            ) from error
+        yield directory
+
+
+def claim(directory: Path | str, made_from: dict[str, Any]) -> None:
+    """Note in `made_from.json` what a folder is made from: a restart cannot mix two runs.
+
+    Args:
+        made_from: plain types.
+
+    Raises:
+        ValueError: the folder holds files made from something else; names what differs.
+    """
+    path = Path(directory) / "made_from.json"
+    wanted = json.loads(json.dumps(made_from))
+    if path.exists():
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            there = None
+        if there != wanted:
+            differing = [
+                k for k in wanted if not isinstance(there, dict) or there.get(k) != wanted[k]
+            ]
+            raise ValueError(
+                f"{directory} holds files of another run ({', '.join(differing)} differ): "
+                "choose another --out, or remove it"
+            )
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")

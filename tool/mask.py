@@ -1,0 +1,59 @@
+"""Mask files: palette PNG of class indices, 0 background, 255 unknown. One writer, one reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from tool.files import atomic_path
+
+UNKNOWN = 255
+
+
+def palette() -> np.ndarray:
+    """The colour map of PASCAL VOC, (256, 3) uint8: the index's bits dealt out to R, G, B."""
+    index = np.arange(256)
+    colours = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
+                np.uint8
+            )
+    return colours
+
+
+def save_mask(path: Path | str, mask: np.ndarray) -> None:
+    """Write `mask` (H, W) uint8 as a palette PNG, whole or not at all."""
+    if mask.ndim != 2 or mask.dtype != np.uint8:
+        raise ValueError(f"a mask is (H, W) uint8, not {mask.shape} {mask.dtype}")
+    image = Image.fromarray(np.ascontiguousarray(mask))
+    image.putpalette(palette().tobytes())
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
+
+
+def load_mask(path: Path | str) -> np.ndarray:
+    """Read a mask (H, W) uint8 of class indices.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not an image, truncated, or not an 8-bit palette or grey image.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise ValueError(f"mode {image.mode}, a mask is a palette (P) or grey (L) image")
+            return np.array(image)
+    except FileNotFoundError:
+        raise
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        SyntaxError,
+        ValueError,
+    ) as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: not a whole mask image: {reason}") from error

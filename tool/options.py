@@ -1,0 +1,60 @@
+"""Command-line conventions of all stages: one clear line for a user's error."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
+
+
+class Parser(argparse.ArgumentParser):
+    """An `ArgumentParser` that reports a bad command line in one line and adds `--traceback`."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__(
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs
+        )
+        self.add_argument(
+            "--traceback", action="store_true", help="show the whole traceback of an error"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+
+def one_line(error: BaseException) -> str:
+    """The message of `error` on one line, with the file name where the system gave one."""
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename else ""
+        return f"{named}{error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
+    """Run `main(argv)` as a program: what a user can cause ends in one line and exit status 2.
+
+    A `ValueError`, `OSError` or `FloatingPointError` is the user's; anything else is ours and keeps
+    its traceback. `--traceback` shows it for both.
+    """
+    try:
+        sys.exit(main(None) or 0)
+    except USER_ERRORS as error:
+        if "--traceback" in sys.argv:
+            traceback.print_exc()
+        program = sys.argv[0].rsplit("/", 1)[-1]
+        print(f"{program}: error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def positive_int(text: str) -> int:
+    """An `argparse` type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value

@@ -1,0 +1,132 @@
+"""The work of stage 3 on one image, for processes: CAM and photograph -> mask or seed PNG."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from tool.cam import Cam, load_cam
+from tool.crf import Preset, crf_mask, crf_seed
+from tool.files import atomic_path
+from tool.mask import load_mask, save_mask
+from tool.predictions import check_classes
+
+SETTINGS = "crf.json"
+
+
+class Images(Protocol):
+    """What this needs of a dataset."""
+
+    num_classes: int
+
+    def read_image(self, image_id: str) -> Image.Image: ...
+    def image_size(self, image_id: str) -> tuple[int, int]: ...
+    def label(self, image_id: str) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PostProcess:
+    """Writes the mask of an image; can be sent to another process.
+
+    Attributes:
+        images: the dataset.
+        cam_dir: has ID.npy.
+        out: gets ID.png.
+        preset: of the CRF.
+        alpha: of the background (1 - max)^alpha of CAMs without a background row.
+        seed: (FG, BG) for a confident seed in place of a mask.
+    """
+
+    images: Images
+    cam_dir: Path
+    out: Path
+    preset: Preset
+    alpha: float
+    seed: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ValueError(f"alpha {self.alpha:g} is not above 0")
+        if self.seed is not None and not 0 <= self.seed[1] <= self.seed[0] <= 1:
+            raise ValueError(
+                f"seed thresholds FG {self.seed[0]:g} BG {self.seed[1]:g}: 0<=BG<=FG<=1"
+            )
+        if self.seed is not None and not self.preset.from_labels:
+            raise ValueError("a seed needs a preset on labels: label50, label20 or aff80")
+
+    def __call__(self, image_id: str) -> bool:
+        """Write the file of one image; False where it was whole and not older than its CAM.
+
+        Raises:
+            ValueError: a broken CAM or image, or sizes that differ; names the file.
+        """
+        source, target = self.cam_dir / f"{image_id}.npy", self.out / f"{image_id}.png"
+        if self._is_done(image_id, source, target):
+            return False
+        cam = load_cam(source, label=lambda: self.images.label(image_id))
+        check_classes(source, cam.class_index, self.images.num_classes)
+        image = np.asarray(self.images.read_image(image_id))
+        height, width = image.shape[:2]
+        if cam.class_index.size and cam.size != (height, width):
+            raise ValueError(
+                f"{source} is {cam.size[1]}x{cam.size[0]}, its image is {width}x{height}"
+            )
+        save_mask(target, self.mask(image, cam))
+        return True
+
+    def mask(self, image: np.ndarray, cam: Cam) -> np.ndarray:
+        """The mask, or the seed, (H, W) uint8 of an image (H, W, 3) uint8."""
+        if self.seed is None:
+            return crf_mask(image, cam, self.preset, alpha=self.alpha)
+        labels = len(cam.foreground().class_index) + 1
+        fg, bg = self.seed
+        return crf_seed(image, cam, self.preset, fg=fg, bg=bg, n_labels=labels)
+
+    def _is_done(self, image_id: str, source: Path, target: Path) -> bool:
+        if not target.is_file() or target.stat().st_mtime_ns < source.stat().st_mtime_ns:
+            return False
+        try:
+            mask = load_mask(target)
+        except ValueError:
+            return False
+        return mask.shape[::-1] == self.images.image_size(image_id)
+
+    def claim(self, image_ids: Sequence[str]) -> None:
+        """Note in `out` how its masks are made, or check that they are made that way.
+
+        Raises:
+            ValueError: `out` has masks of other settings, or of another origin.
+        """
+        settings = {
+            "cam_dir": os.path.relpath(self.cam_dir, self.out),
+            "preset": dataclasses.asdict(self.preset),
+            "alpha": self.alpha,
+            "seed": list(self.seed) if self.seed else None,
+        }
+        path = self.out / SETTINGS
+        if path.is_file():
+            _check_settings(path, settings)
+        elif any((self.out / f"{image_id}.png").exists() for image_id in image_ids):
+            raise ValueError(f"{self.out} has masks of another origin: choose another --out")
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _check_settings(path: Path, settings: dict) -> None:
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is broken: {error}; choose another --out") from error
+    differ = [name for name in settings if before.get(name) != settings[name]]
+    if differ:
+        raise ValueError(
+            f"{path.parent} has masks made with another {', '.join(differ)} ({path.name}): "
+            "choose another --out or remove that folder"
+        )

