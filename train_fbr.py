@@ -29,8 +29,8 @@ from tool.options import Parser, positive_int, run_stage
 from tool.progress import Progress
 from tool.run_directory import list_hash, resume_run, save_run, write_config
 
-IDENTITY = """method backbone output_stride method_config dataset list steps batch_size accumulate crop
-    long_side lr momentum weight_decay seed amp"""
+IDENTITY = """method backbone output_stride method_config dataset list steps batch_size accumulate
+    crop long_side lr momentum weight_decay seed amp"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

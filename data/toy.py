@@ -1,10 +1,10 @@
 """The embedded dataset `toy`: eight VOC classes drawn by this program, for runs without a download.
 
 `python -m data.toy --root R` writes it; `--dataset toy` does so by itself where it is missing. The
-folder has VOC's layout (`JPEGImages`, `SegmentationClassAug`, `saliency`, `labels.csv`, lists
-under `ImageSets/Segmentation`), `classes.txt`, and `context/`: where the picture shows what tends
-to stand by a class without being part of it, as the mask value of that class. Seven of the eight
-classes have such a context in about 85 % of their pictures; it appears in a few without them.
+folder has VOC's layout (`JPEGImages`, `SegmentationClassAug`, `saliency`, `labels.csv`,
+`cls_labels.npy`, lists under `ImageSets/Segmentation`), `classes.txt`, and `context/`: where the
+picture shows what tends to stand by a class without being part of it, as the mask value of that
+class. Seven of the eight classes have such a context in about 85 % of their pictures; it appears in a few without them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from data.drawing.scene import CLASS_NAMES, Sample, make_sample
 from tool.mask import save_mask
 from tool.options import Parser, positive_int, run_stage
 
-VERSION = 1
+VERSION = 2
 MARKER = "toy.json"
 LISTS = "ImageSets/Segmentation"
 FOLDERS = ("JPEGImages", "SegmentationClassAug", "saliency", "context", LISTS)
@@ -104,12 +104,17 @@ def _write_all(root: Path, *, seed: int, train: int, val: int) -> None:
         (root / folder).mkdir(parents=True)
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in CLASS_NAMES))
     rows = ["image_id,classes"]
+    labels = {}
     for index in range(train + val):
         sample = make_sample(np.random.default_rng([seed, index]))
         image_id = f"toy_{index:06d}"
         _write_sample(root, image_id, sample)
+        labels[image_id] = np.zeros(len(CLASS_NAMES), np.float32)
+        labels[image_id][[value - 1 for value in sample.classes]] = 1
         rows.append(f"{image_id},{';'.join(CLASS_NAMES[value - 1] for value in sample.classes)}")
     (root / "labels.csv").write_text("".join(f"{row}\n" for row in rows))
+    field = np.array(labels, dtype=object)  # the pickled dictionary that the field's code expects
+    np.save(root / "cls_labels.npy", field, allow_pickle=True)
     ids = [f"toy_{index:06d}\n" for index in range(train + val)]
     (root / LISTS / "train.txt").write_text("".join(ids[:train]))
     (root / LISTS / "val.txt").write_text("".join(ids[train:]))

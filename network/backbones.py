@@ -129,6 +129,10 @@ class TimmBackbone(Backbone):
                 f"backbone {name!r}: timm cannot make it with feature maps at output stride "
                 f"{output_stride} ({error})"
             ) from error
+        except AssertionError as error:  # timm's way to say that a network cannot be dilated
+            raise ValueError(
+                f"backbone {name!r} has no output stride {output_stride}: try 32"
+            ) from error
         phase_depthwise(self.net)
         info = self.net.feature_info
         names = TAP_NAMES[-len(info) :] if len(info) <= 5 else TAP_NAMES

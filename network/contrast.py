@@ -23,6 +23,11 @@ from tool.progress import Progress
 _EPS = 1e-5
 
 
+def full_precision(like: Tensor) -> torch.autocast:
+    """A context without autocast: cosines are divided by temperatures as low as 0.1."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 def pseudo_labels(score: Tensor, label: Tensor, *, bg_score: float) -> Tensor:
     """The class of each cell: the best present class, or 0 where none is above `bg_score`.
 
@@ -115,10 +120,12 @@ def class_slots(label: Tensor) -> Tensor:
     """(P,) 0-based classes to compute for: those of the batch on the CPU, all K on an accelerator.
 
     Asking an accelerator which classes are present would stop its stream; absent ones have no query
-    and change nothing. The draws are keyed per class, so both give the same result.
+    and change nothing. The draws are keyed per class, so both give the same result. There is always
+    one slot: a batch without any class computes for the first.
     """
     if label.device.type == "cpu":
-        return dist.gather(label).amax(dim=0).nonzero()[:, 0]
+        present = dist.gather(label).amax(dim=0).nonzero()[:, 0]
+        return present if len(present) else present.new_zeros(1)
     return torch.arange(label.shape[1], device=label.device)
 
 
@@ -158,8 +165,15 @@ def draw_queries(
     """At most `cap` of each class's candidate cells (P, T), uniformly without replacement."""
     priority = progress.uniform(name, (len(cells.pseudo),), cells.pseudo.device)
     priority = torch.where(candidates, priority + 1, 0.0)
-    value, cell = priority.topk(min(cap, priority.shape[1]), dim=1)
+    value, cell = priority.topk(min(cap, _most(candidates)), dim=1)
     return Queries(slots, cell, value > 0)
+
+
+def _most(candidates: Tensor) -> int:
+    """How many slots a class needs at most; on an accelerator, which is not asked, all T."""
+    if candidates.device.type == "cpu" and len(candidates):
+        return max(1, int(candidates.sum(dim=1).max()))
+    return candidates.shape[1]
 
 
 @torch.no_grad()
@@ -216,11 +230,15 @@ def info_nce(
     Differs from the release: there the cosine runs over the wrong axis and the queries are
     detached.
     """
-    query = _unit(query)
+    query, negative = _unit(query), _unit(negative.detach())
     to_positive = (query * _unit(positive.detach())[:, None]).sum(dim=2)
-    to_negative = query @ _unit(negative.detach()).transpose(1, 2)
-    gap = (to_negative / temperature).logsumexp(dim=2) - to_positive / temperature
-    return F.softplus(gap), to_positive.detach(), to_negative.detach().mean(dim=2)
+    # one constant, the largest possible logit, steadies the exponentials: no pass for a maximum
+    largest = query.new_full((), 1 / temperature)
+    logit = torch.baddbmm(-largest, query / temperature, negative.transpose(1, 2))
+    negatives = logit.exp().sum(dim=2).clamp(min=torch.finfo(logit.dtype).tiny).log() + largest
+    mean_negative = (query.detach() * negative.mean(dim=1)[:, None]).sum(dim=2)
+    loss = F.softplus(negatives - to_positive / temperature)
+    return loss, to_positive.detach(), mean_negative
 
 
 def query_embedding(

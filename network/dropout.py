@@ -35,7 +35,7 @@ class KeyedDropout(nn.Module):
         self._calls += 1
         draw = self._progress.uniform_per_image(name, num_images, shape, feature.device)
         keep = (draw >= self.probability).to(feature.dtype)
-        return feature * keep / (1 - self.probability)
+        return feature * (keep / (1 - self.probability))
 
 
 def begin_step(module: nn.Module, progress: Progress) -> None:

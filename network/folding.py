@@ -35,11 +35,19 @@ class FoldedConv2d(nn.Conv2d):
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         bias = norm.bias - norm.running_mean * scale
         weight = self.weight * scale[:, None, None, None]
-        if self.phased and feature.device.type == "cpu":
-            return depthwise_phases(feature, weight, bias, dilation=self.dilation[0])
+        if feature.device.type == "cpu":
+            if self.phased:
+                return depthwise_phases(feature, weight, bias, dilation=self.dilation[0])
+            if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.groups == 1:
+                return pointwise(feature, weight, bias)
         return F.conv2d(
             feature, weight, bias, self.stride, self.padding, self.dilation, self.groups
         )
+
+
+def pointwise(feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 1x1 convolution as one matrix product over cells: faster on a CPU, channels_last."""
+    return F.linear(feature.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
 
 
 class Folded(nn.Module):
@@ -51,6 +59,8 @@ class Folded(nn.Module):
             self.register_buffer(name, buffer)
         self.eps = norm.eps
         self.act = getattr(norm, "act", nn.Identity())
+        if hasattr(self.act, "inplace"):
+            self.act.inplace = False  # on the view that `pointwise` returns, in place means copies
 
     def forward(self, feature: Tensor) -> Tensor:
         """The activation alone."""

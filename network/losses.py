@@ -134,6 +134,6 @@ def cross_refinement(cam: Tensor, refined_cam: Tensor, label: Tensor) -> Tensor:
     present = with_background_label(label)
     foreground = min_max(cam.detach())[:, 1:] * present[:, 1:]
     target = one_hot_max(torch.cat([1 - foreground.amax(1, True), foreground], dim=1))
-    difference = (target - min_max(refined_cam) * present).abs() * present
+    difference = (target - min_max(refined_cam) * present).abs()  # 0 for absent classes
     cells = cam.shape[-2] * cam.shape[-1]
     return global_mean(difference.sum(), present.sum() * cells)

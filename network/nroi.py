@@ -21,24 +21,25 @@ def kmeans(
 
     Returns:
         (N, k, D) centroids and (N, k) bool, which of them stand for something. An image of k
-        members or
-        fewer gives the members themselves. A cluster that empties takes the member that is farthest
-        from its centroid.
+        members or fewer gives the members themselves. A cluster that empties takes the member that
+        is farthest from its centroid.
     """
     clusters = min(clusters, feature.shape[1])
-    member_weight = member.to(feature.dtype)
+    feature = feature.contiguous()
+    square = feature.square().sum(dim=2, keepdim=True)
     value, first = torch.where(member, priority + 1, 0.0).topk(clusters, dim=1)
     seed = feature.gather(1, first[:, :, None].expand(-1, -1, feature.shape[2]))
     few = (member.sum(dim=1) <= clusters)[:, None, None]
     centroid = seed
     for _ in range(iterations):
-        distance = torch.cdist(feature, centroid, compute_mode="use_mm_for_euclid_dist")
+        length = centroid.square().sum(dim=2)[:, None]
+        distance = torch.baddbmm(square + length, feature, centroid.transpose(1, 2), alpha=-2)
         nearest, owner = distance.min(dim=2)
-        assigned = torch.zeros_like(distance).scatter_(2, owner[:, :, None], 1.0)
-        assigned = assigned * member_weight[:, :, None]
+        assigned = torch.zeros_like(distance)
+        assigned = assigned.scatter_(2, owner[:, :, None], member.to(feature.dtype)[:, :, None])
         size = assigned.sum(dim=1)[:, :, None]
         mean = assigned.transpose(1, 2) @ feature / size.clamp(min=1)
-        farthest = nearest.masked_fill(~member, -1.0).topk(clusters, dim=1).indices
+        farthest = nearest.masked_fill(~member, -torch.inf).topk(clusters, dim=1).indices
         empty = size[:, :, 0] == 0
         choice = farthest.gather(1, (empty.cumsum(1) - 1).clamp(min=0))
         stray = feature.gather(1, choice[:, :, None].expand(-1, -1, feature.shape[2]))
@@ -50,11 +51,13 @@ class NROIBank(nn.Module):
     """A first-in-first-out ring of embeddings, saved and moved with the model.
 
     Args:
-        size: Q, rows. width: D.
+        size: Q, rows, at least 1. width: D.
     """
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
+        if size < 1:
+            raise ValueError(f"a bank of {size} rows: it needs at least 1")
         self.size = size
         # the last row takes the writes of invalid entries, so that writing needs no boolean index
         self.register_buffer("storage", torch.zeros(size + 1, width))
@@ -67,13 +70,13 @@ class NROIBank(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, vector: Tensor, valid: Tensor) -> None:
-        """Append the valid rows of (R, D), oldest out first. R must not exceed the bank."""
-        assert len(vector) <= self.size, f"{len(vector)} rows into a bank of {self.size}"
-        position = (self.written + valid.cumsum(0) - 1) % self.size
-        position = torch.where(valid, position, self.size)
+        """Append the valid rows of (R, D), oldest out first; of more than Q the last Q stay."""
+        count, total = valid.cumsum(0), valid.sum()
+        stays = valid & (count > total - self.size)
+        position = torch.where(stays, (self.written + count - 1) % self.size, self.size)
         self.storage.index_copy_(0, position, vector.to(self.storage.dtype))
         self.storage[-1].zero_()
-        self.written += valid.sum()
+        self.written += total
 
     @torch.no_grad()
     def sample(self, shape: tuple[int, ...], progress: Progress, name: str) -> Tensor:

@@ -20,7 +20,13 @@ WHEELS = {
 }
 _NEEDED = 0.9
 _LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
-_LITE0_TOP = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+_LITE0_TOP = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
 _LITE0_FIRST = {
     "_depthwise_conv": "conv_dw",
     "_bn1": "bn1",
@@ -99,7 +105,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {
         name.removeprefix("module."): tensor
         for name, tensor in tensors.items()
-        if isinstance(tensor, Tensor)
+        if isinstance(name, str) and isinstance(tensor, Tensor)
     }
 
 

@@ -3,7 +3,8 @@
 #
 #   bash scripts/compare.sh                                         toy, all methods, three seeds
 #   METHODS="fill eps fbr" SEEDS=0 DATASET=voc12 ROOT=... TRAIN_LIST=train STEPS=400 CROP=224 bash scripts/compare.sh
-# JOBS=2 runs two at a time (one thread each). Every setting of script_contrast.sh holds here. Finished runs are kept.
+# A method may carry flags of train_fbr.py: METHODS="fbr fbr:--weight-bg-sim=0". JOBS=2 runs two at a time (one thread
+# each). Every setting of script_contrast.sh holds here. Finished runs are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON="$(bash scripts/setup.sh)"
@@ -17,11 +18,12 @@ if [ "${DATASET:-toy}" = toy ]; then "$PYTHON" -m data.toy --root "${ROOT:-out/t
 
 mkdir -p "$COMPARE_OUT"
 one() {
-  local method="$1" seed="$2" out="$COMPARE_OUT/$1-seed$2"
+  local method="${1%%:*}" flags="" seed="$2" out="$COMPARE_OUT/$1-seed$2"
+  [[ "$1" == *:* ]] && flags="${1#*:}"
   [ -f "$out/miou.json" ] && return 0
-  echo "$method, seed $seed -> $out"
-  METHOD="$method" SEED="$seed" OUT="$out" bash scripts/script_contrast.sh >"$out.log" 2>&1 || {
-    echo "$method, seed $seed failed: $out.log ends with" >&2
+  echo "$1, seed $seed -> $out"
+  METHOD="$method" SEED="$seed" OUT="$out" METHOD_FLAGS="${flags//,/ }" bash scripts/script_contrast.sh >"$out.log" 2>&1 || {
+    echo "$1, seed $seed failed: $out.log ends with" >&2
     tail -n 3 "$out.log" >&2
     return 1
   }

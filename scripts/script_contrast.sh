@@ -4,8 +4,8 @@
 #   bash scripts/script_contrast.sh                          the embedded dataset; about 5 minutes on two CPU cores
 #   DATASET=voc12 ROOT=.../VOC2012 SALIENCY_ROOT=... WEIGHTS=... bash scripts/script_contrast.sh
 #                                                            the paper's setting; one GPU, about a day
-#   DATASET=voc12 ROOT=.../voc6 TRAIN_LIST=train STEPS=400 CROP=224 bash scripts/script_contrast.sh
-#                                                            a small set of photographs on a CPU
+#   DATASET=voc12 ROOT=.../voc6 TRAIN_LIST=train STEPS=400 CROP=224 TRAIN_FLAGS="--momentum 0.9 --lr 0.005" \
+#     bash scripts/script_contrast.sh                        a few hundred photographs on a CPU
 # METHOD=fill|cam|eps|ppc|fbr  SEED=0  OUT=out/...  are further settings; TRAIN_FLAGS goes to train_fbr.py.
 # Stopped and started again, it goes on where it was.
 set -euo pipefail
@@ -19,7 +19,8 @@ case "$DATASET" in
   toy)
     ROOT="${ROOT:-out/toy-data}"
     TRAIN_LIST="${TRAIN_LIST:-train}"
-    STEPS="${STEPS:-300}" CROP="${CROP:-160}"
+    STEPS="${STEPS:-250}" CROP="${CROP:-224}" SCALES="${SCALES:-1 1.5 2}"   # its images are small
+    TRAIN_FLAGS="${TRAIN_FLAGS:---momentum 0.9 --lr 0.005}"                  # its schedule is short
     ;;
   voc12 | coco14)
     TRAIN_LIST="${TRAIN_LIST:-train_aug}"
@@ -40,11 +41,12 @@ score=("${data[@]}" --list "$SCORE_LIST")
 if [ "$METHOD" = fill ]; then
   "$PYTHON" -m data.fill "${data[@]}" --list "$MASK_LIST" --out "$OUT/mask"
 else
-  # shellcheck disable=SC2086  # TRAIN_FLAGS is a list of words
+  # shellcheck disable=SC2086  # TRAIN_FLAGS, METHOD_FLAGS and SCALES are lists of words
   "$PYTHON" train_fbr.py --method "$METHOD" "${data[@]}" --list "$TRAIN_LIST" --out "$OUT" --seed "$SEED" \
     ${STEPS:+--steps "$STEPS"} ${CROP:+--crop "$CROP"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"} \
-    ${BACKBONE:+--backbone "$BACKBONE"} ${WEIGHTS:+--weights "$WEIGHTS"} ${TRAIN_FLAGS:-}
-  "$PYTHON" infer_cam.py --checkpoint "$OUT/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$OUT/cam"
+    ${BACKBONE:+--backbone "$BACKBONE"} ${WEIGHTS:+--weights "$WEIGHTS"} ${TRAIN_FLAGS:-} ${METHOD_FLAGS:-}
+  "$PYTHON" infer_cam.py --checkpoint "$OUT/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$OUT/cam" \
+    ${SCALES:+--scales $SCALES}
   "$PYTHON" eval_miou.py --pred-dir "$OUT/cam" "${score[@]}" --sweep --json "$OUT/miou_cam.json"
   "$PYTHON" crf_postprocess.py --cam-dir "$OUT/cam" "${data[@]}" --list "$MASK_LIST" --out "$OUT/mask"
 fi

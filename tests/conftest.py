@@ -23,11 +23,21 @@ FOLDER_IMAGES = {  # id -> (classes, (W, H), suffix); ids with dots and a space,
 
 @pytest.fixture
 def folder_dataset(tmp_path: Path) -> Path:
-    """The root of a `folder` dataset: 3 classes, 8 images of 48..80 px, masks, saliency.
+    """The root of a `folder` dataset of the test's own; see `write_folder`."""
+    return write_folder(tmp_path / "dataset")
+
+
+@pytest.fixture(scope="session")
+def folder_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a `folder` dataset that all tests share: do not write into it."""
+    return write_folder(tmp_path_factory.mktemp("shared") / "dataset")
+
+
+def write_folder(root: Path) -> Path:
+    """A `folder` dataset: 3 classes, 8 images of 48..80 px, masks, saliency.
 
     Lists: `train` (all 8 ids of FOLDER_IMAGES, in order) and `val` (three of them).
     """
-    root = tmp_path / "dataset"
     for name in ("images", "masks", "saliency", "lists"):
         (root / name).mkdir(parents=True)
     (root / "classes.txt").write_text("".join(f"{name}\n" for name in FOLDER_CLASSES))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,21 @@ import torch
 
 from tool.files import atomic_path
 
-_KEYS = ("method", "config", "model", "step")
+_KEYS = {"method": str, "config": dict, "model": dict, "step": int}
+# what torch.load raises on a damaged file, found by damaging files at random
+_UNREADABLE = (
+    RuntimeError,
+    ValueError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 def save_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
@@ -37,9 +52,7 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
         raise ValueError(
             f"{path}: refused: it is corrupt or carries more than tensors and plain types"
         ) from error
-    except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint (corrupt or truncated)") from error
-    except (zipfile.BadZipFile, UnicodeDecodeError, AssertionError, OverflowError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{path} is not a readable checkpoint (corrupt or truncated)") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
@@ -56,7 +69,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist: run train_fbr.py first")
     content = load_tensors(path)
-    missing = [key for key in _KEYS if key not in content]
+    missing = [key for key, kind in _KEYS.items() if not isinstance(content.get(key), kind)]
     if missing:
         raise ValueError(
             f"{path} is not a checkpoint of train_fbr.py: it lacks {', '.join(missing)}"

@@ -62,23 +62,24 @@ class RunLog:
 
 
 def training_picture(image: Tensor, maps: dict[str, Tensor], *, bg_threshold: float = 0.22) -> Any:
-    """(H, W', 3) uint8: the image, each map's best class as heat, the last map's pseudo label.
+    """(H, W', 3) uint8: the image, each map's best class as heat, the pseudo label.
 
     Args:
         image: (3, H, W) in [0, 1].
         maps: name -> (K, h, w) in [0, 1].
-        bg_threshold: a cell below it is background in the pseudo label.
+        bg_threshold: where `cam` is below it, the pseudo label is background.
     """
     base = (image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     panels = [("image", base)]
-    foreground = None
-    for name, values in maps.items():
-        foreground = torch.nn.functional.interpolate(
+    sized = {
+        name: torch.nn.functional.interpolate(
             values[None], size=base.shape[:2], mode="bilinear", align_corners=False
         )[0]
-        panels.append((name, heat(base, foreground.amax(dim=0).numpy())))
-    if foreground is not None:
-        best, index = foreground.max(dim=0)
+        for name, values in maps.items()
+    }
+    panels += [(name, heat(base, values.amax(dim=0).numpy())) for name, values in sized.items()]
+    if "cam" in sized:
+        best, index = sized["cam"].max(dim=0)
         label = torch.where(best > bg_threshold, index + 1, 0).numpy().astype(np.uint8)
         panels.append(("pseudo label", label_colours(base, label)))
     return strip(panels)

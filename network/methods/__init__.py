@@ -11,12 +11,14 @@ import importlib
 import pkgutil
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.backbones import Backbone, build_backbone
 from network.dropout import begin_step
 from network.losses import over_maximum
+from tool.keyed import seed_of
 from tool.progress import Progress
 
 Batch = dict[str, Any]
@@ -114,7 +116,7 @@ class Method(nn.Module):
         label = batch["label"][0]
         present = label.nonzero()[:, 0]
         total = scores[0].new_zeros((len(present), *batch["size"]))
-        for score in scores:
+        for score in scores if len(present) else ():
             both = F.interpolate(
                 score[:, present], size=batch["size"], mode="bilinear", align_corners=False
             )
@@ -187,18 +189,16 @@ def find_method(name: str) -> type[Method]:
 
 
 def build_method(config: dict[str, Any]) -> Method:
-    """The method a configuration describes, with random weights.
+    """The method a configuration describes, with random weights keyed by its `seed`.
 
     Args:
-        config: `method`, `backbone`, `output_stride`, `num_classes`, `pretrained`, `method_config`.
+        config: `method`, `backbone`, `output_stride`, `num_classes`, `pretrained`, `method_config`,
+            `seed` (0 where missing).
 
     Raises:
         ValueError: unknown method, backbone or hyper-parameter.
     """
     method = find_method(config["method"])
-    backbone = build_backbone(config["backbone"], output_stride=config["output_stride"])
-    if config["pretrained"]:
-        backbone.freeze()
     known = {field.name for field in dataclasses.fields(method.Config)}
     unknown = sorted(set(config["method_config"]) - known)
     if unknown:
@@ -206,9 +206,14 @@ def build_method(config: dict[str, Any]) -> Method:
             f"method {config['method']!r} has no hyper-parameter {', '.join(unknown)}: "
             f"it has {', '.join(sorted(known)) or 'none'}"
         )
-    return method(
-        backbone,
-        config["num_classes"],
-        method.Config(**config["method_config"]),
-        pretrained=config["pretrained"],
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(config.get("seed", 0), "weights"))
+        backbone = build_backbone(config["backbone"], output_stride=config["output_stride"])
+        if config["pretrained"]:
+            backbone.freeze()
+        return method(
+            backbone,
+            config["num_classes"],
+            method.Config(**config["method_config"]),
+            pretrained=config["pretrained"],
+        )

@@ -22,6 +22,7 @@ from network.contrast import (
     class_slots,
     draw_queries,
     foreground_negatives,
+    full_precision,
     hard_cells,
     info_nce,
     query_embedding,
@@ -80,7 +81,8 @@ class Fbr(Ppc):
         terms |= mean_of_views(
             [self.background_losses(v, b) for v, b in zip(views, background, strict=True)]
         )
-        return terms | self.contrast(views, background, progress)
+        with full_precision(background[0]):
+            return terms | self.contrast(views, background, progress)
 
     def image_logit(self, view: View) -> Tensor:
         """(N, K+1) image-level logits through TAP."""
@@ -104,15 +106,29 @@ class Fbr(Ppc):
     ) -> dict[str, Tensor]:
         """`nce_prototype`, `nce_pseudo`, `nce_fg` and `nce_nroi`; leaves the new NROIs pending."""
         embeddings, cells = self.cells(views)
-        slots = class_slots(views[0].label)
         terms = self.prototype_losses(embeddings, cells, progress)
+        label = views[0].label
+        return terms | self.fbr_contrast(embeddings, cells, label, background, progress)
+
+    def fbr_contrast(
+        self,
+        embeddings: list[Tensor],
+        cells: list[Cells],
+        label: Tensor,
+        background: list[Tensor],
+        progress: Progress,
+    ) -> dict[str, Tensor]:
+        """`nce_fg` and `nce_nroi` of both views on the contrast grid, and the k-means."""
+        slots = class_slots(label)
         both = [self.fbr_losses(embeddings[i], cells[i], slots, progress, i) for i in (0, 1)]
         self._metrics = mean_of_views([metrics for _, metrics in both])
         grid = embeddings[0].shape[-2:]
+        if progress.micro == 0:  # else they belong to this step's other micro-batches
+            self._pending = []
         for i in (0, 1):
-            nroi = F.relu(resize(background[i].detach(), grid))
+            nroi = resize(F.relu(background[i].detach()), grid)
             self._pending.append(self.image_nrois(nroi, cells[i], progress, i))
-        return terms | mean_of_views([terms for terms, _ in both])
+        return mean_of_views([terms for terms, _ in both])
 
     def fbr_losses(
         self, embedding: Tensor, cells: Cells, slots: Tensor, progress: Progress, index: int

@@ -15,6 +15,7 @@ from torch import Tensor
 from network.backbones import Backbone
 from network.contrast import (
     Cells,
+    full_precision,
     intra_weights,
     nearest_prototypes,
     prototype_cross_entropy,
@@ -95,7 +96,9 @@ class Ppc(Eps):
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """The host's terms and the contrast, each the mean of its two views."""
         views = self.views(batch)
-        return {**self.host_losses(views), **self.contrast_losses(views, progress)}
+        terms = self.host_losses(views)
+        with full_precision(views[0].score):
+            return terms | self.contrast_losses(views, progress)
 
     def weights(self) -> dict[str, float]:
         """`cls` has weight 1; the others are `weight_NAME` of the config."""

@@ -1,0 +1,95 @@
+"""`python -m benchmarks.contrast`: what FBR's contrast costs a training step, in milliseconds.
+
+Prototypes, pseudo labels, `nce_fg`, `nce_nroi`, k-means and the bank, for two views of g x g
+cells, forward and backward, on random embeddings; the backbone is not in it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+
+from network.methods import build_method
+from network.methods.fbr import Fbr
+from network.methods.ppc import View
+from tool.options import Parser, positive_int, run_stage
+from tool.progress import Progress
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print median, fastest and slowest of the repeats."""
+    parser = Parser(prog="benchmarks.contrast", description=__doc__)
+    add = parser.add_argument
+    add("--batch-size", type=positive_int, default=8, help="images")
+    add("--cells", type=positive_int, default=16, help="cells a side of a view")
+    add("--classes", type=positive_int, default=20, help="K")
+    add("--present", type=positive_int, default=2, help="classes an image")
+    add("--repeats", type=positive_int, default=20, help="timed steps")
+    add("--device", default="cpu", help="cpu or cuda")
+    args = parser.parse_args(argv)
+    device = torch.device(args.device)
+    method = fbr(args.classes).to(device).train()
+    views, background = inputs(args, device, method.config.width)
+    times = []
+    for step in range(args.repeats + 3):
+        progress = Progress(step=step, steps=args.repeats + 3)
+        started = time.perf_counter()
+        contrast_step(method, views, background, progress)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - started))
+    times = times[3:]
+    print(
+        f"contrast step, batch {args.batch_size}, two views of {args.cells}x{args.cells} cells, "
+        f"{args.classes} classes, {device}, {torch.get_num_threads()} threads: median "
+        f"{statistics.median(times):.1f} ms (fastest {min(times):.1f}, slowest {max(times):.1f})"
+    )
+
+
+def fbr(num_classes: int) -> Fbr:
+    """An FBR whose backbone is never run."""
+    config = {
+        "method": "fbr",
+        "backbone": "resnet38d_slim",
+        "output_stride": 8,
+        "num_classes": num_classes,
+        "pretrained": False,
+        "method_config": {},
+    }
+    return build_method(config)
+
+
+def inputs(
+    args: object, device: torch.device, width: int
+) -> tuple[tuple[View, View], list[torch.Tensor]]:
+    """Two views of smooth random maps, as a network gives them, and their background embeddings."""
+    generator = torch.Generator().manual_seed(0)
+    size = (args.batch_size, args.classes)
+    order = torch.rand(size, generator=generator).argsort(dim=1)
+    label = (order < args.present).float().to(device)
+    views, background = [], []
+    for _ in range(2):
+        maps = torch.rand(args.batch_size, args.classes + 1, 4, 4, generator=generator)
+        maps = torch.nn.functional.interpolate(maps, size=(args.cells,) * 2, mode="bilinear")
+        shape = (args.batch_size, width, args.cells, args.cells)
+        embedding = torch.rand(shape, generator=generator).to(device).requires_grad_()
+        none = torch.empty(0, device=device)
+        views.append(View(label, none, none, maps.to(device), maps.to(device), embedding))
+        background.append(torch.rand(shape, generator=generator).to(device))
+    return tuple(views), background
+
+
+def contrast_step(
+    method: Fbr, views: tuple[View, View], background: list[torch.Tensor], progress: Progress
+) -> None:
+    """Everything FBR adds to a step behind its heads."""
+    terms = method.fbr_contrast(*method.cells(views), views[0].label, background, progress)
+    (terms["nce_fg"] + terms["nce_nroi"]).backward()
+    method.after_step(progress)
+
+
+if __name__ == "__main__":
+    run_stage(main)

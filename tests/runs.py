@@ -1,0 +1,69 @@
+"""Helpers of the tests that run whole stages as a user does."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import io
+import os
+import sys
+from pathlib import Path
+
+from tool.options import run_stage
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SMALL = ["--backbone", "resnet38d_slim", "--weights", "none", "--crop", "64", "--batch-size", "4"]
+SMALL += ["--picture-every", "0", "--num-workers", "0", "--device", "cpu"]
+
+
+def command(script: str, *flags: object) -> list[str]:
+    """The command line of a stage."""
+    return [sys.executable, str(REPOSITORY / script), *map(str, flags)]
+
+
+def environment() -> dict[str, str]:
+    """One thread: the machine that tests is small."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a finished stage left, named as in `subprocess.CompletedProcess`."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(script: str, *flags: object) -> Result:
+    """Run a stage to its end as a program, but in this process: importing torch takes seconds."""
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    out, err = io.StringIO(), io.StringIO()
+    argv, sys.argv = sys.argv, [script, *map(str, flags)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            run_stage(module.main)
+    except SystemExit as end:
+        return Result(int(end.code or 0), out.getvalue(), err.getvalue())
+    finally:
+        sys.argv = argv
+    raise AssertionError("run_stage always exits")
+
+
+def train_flags(root: Path, out: Path, *, method: str = "fbr", steps: int = 4) -> list[object]:
+    """A tiny run on a `folder` dataset."""
+    flags = ["--method", method, "--dataset", "folder", "--root", root, "--list", "train"]
+    if method == "fbr":
+        flags += ["--bank-size", 300, "--num-negatives", 16]
+    return [*flags, "--out", out, "--steps", steps, "--save-every", 1, "--log-every", 1, *SMALL]
+
+
+def assert_refused(result: Result, *words: str) -> None:
+    """Exit status 2, one line of error, no traceback, and these words in it."""
+    lines = [line for line in result.stderr.splitlines() if "error:" in line]
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in lines[0], f"{word!r} is not in {lines[0]!r}"

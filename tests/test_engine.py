@@ -1,0 +1,160 @@
+"""The loop: keyed by step, one writer, complete or resumable, never silently wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tool.checkpoint import load_checkpoint, save_checkpoint
+from tool.engine import History, Settings, fit, poly_decay, split, total_loss
+from tool.log import RunLog
+from tool.progress import Progress
+
+
+class Line(nn.Module):
+    """Learns y = 2 x; `broken_at` makes one step's loss infinite."""
+
+    def __init__(self, broken_at: int | None = None) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.zeros(()))
+        self.broken_at = broken_at
+        self.ended: list[int] = []
+
+    def forward(self, batch: dict, progress: Progress) -> dict[str, Tensor]:
+        error = (self.slope * batch["image"].mean((1, 2, 3)) - batch["label"][:, 0]).square().mean()
+        if progress.step == self.broken_at:
+            error = error * math.inf
+        return {"fit": error, "size": self.slope.abs()}
+
+    def weights(self) -> dict[str, float]:
+        return {"fit": 1.0, "size": 0.0}
+
+    def before_losses(self, batch: dict, progress: Progress) -> dict:
+        return batch
+
+    def after_step(self, progress: Progress) -> None:
+        self.ended.append(progress.step)
+
+    def metrics(self) -> dict[str, Tensor]:
+        return {}
+
+
+def batches(count: int, size: int = 4) -> list[dict]:
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for step in range(count):
+        image = torch.rand(size, 3, 2, 2, generator=generator)
+        label = 2 * image.mean((1, 2, 3))[:, None]
+        ids = [f"image {step}.{i}" for i in range(size)]
+        made.append({"image": image, "label": label, "image_id": ids})
+    return made
+
+
+def train(
+    method: Line, *, steps: int = 6, saved: list | None = None, **settings: int
+) -> int | None:
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.5)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return fit(
+        method,
+        optimizer,
+        batches(steps),
+        start=Progress(steps=steps),
+        settings=Settings(steps=steps, batch_size=4, **settings),
+        device=torch.device("cpu"),
+        log=None,
+        save=(saved if saved is not None else []).append,
+    )
+
+
+def test_fit_learns_and_saves_at_the_stated_steps() -> None:
+    method, saved = Line(), []
+    assert train(method, saved=saved, save_every=4) is None
+    assert saved == [4, 6]
+    assert method.ended == list(range(6))
+    assert abs(method.slope.item() - 2) < 1
+
+
+def test_accumulation_gives_the_same_update_as_the_whole_batch() -> None:
+    whole, parts = Line(), Line()
+    train(whole)
+    train(parts, accumulate=2)
+    assert whole.slope.item() == pytest.approx(parts.slope.item(), rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_everything() -> None:
+    saved: list[int] = []
+    with pytest.raises(FloatingPointError) as caught:
+        train(Line(broken_at=3), saved=saved, save_every=2, log_every=100)
+    message = str(caught.value)
+    for word in ("step 3", "fit inf", "size", "image 3.0", "image 3.3"):
+        assert word in message
+    assert saved == [2], "the checkpoint before the bad step stays, none comes after it"
+
+
+def test_terms_and_weights_must_name_the_same() -> None:
+    one = torch.ones(())
+    with pytest.raises(ValueError, match="extra"):
+        total_loss({"fit": one, "extra": one}, {"fit": 1.0})
+    with pytest.raises(ValueError, match="missing"):
+        total_loss({"fit": one}, {"fit": 1.0, "missing": 1.0})
+    assert total_loss({"a": one, "b": 2 * one}, {"a": 1.0, "b": 0.5}).item() == 2
+
+
+def test_poly_decay_is_a_function_of_the_step_alone() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    optimizer.param_groups[0]["initial_lr"] = 1.0
+    for step in (0, 50, 99, 50):
+        poly_decay(optimizer, Progress(step=step, steps=100), 0.9)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx((1 - step / 100) ** 0.9)
+
+
+def test_split_keeps_order_and_every_field() -> None:
+    batch = batches(1)[0]
+    first, second = split(batch, 2)
+    assert first["image_id"] + second["image_id"] == batch["image_id"]
+    assert torch.equal(torch.cat([first["image"], second["image"]]), batch["image"])
+
+
+def test_history_means_over_the_steps_since_the_last_fetch() -> None:
+    history = History()
+    history.add(0, {"loss": torch.tensor(1.0)}, ["a"])
+    history.add(1, {"loss": torch.tensor(3.0)}, ["b"])
+    assert history.fetch() == {"loss": 2.0}
+    assert history.fetch() == {}
+
+
+def test_the_log_drops_rows_that_the_checkpoint_does_not_hold(tmp_path) -> None:
+    statistics = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    log = RunLog(tmp_path, start_step=0, **statistics)
+    for step in (1, 2, 3):
+        log.scalars(step, {"loss": float(step)})
+    log.close()
+    with open(tmp_path / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 4, "lo')
+    log = RunLog(tmp_path, start_step=2, **statistics)
+    log.scalars(3, {"loss": 30.0})
+    log.close()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "checkpoint.pth"
+    content = {"method": "m", "config": {}, "model": {"w": torch.ones(2)}, "step": 1}
+    save_checkpoint(path, content)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(path, content | {"step": 2})
+    monkeypatch.undo()
+    assert load_checkpoint(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pth"]

@@ -1,0 +1,191 @@
+"""What `eps`, `ppc` and `fbr` are beside the contract: signs, views, contrast, NROIs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from method_cases import (
+    METHODS,
+    MIXED,
+    ONE_CLASS,
+    first_steps,
+    gradients,
+    make_batch,
+    make_method,
+    second_step,
+)
+
+from network.methods import fbr as fbr_module
+from network.methods import ppc as ppc_module
+from tool.progress import Progress
+
+WITH_REFINED = [name for name in METHODS if "sal_refined" in make_method(name).weights()]
+
+
+def test_the_headline_terms_train_the_foreground_projection_and_the_features() -> None:
+    method, terms = second_step("fbr")
+    for term in ("nce_fg", "nce_nroi", "nce_prototype", "nce_pseudo", "bg_sim"):
+        found = gradients(terms[term], method)
+        assert found["project_foreground.weight"].abs().max() > 0
+        assert found["backbone.net.b7.conv_branch2b2.weight"].abs().max() > 0
+    for term in ("nce_fg", "nce_nroi"):
+        assert "project_background.weight" not in gradients(terms[term], method)
+    for term in ("bg_seg", "bg_sim"):
+        found = gradients(terms[term], method)
+        assert found["project_background.weight"].abs().max() > 0
+    for term in ("cls_refined", "sal_refined", "ecr"):
+        trained = {n for n, g in gradients(terms[term], method).items() if g.abs().max() > 0}
+        assert trained == {f"correlation.{part}.weight" for part in ("low", "mid", "embed")}
+
+
+def test_fbr_contrasts_nothing_where_there_is_nothing_to_contrast() -> None:
+    method = make_method("fbr")
+    one_class = first_steps(method, make_batch(ONE_CLASS), 1)
+    assert one_class["nce_fg"] == 0
+    assert one_class["nce_nroi"] == 0  # the bank is empty in the first step
+    assert gradients(one_class["nce_fg"] + one_class["nce_nroi"], method)
+    later = first_steps(method, make_batch(ONE_CLASS), 1)
+    assert later["nce_fg"] == 0
+    assert later["nce_nroi"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "function"),
+    [("fbr", fbr_module, "info_nce"), ("ppc", ppc_module, "prototype_cross_entropy")],
+)
+def test_the_contrast_is_not_autocast(
+    monkeypatch: pytest.MonkeyPatch, name: str, module, function: str
+) -> None:
+    seen, inner = [], getattr(module, function)
+
+    def spy(*args: object, **settings: object) -> object:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return inner(*args, **settings)
+
+    monkeypatch.setattr(module, function, spy)
+    with torch.autocast("cpu", torch.bfloat16):
+        make_method(name, pretrained=True)(make_batch(MIXED[:1]), Progress())
+    assert seen
+    assert not any(seen)
+
+
+def test_the_bank_is_written_after_the_step_and_by_both_views() -> None:
+    method, batch = make_method("fbr"), make_batch(MIXED)
+    method(batch, Progress())
+    assert int(method.bank.filled) == 0
+    method.after_step(Progress())
+    assert 0 < int(method.bank.filled) <= 2 * 8 * len(MIXED)
+    filled = int(method.bank.filled)
+    method.after_step(Progress(step=1))
+    assert int(method.bank.filled) == filled  # nothing was pending
+
+
+def test_what_a_step_leaves_pending_does_not_outlive_the_next() -> None:
+    method, batch = make_method("fbr"), make_batch(MIXED)
+    for step in range(3):
+        method(batch, Progress(step=step))
+    assert len(method._pending) == 2
+    method(batch, Progress(step=3))
+    method(batch, Progress(step=3, micro=1))
+    assert len(method._pending) == 4
+
+
+def test_an_accelerator_computes_all_classes_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = make_batch(MIXED)
+    some = first_steps(make_method("fbr"), batch)
+    monkeypatch.setattr(fbr_module, "class_slots", lambda label: torch.arange(label.shape[1]))
+    every = first_steps(make_method("fbr"), batch)
+    for term in ("nce_fg", "nce_nroi"):
+        assert every[term].item() == pytest.approx(some[term].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if hasattr(make_method(n), "saliency_loss")])
+def test_sal_raises_a_present_class_on_salient_cells(name: str) -> None:
+    method = make_method(name)
+    score = torch.zeros(1, 6, 8, 8, requires_grad=True)
+    label, saliency = torch.tensor([[0.0, 1, 0, 0, 0]]), torch.zeros(1, 1, 64, 64)
+    saliency[..., :32, :] = 1.0
+    method.saliency_loss(score.softmax(dim=1), label, saliency).backward()
+    salient, rest = score.grad[0, :, :4], score.grad[0, :, 4:]
+    assert (salient[2] < 0).all()  # more of the present class on salient cells: a lower loss
+    assert (salient[0] > 0).all()
+    assert (rest[2] > 0).all()
+
+
+@pytest.mark.parametrize("name", WITH_REFINED)
+@pytest.mark.parametrize("level", [0.2, 0.6])
+def test_sal_refined_raises_a_present_class_on_salient_cells(name: str, level: float) -> None:
+    method = make_method(name)
+    batch = make_batch([[0, 1, 0, 0, 0]])
+    batch["saliency"] = torch.zeros(1, 1, 64, 64)
+    batch["saliency"][..., :32, :] = 1.0
+    refined = torch.zeros(1, 6, 8, 8)
+    refined[:, 2, :4] = level
+    refined[:, 0] = 1 - refined[:, 2]
+    refined.requires_grad_(True)
+    view = method.view(batch["image"], batch["saliency"], batch["label"])
+    view = dataclasses.replace(view, refined_cam=refined)
+    loss = method.view_losses(view)["sal_refined"]
+    gradient = torch.autograd.grad(loss, refined)[0][0]
+    assert (gradient[2, :4] < 0).all()
+    assert (gradient[0, :4] > 0).all()
+    raised = refined.detach().clone()
+    raised[:, 2, :4] += 0.05
+    after = method.view_losses(dataclasses.replace(view, refined_cam=raised))["sal_refined"]
+    assert after < loss
+
+
+@pytest.mark.parametrize("name", WITH_REFINED)
+def test_sal_refined_divides_the_refined_scores_by_their_sum(name: str) -> None:
+    method, batch = make_method(name), make_batch([[0, 1, 0, 0, 0]])
+    batch["saliency"] = torch.zeros(1, 1, 64, 64)
+    batch["saliency"][..., :32, :] = 1.0
+    view = method.view(batch["image"], batch["saliency"], batch["label"])
+    refined = torch.zeros(1, 6, 8, 8)
+    refined[:, 2, :4], refined[:, 0, 4:] = 0.3, 0.2
+    perfect = method.view_losses(dataclasses.replace(view, refined_cam=refined))
+    assert perfect["sal_refined"].item() == pytest.approx(0, abs=1e-6)
+    wrong = method.view_losses(dataclasses.replace(view, refined_cam=refined.flip(2)))
+    assert wrong["sal_refined"] > 0.4
+
+
+def test_the_second_view_is_two_sevenths_of_the_cells_and_at_least_eight() -> None:
+    method = make_method("ppc", pretrained=True).eval()
+    for side, cells in ((64, 8), (448, 16)):
+        with torch.no_grad():
+            first, second = method.views(make_batch([[1, 0, 0, 0, 0]], side=side))
+        assert first.score.shape[-2:] == (side // 8, side // 8)
+        assert second.score.shape[-2:] == (cells, cells)
+        assert second.saliency.shape[-2:] == (8 * cells, 8 * cells)
+
+
+def test_fbr_pools_by_tap_and_the_hosts_plainly() -> None:
+    batch = make_batch(MIXED)
+    for name in ("ppc", "fbr"):
+        method = make_method(name, pretrained=True).eval()
+        with torch.no_grad():
+            view = method.view(batch["image"], batch["saliency"], batch["label"])
+            plain = view.score.mean(dim=(2, 3))
+            equal = torch.allclose(method.image_logit(view), plain, atol=1e-6)
+        assert equal == (name == "ppc")
+
+
+def test_nrois_are_centroids_of_the_background_cells_of_their_image() -> None:
+    method, batch = make_method("fbr", num_clusters=64), make_batch(MIXED)
+    seen = []
+    inner = method.image_nrois
+    method.image_nrois = lambda *args: seen.append((args[:2], inner(*args))) or seen[-1][1]
+    method(batch, Progress())
+    assert len(seen) == 2
+    for (background, cells), (centroid, valid) in seen:
+        assert background.min() >= 0  # after phi_bg's ReLU
+        member = (cells.pseudo == 0).view(len(MIXED), -1)
+        assert torch.equal(valid.sum(dim=1), member.sum(dim=1))  # 64 cells: the cells themselves
+        for image in range(len(MIXED)):
+            own = background[image].flatten(1).T[member[image]]
+            given = centroid[image][valid[image]]
+            assert torch.equal(own.sum(dim=1).sort().values, given.sum(dim=1).sort().values)

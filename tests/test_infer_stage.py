@@ -1,0 +1,134 @@
+"""Stage 2 as a user runs it: restart, refusals, equality with one image at a time; `tool.show`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import assert_refused, run, train_flags
+
+from data.catalog import open_catalog
+from data.dataset import InferDataset
+from network.methods import build_method
+from tool.cam import load_cam
+from tool.checkpoint import load_checkpoint
+from tool.msf import infer_image
+from tool.writer import BackgroundWriter
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, folder_root):
+    out = tmp_path_factory.mktemp("trained")
+    result = run("train_fbr.py", *train_flags(folder_root, out, steps=2))
+    assert result.returncode == 0, result.stderr
+    return out / "checkpoint.pth"
+
+
+def infer(checkpoint, root, out, *flags: object):
+    base = ["--checkpoint", checkpoint, "--dataset", "folder", "--root", root, "--list", "train"]
+    scales = ["--scales", 0.5, 1, "--num-workers", 0, "--device", "cpu"]
+    return run("infer_cam.py", *base, "--out", out, *scales, *flags)
+
+
+def test_writes_present_classes_at_image_size_and_restarts(trained, folder_root, tmp_path) -> None:
+    result = infer(trained, folder_root, tmp_path / "cam")
+    assert result.returncode == 0, result.stderr
+    catalog = open_catalog("folder", folder_root)
+    files = {}
+    for image_id in catalog.ids("train"):
+        path = tmp_path / "cam" / f"{image_id}.npy"
+        cam = load_cam(path)
+        width, height = catalog.image_size(image_id)
+        assert cam.cam.shape[1:] == (height, width)
+        assert cam.class_index.tolist() == (np.flatnonzero(catalog.label(image_id)) + 1).tolist()
+        assert cam.cam.size == 0 or (cam.cam.min() >= 0 and cam.cam.max() <= 1)
+        files[path] = path.stat().st_mtime_ns
+    broken, missing, *kept = files
+    broken.write_bytes(broken.read_bytes()[:50])
+    missing.unlink()
+    assert infer(trained, folder_root, tmp_path / "cam").returncode == 0
+    assert load_cam(broken).cam.shape == load_cam(broken).cam.shape
+    assert missing.exists()
+    assert all(path.stat().st_mtime_ns == files[path] for path in kept), "whole files are skipped"
+
+
+def test_equals_the_method_on_one_image(trained, folder_root, tmp_path) -> None:
+    assert infer(trained, folder_root, tmp_path, "--num-workers", 1).returncode == 0
+    checkpoint = load_checkpoint(trained)
+    method = build_method(checkpoint["config"])
+    method.load_state_dict(checkpoint["model"])
+    method.eval()
+    catalog = open_catalog("folder", folder_root)
+    ids = catalog.ids("train")
+    backbone = method.backbone
+    dataset = InferDataset(catalog, ids, scales=(0.5, 1), mean=backbone.mean, std=backbone.std)
+    sample = dataset[0]
+    expected = infer_image(method, sample, device=torch.device("cpu"))["cam"]
+    got = load_cam(tmp_path / f"{ids[0]}.npy")
+    rows = expected[torch.from_numpy(got.class_index.astype(int)) - 1]
+    np.testing.assert_allclose(got.cam, rows.numpy(), atol=1e-3)
+
+
+def test_a_mirrored_image_gives_a_mirrored_cam(trained) -> None:
+    checkpoint = load_checkpoint(trained)
+    method = build_method(checkpoint["config"])
+    method.load_state_dict(checkpoint["model"])
+    method.eval()
+    image = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(1))
+    pair = torch.cat([image, image.flip(-1)])
+    label = torch.ones(3)
+    samples = [
+        {"image_id": "x", "size": (48, 64), "label": label, "images": [images]}
+        for images in (pair, pair.flip(0))
+    ]
+    one, other = (infer_image(method, s, device=torch.device("cpu"))["cam"] for s in samples)
+    assert torch.allclose(one, other.flip(-1), atol=1e-5)
+    assert one.amax(dim=(1, 2)).min() > 0.99, "each class is over its maximum"
+
+
+def test_refusals(trained, folder_root, tmp_path) -> None:
+    out = tmp_path / "cam"
+    assert_refused(infer(tmp_path / "no.pth", folder_root, out), "no.pth", "train_fbr.py")
+    assert_refused(infer(trained, folder_root, out, "--method", "eps"), "fbr", "eps")
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(trained.read_bytes()[:3000])
+    assert_refused(infer(broken, folder_root, out), "broken.pth")
+    foreign = tmp_path / "foreign.pth"
+    torch.save({"weight": torch.ones(2)}, foreign)
+    assert_refused(infer(foreign, folder_root, out), "foreign.pth", "lacks")
+
+
+def test_a_checkpoint_of_other_classes_is_refused(trained, folder_dataset, tmp_path) -> None:
+    names = (folder_dataset / "classes.txt").read_text().split()
+    (folder_dataset / "classes.txt").write_text("\n".join([*names, "unicorn"]) + "\n")
+    assert_refused(infer(trained, folder_dataset, tmp_path), "3 classes", "4")
+
+
+def test_cams_of_two_checkpoints_do_not_mix(trained, folder_root, tmp_path) -> None:
+    assert infer(trained, folder_root, tmp_path).returncode == 0
+    base = ["--dataset", "folder", "--root", folder_root, "--out", tmp_path, "--device", "cpu"]
+    other = run("infer_cam.py", "--checkpoint", trained, *base, "--scales", 1)
+    assert_refused(other, "scales", "--out")
+
+
+def test_show_writes_one_picture(trained, folder_root, tmp_path) -> None:
+    image = next(iter((folder_root / "images").iterdir()))
+    out = tmp_path / "shown.png"
+    script = "tool/show.py"
+    result = run(script, image, "--checkpoint", trained, "--out", out, "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    width, height = Image.open(image).size
+    picture = Image.open(out)
+    assert picture.width == 4 * width, "image, two classes, mask"
+    assert picture.height > height
+    named = run(script, image, "--checkpoint", trained, "--classes", "nonsense", "--out", out)
+    assert_refused(named, "nonsense")
+
+
+def test_an_error_of_the_writer_reaches_the_caller() -> None:
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"), BackgroundWriter() as writer:
+        writer.submit(fail)

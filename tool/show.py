@@ -1,0 +1,108 @@
+"""`python -m tool.show IMAGE --checkpoint F`: one picture of an image, its CAMs and its mask.
+
+A program, like the stages: it alone, with `tool.table`, may look above `tool`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data.files import decode
+from data.transforms import mirrored_pair
+from network.methods import Method, build_method
+from tool.checkpoint import load_checkpoint
+from tool.dist import pick_device
+from tool.files import atomic_path
+from tool.msf import infer_image
+from tool.options import Parser, positive_int, run_stage
+from tool.picture import heat, label_colours, strip
+from tool.run_directory import load_state
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the picture."""
+    args = parse(argv)
+    checkpoint = load_checkpoint(args.checkpoint)
+    device = pick_device(args.device)
+    method = build_method(checkpoint["config"])
+    load_state(method, checkpoint["model"], args.checkpoint)
+    method.to(device).eval()
+    image = decode(args.image, "RGB")
+    names = checkpoint["config"]["class_names"]
+    chosen = chosen_classes(args, names) or strongest(method, image, args.top, device)
+    cam = class_maps(method, image, chosen, len(names), device)
+    picture = panels(np.asarray(image), cam, {i: names[i] for i in chosen}, args.bg_threshold)
+    out = args.out or args.image.with_name(f"{args.image.stem}_cam.png")
+    with atomic_path(out) as temporary:
+        Image.fromarray(picture).save(temporary)
+    print(out)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags."""
+    parser = Parser(prog="tool.show", description=__doc__)
+    add = parser.add_argument
+    add("image", type=Path, help="a JPEG or PNG")
+    add("--checkpoint", type=Path, required=True, help="checkpoint.pth of train_fbr.py")
+    add("--classes", nargs="+", help="names of the classes to show; None: the strongest")
+    add("--top", type=positive_int, default=2, help="how many classes, without --classes")
+    add("--bg-threshold", type=float, default=0.22, help="the mask is background below it")
+    add("--out", type=Path, help="PNG to write; None: beside the image")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
+    return parser.parse_args(argv)
+
+
+def chosen_classes(args: argparse.Namespace, names: list[str]) -> list[int]:
+    """The indices of --classes; empty without it."""
+    for name in args.classes or ():
+        if name not in names:
+            raise ValueError(f"unknown class {name!r}: there are {', '.join(names)}")
+    return sorted({names.index(name) for name in args.classes or ()})
+
+
+@torch.inference_mode()
+def strongest(method: Method, image: Image.Image, top: int, device: torch.device) -> list[int]:
+    """The 0-based classes whose score maps are highest on average, in their order."""
+    pair = mirrored_pair(image, 1.0, list(method.backbone.mean), list(method.backbone.std))
+    score = method.score({"image": pair.to(device)}).mean(dim=(0, 2, 3))
+    score = score[1:] if method.has_background else score
+    return sorted(score.topk(min(top, len(score))).indices.tolist())
+
+
+def class_maps(
+    method: Method, image: Image.Image, chosen: list[int], num_classes: int, device: torch.device
+) -> torch.Tensor:
+    """(K, H, W) CAMs of the chosen 0-based classes, 0 elsewhere."""
+    mean, std = list(method.backbone.mean), list(method.backbone.std)
+    label = torch.zeros(num_classes)
+    label[chosen] = 1
+    sample = {
+        "image_id": "image",
+        "size": (image.height, image.width),
+        "images": [mirrored_pair(image, scale, mean, std) for scale in method.recipe.scales],
+        "label": label,
+    }
+    cam = infer_image(method, sample, device=device)["cam"].float().cpu()
+    return cam[1:] if method.has_background else cam
+
+
+def panels(
+    image: np.ndarray, cam: torch.Tensor, names: dict[int, str], bg_threshold: float
+) -> np.ndarray:
+    """Image, heat of each class, mask overlay, side by side."""
+    shown = [("image", image)]
+    shown += [(name, heat(image, cam[index].numpy())) for index, name in names.items()]
+    best, index = cam[list(names)].max(dim=0)
+    classes = torch.tensor(list(names)) + 1
+    label = torch.where(best > bg_threshold, classes[index], 0).numpy().astype(np.uint8)
+    return strip([*shown, ("mask", label_colours(image, label))])
+
+
+if __name__ == "__main__":
+    run_stage(main)
