@@ -30,7 +30,7 @@ from tool.progress import Progress
 from tool.run_directory import list_hash, resume_run, save_run, write_config
 
 IDENTITY = """method backbone output_stride method_config dataset list steps batch_size accumulate
-    crop long_side lr momentum weight_decay seed amp"""
+    crop long_side lr momentum warmup weight_decay seed amp"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,6 +172,7 @@ def add_recipe_flags(parser: Parser, recipe: Recipe) -> None:
     )
     add("--lr", type=float, default=recipe.lr, help="of pretrained weights; new layers take 10x")
     add("--momentum", type=float, default=recipe.momentum, help="of SGD")
+    add("--warmup", type=int, default=0, help="steps of a linear rise of the rates")
     add("--weight-decay", type=float, default=recipe.weight_decay, help="of SGD, on weights only")
 
 

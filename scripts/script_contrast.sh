@@ -4,7 +4,7 @@
 #   bash scripts/script_contrast.sh                          the embedded dataset; about 5 minutes on two CPU cores
 #   DATASET=voc12 ROOT=.../VOC2012 SALIENCY_ROOT=... WEIGHTS=... bash scripts/script_contrast.sh
 #                                                            the paper's setting; one GPU, about a day
-#   DATASET=voc12 ROOT=.../voc6 TRAIN_LIST=train STEPS=400 CROP=224 TRAIN_FLAGS="--momentum 0.9 --lr 0.005" \
+#   DATASET=voc12 ROOT=.../voc6 TRAIN_LIST=train STEPS=400 CROP=224 TRAIN_FLAGS="--momentum 0.9 --lr 0.005 --warmup 50" \
 #     bash scripts/script_contrast.sh                        a few hundred photographs on a CPU
 # METHOD=fill|cam|eps|ppc|fbr  SEED=0  OUT=out/...  are further settings; TRAIN_FLAGS goes to train_fbr.py.
 # Stopped and started again, it goes on where it was.
@@ -20,7 +20,7 @@ case "$DATASET" in
     ROOT="${ROOT:-out/toy-data}"
     TRAIN_LIST="${TRAIN_LIST:-train}"
     STEPS="${STEPS:-250}" CROP="${CROP:-224}" SCALES="${SCALES:-1 1.5 2}"   # its images are small
-    TRAIN_FLAGS="${TRAIN_FLAGS:---momentum 0.9 --lr 0.005}"                  # its schedule is short
+    TRAIN_FLAGS="${TRAIN_FLAGS:---momentum 0.9 --lr 0.005 --warmup 50}"      # its schedule is short
     ;;
   voc12 | coco14)
     TRAIN_LIST="${TRAIN_LIST:-train_aug}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tool.checkpoint import load_checkpoint, save_checkpoint
-from tool.engine import History, Settings, fit, poly_decay, split, total_loss
+from tool.engine import History, Settings, fit, set_rates, split, total_loss
 from tool.log import RunLog
 from tool.progress import Progress
 
@@ -106,12 +106,14 @@ def test_terms_and_weights_must_name_the_same() -> None:
     assert total_loss({"a": one, "b": 2 * one}, {"a": 1.0, "b": 0.5}).item() == 2
 
 
-def test_poly_decay_is_a_function_of_the_step_alone() -> None:
+def test_the_rates_are_a_function_of_the_step_alone() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    optimizer.param_groups[0]["initial_lr"] = 1.0
-    for step in (0, 50, 99, 50):
-        poly_decay(optimizer, Progress(step=step, steps=100), 0.9)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx((1 - step / 100) ** 0.9)
+    optimizer.param_groups[0]["initial_lr"] = 2.0
+    settings = Settings(steps=100, batch_size=1, warmup=10)
+    for step, rise in ((0, 0.1), (9, 1.0), (50, 1.0), (99, 1.0), (4, 0.5), (50, 1.0)):
+        factor = set_rates(optimizer, Progress(step=step, steps=100), settings)
+        assert factor == pytest.approx(rise * (1 - step / 100) ** 0.9)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * factor)
 
 
 def test_split_keeps_order_and_every_field() -> None:

@@ -25,7 +25,7 @@ class Settings:
 
     Attributes:
         steps: of the whole run. batch_size: global. accumulate: micro-batches a step.
-        power: of the polynomial decay of the learning rates.
+        power: of the polynomial decay of the learning rates. warmup: steps of a linear rise before it.
         log_every, save_every, picture_every: in steps; 0 for no pictures.
         amp: bf16 autocast.
     """
@@ -33,6 +33,7 @@ class Settings:
     steps: int
     batch_size: int
     power: float = 0.9
+    warmup: int = 0
     accumulate: int = 1
     log_every: int = 20
     save_every: int = 200
@@ -115,9 +116,14 @@ def total_loss(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
     return sum(weights[name] * term for name, term in terms.items())
 
 
-def poly_decay(optimizer: torch.optim.Optimizer, progress: Progress, power: float) -> float:
-    """Each group's rate is its initial one times (1 - step / steps) ** power; that factor."""
-    factor = (1 - progress.step / progress.steps) ** power
+def set_rates(optimizer: torch.optim.Optimizer, progress: Progress, settings: Settings) -> float:
+    """Each group's rate is its initial one times a factor of the step alone; that factor.
+
+    (1 - step / steps) ** power, times (step + 1) / warmup during the warm-up.
+    """
+    factor = (1 - progress.step / progress.steps) ** settings.power
+    if progress.step < settings.warmup:
+        factor *= (progress.step + 1) / settings.warmup
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return factor
@@ -178,7 +184,7 @@ def fit(
         for step, batch in enumerate(batches, start=start.step):
             progress = dataclasses.replace(start, step=step)
             batch = to_device(batch, device)
-            factor = poly_decay(optimizer, progress, settings.power)
+            factor = set_rates(optimizer, progress, settings)
             take_step(model, method, optimizer, batch, progress, settings, history)
             done = step + 1
             last = done == settings.steps
