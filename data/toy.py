@@ -4,7 +4,8 @@
 folder has VOC's layout (`JPEGImages`, `SegmentationClassAug`, `saliency`, `labels.csv`,
 `cls_labels.npy`, lists under `ImageSets/Segmentation`), `classes.txt`, and `context/`: where the
 picture shows what tends to stand by a class without being part of it, as the mask value of that
-class. Seven of the eight classes have such a context in about 85 % of their pictures; it appears in a few without them.
+class. Seven of the eight classes have such a context in about 85 % of their pictures; it appears
+in a few without them.
 """
 
 from __future__ import annotations

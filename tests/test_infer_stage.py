@@ -100,7 +100,7 @@ def test_refusals(trained, folder_root, tmp_path) -> None:
 
 
 def test_a_checkpoint_of_other_classes_is_refused(trained, folder_dataset, tmp_path) -> None:
-    names = (folder_dataset / "classes.txt").read_text().split()
+    names = (folder_dataset / "classes.txt").read_text().splitlines()
     (folder_dataset / "classes.txt").write_text("\n".join([*names, "unicorn"]) + "\n")
     assert_refused(infer(trained, folder_dataset, tmp_path), "3 classes", "4")
 

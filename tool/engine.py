@@ -25,7 +25,7 @@ class Settings:
 
     Attributes:
         steps: of the whole run. batch_size: global. accumulate: micro-batches a step.
-        power: of the polynomial decay of the learning rates. warmup: steps of a linear rise before it.
+        power: of the polynomial decay of the rates. warmup: steps of a linear rise.
         log_every, save_every, picture_every: in steps; 0 for no pictures.
         amp: bf16 autocast.
     """
