@@ -198,7 +198,7 @@ def foreground_negatives(
     start, order = size.cumsum(0) - size, cells.pseudo.argsort(stable=True)
     usable = (size[slots + 1] > 0) & cells.valid[slots + 1]
     prototype = cells.prototype[slots + 1]
-    similarity = _cosine(prototype, prototype) / temperature
+    similarity = cosine(prototype, prototype) / temperature
     same = torch.eye(len(slots), dtype=torch.bool, device=device)
     similarity = similarity.masked_fill(same | ~usable[None], -torch.inf)
     any_other = (usable[None] & ~same).any(dim=1)
@@ -230,8 +230,8 @@ def info_nce(
     Differs from the release: there the cosine runs over the wrong axis and the queries are
     detached.
     """
-    query, negative = _unit(query), _unit(negative.detach())
-    to_positive = (query * _unit(positive.detach())[:, None]).sum(dim=2)
+    query, negative = unit(query), unit(negative.detach())
+    to_positive = (query * unit(positive.detach())[:, None]).sum(dim=2)
     # one constant, the largest possible logit, steadies the exponentials: no pass for a maximum
     largest = query.new_full((), 1 / temperature)
     logit = torch.baddbmm(-largest, query / temperature, negative.transpose(1, 2))
@@ -277,96 +277,17 @@ def class_balanced_mean(
     return (kept * weight[:, None]).sum() * progress.world_size
 
 
-def prototype_cross_entropy(
-    embedding: Tensor,
-    cells: Cells,
-    positive: Tensor,
-    *,
-    temperature: float,
-    negatives: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Each cell against one prototype of `cells` as positive and the other valid ones as negatives.
-
-    Args:
-        embedding: (N, D, g, g) of this rank, receives the gradient.
-        cells: the view whose prototypes are used.
-        positive: (N g g,) the positive class of each of this rank's cells, -1 for none.
-        negatives: (K+1, K+1) bool, which classes are negatives of a positive class; None: all
-            others.
-
-    Returns:
-        (N g g,) losses, 0 where there is no valid positive, and (N g g,) bool where there is one.
-
-    Source: PPC (CVPR 2022), cross-view and intra-view contrast.
-    """
-    flat = embedding.float().movedim(1, -1).flatten(0, 2)
-    index = positive.clamp(min=0)
-    has = (positive >= 0) & cells.valid[index]
-    allowed = cells.valid.expand(len(flat), -1)
-    if negatives is not None:
-        own = F.one_hot(index, len(cells.valid)).bool()
-        allowed = allowed & (negatives[index] | own)
-    logit = _unit(flat) @ _unit(cells.prototype).T / temperature
-    logit = logit.masked_fill(~allowed, -torch.inf)
-    logit = torch.where(has[:, None], logit, torch.zeros_like(logit))
-    loss = logit.logsumexp(dim=1) - logit.gather(1, index[:, None])[:, 0]
-    return torch.where(has, loss, torch.zeros_like(loss)), has
-
-
 def class_sizes(pseudo: Tensor, num_classes: int) -> Tensor:
     """(K+1,) how many cells have each pseudo label; on an accelerator without asking it."""
     size = torch.zeros(num_classes + 1, dtype=torch.long, device=pseudo.device)
     return size.scatter_add(0, pseudo, torch.ones_like(pseudo))
 
 
-@torch.no_grad()
-def intra_weights(cells: Cells, progress: Progress, name: str) -> Tensor:
-    """(T,) how often each cell is a query of PPC's intra-view contrast: 0, 1 or 2.
-
-    Half of each class's cells are drawn at random; to them comes the hard half, the 60 % least
-    similar to their prototype without the hardest 10 %.
-
-    Source: PPC (CVPR 2022), section 3.4.
-    """
-    size = class_sizes(cells.pseudo, len(cells.valid) - 1)
-    own = _unit(cells.prototype)[cells.pseudo]
-    similarity = (_unit(cells.embedding) * own).sum(dim=1)
-    draw = progress.uniform(name, (len(cells.pseudo),), cells.pseudo.device)
-    count = size[cells.pseudo]
-    hardness = _rank_in_class(similarity, cells.pseudo, size)
-    chosen = (_rank_in_class(draw, cells.pseudo, size) < 0.5 * count).float()
-    return chosen + ((hardness >= 0.1 * count) & (hardness < 0.6 * count)).float()
-
-
-def _rank_in_class(value: Tensor, pseudo: Tensor, size: Tensor) -> Tensor:
-    """(T,) position of each cell among those of its class, by ascending `value`."""
-    order = value.argsort(stable=True)
-    order = order[pseudo[order].argsort(stable=True)]
-    place = torch.arange(len(order), device=order.device)
-    rank = torch.empty_like(order)
-    rank[order] = place
-    return rank - (size.cumsum(0) - size)[pseudo]
-
-
-@torch.no_grad()
-def nearest_prototypes(cells: Cells, *, first: int, last: int) -> Tensor:
-    """(K+1, K+1) bool: each class's valid others of ranks `first`..`last` by cosine, 1 the nearest.
-
-    Where there are fewer than `last` others, all of them.
-    """
-    similarity = _cosine(cells.prototype, cells.prototype)
-    other = cells.valid[None] & ~torch.eye(
-        len(cells.valid), dtype=torch.bool, device=similarity.device
-    )
-    similarity = similarity.masked_fill(~other, -torch.inf)
-    rank = similarity.argsort(dim=1, descending=True).argsort(dim=1) + 1
-    ranked = other & (rank >= first) & (rank <= last)
-    return torch.where(other.sum(dim=1, keepdim=True) < last, other, ranked)
-
-
-def _unit(vector: Tensor) -> Tensor:
+def unit(vector: Tensor) -> Tensor:
+    """(..., D) over its length; the gradient of a vanishing vector stays bounded."""
     return F.normalize(vector, dim=-1, eps=1e-4)
 
 
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    return _unit(a) @ _unit(b).T
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """(A, D) and (B, D) -> (A, B)."""
+    return unit(a) @ unit(b).T

@@ -10,7 +10,7 @@ import torch
 from method_cases import cosine, make_cells
 from torch import Tensor
 
-from network import contrast
+from network import contrast, prototypes
 from tool.progress import Progress
 
 STEP = Progress(step=2, steps=10, seed=4)
@@ -161,7 +161,7 @@ def test_prototype_cross_entropy_equals_a_loop_over_cells() -> None:
     embedding = torch.randn(1, 6, 2, 3, requires_grad=True)
     cells = make_cells([[1, 2, 4, 0, 1, 2]], num_classes=4)
     positive = torch.tensor([1, 2, 4, -1, 3, 0])  # class 3 and the background have no prototype
-    loss, has = contrast.prototype_cross_entropy(embedding, cells, positive, temperature=0.1)
+    loss, has = prototypes.prototype_cross_entropy(embedding, cells, positive, temperature=0.1)
     assert has.tolist() == [True, True, True, False, False, False]
     for index, own in enumerate((1, 2, 4)):
         vector = embedding[0].flatten(1)[:, index]
@@ -179,7 +179,7 @@ def test_prototype_cross_entropy_takes_the_negatives_it_is_told() -> None:
     negatives = torch.zeros(5, 5, dtype=torch.bool)
     negatives[1, 3] = True
     embedding = torch.randn(1, 6, 1, 1)
-    loss, _ = contrast.prototype_cross_entropy(
+    loss, _ = prototypes.prototype_cross_entropy(
         embedding, cells, torch.tensor([1]), temperature=0.1, negatives=negatives
     )
     expected = cross_entropy_reference(embedding.flatten(), cells, 1, [3])
@@ -189,7 +189,7 @@ def test_prototype_cross_entropy_takes_the_negatives_it_is_told() -> None:
 def test_without_a_prototype_the_cross_entropy_is_zero_and_attached() -> None:
     cells = make_cells([[0, 0]], num_classes=2)
     embedding = torch.randn(1, 6, 1, 2, requires_grad=True)
-    loss, has = contrast.prototype_cross_entropy(
+    loss, has = prototypes.prototype_cross_entropy(
         embedding, cells, torch.tensor([0, 1]), temperature=0.1
     )
     loss.sum().backward()
@@ -201,10 +201,10 @@ def test_nearest_prototypes_are_those_of_the_ranks_asked_for() -> None:
     angle = torch.arange(8) * 0.2
     prototype = torch.stack([angle.cos(), angle.sin()], dim=1)
     cells = make_cells([list(range(8))], num_classes=7, width=2, prototype=prototype)
-    near = contrast.nearest_prototypes(cells, first=2, last=4)
+    near = prototypes.nearest_prototypes(cells, first=2, last=4)
     assert near[1].nonzero()[:, 0].tolist() == [3, 4, 5]  # 2 is the nearest, 0 has no prototype
     assert near[7].nonzero()[:, 0].tolist() == [3, 4, 5]
-    few = contrast.nearest_prototypes(cells, first=2, last=7)  # six others
+    few = prototypes.nearest_prototypes(cells, first=2, last=7)  # six others
     assert few[3].nonzero()[:, 0].tolist() == [1, 2, 4, 5, 6, 7]
 
 

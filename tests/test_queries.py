@@ -10,7 +10,7 @@ import torch
 from method_cases import cosine, make_cells
 from torch import Tensor
 
-from network import contrast
+from network import contrast, prototypes
 from tool.progress import Progress
 
 STEP = Progress(step=2, steps=10, seed=4)
@@ -124,8 +124,8 @@ def test_query_embeddings_carry_the_gradient_to_the_chosen_cells_of_this_rank() 
 def test_intra_queries_are_a_random_half_and_the_hard_half_of_each_class() -> None:
     pseudo = torch.tensor([[1] * 20 + [2] * 10] * 2)
     cells = make_cells(pseudo, num_classes=2)
-    weight = contrast.intra_weights(cells, STEP, "intra")
-    other = contrast.intra_weights(cells, dataclasses.replace(STEP, step=9), "intra")
+    weight = prototypes.intra_weights(cells, STEP, "intra")
+    other = prototypes.intra_weights(cells, dataclasses.replace(STEP, step=9), "intra")
     assert not torch.equal(weight, other)
     for k, count in ((1, 40), (2, 20)):
         own = (cells.pseudo == k).nonzero()[:, 0]

@@ -48,7 +48,7 @@ class Fbr(Ppc):
         tap_threshold: float = option(
             0.10, "TAP keeps cells above this share of a channel's maximum"
         )
-        temperature: float = option(0.5, "temperature T of nce_fg and nce_nroi")
+        temperature: float = option(0.5, "temperature T of nce_fg and nce_nroi, at least 0.03")
         quantile: float = option(0.6, "scores above this quantile are confident, not hard queries")
         floor: float = option(0.05, "scores above this count for the quantile")
         max_queries: int = option(256, "queries a class and view at most")
@@ -67,6 +67,8 @@ class Fbr(Ppc):
     def __init__(
         self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
     ) -> None:
+        if config.temperature < 0.03:  # below it the exponentials of `info_nce` vanish
+            raise ValueError(f"temperature {config.temperature} is not at least 0.03")
         super().__init__(backbone, num_classes, config, pretrained=pretrained)
         self.project_background = projection(backbone.taps["high"].channels, config.width)
         self.segment_background = BackgroundSegmentation(config.width)

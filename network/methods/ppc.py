@@ -13,14 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.backbones import Backbone
-from network.contrast import (
-    Cells,
-    full_precision,
-    intra_weights,
-    nearest_prototypes,
-    prototype_cross_entropy,
-    view_cells,
-)
+from network.contrast import Cells, full_precision, view_cells
 from network.heads import PixelCorrelation, projection
 from network.losses import (
     classification,
@@ -33,6 +26,7 @@ from network.losses import (
 )
 from network.methods import Batch, option
 from network.methods.eps import Eps
+from network.prototypes import intra_weights, nearest_prototypes, prototype_cross_entropy
 from tool.dist import global_mean
 from tool.progress import Progress
 
