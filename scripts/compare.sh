@@ -24,17 +24,19 @@ one() {
   echo "$1, seed $seed -> $out"
   METHOD="$method" SEED="$seed" OUT="$out" METHOD_FLAGS="${flags//,/ }" bash scripts/script_contrast.sh >"$out.log" 2>&1 || {
     echo "$1, seed $seed failed: $out.log ends with" >&2
-    tail -n 3 "$out.log" >&2
+    tr '\r' '\n' <"$out.log" | tail -n 3 >&2
     return 1
   }
 }
 export -f one
+failed=0
 export COMPARE_OUT
 for seed in $SEEDS; do
   for method in $METHODS; do
     [ "$method" = fill ] && [ "$seed" != "${SEEDS%% *}" ] && continue   # it has no randomness
     echo "$method $seed"
   done
-done | xargs -P "$JOBS" -L 1 bash -c 'one "$@"' one
+done | xargs -P "$JOBS" -L 1 bash -c 'one "$@"' one || failed=1
 # shellcheck disable=SC2086  # METHODS is a list of words
 "$PYTHON" -m tool.table "$COMPARE_OUT" --methods $METHODS
+exit "$failed"
