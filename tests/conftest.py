@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,21 @@ def folder_dataset(tmp_path: Path) -> Path:
 def folder_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of a `folder` dataset that all tests share: do not write into it."""
     return write_folder(tmp_path_factory.mktemp("shared") / "dataset")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One torch thread, as in the processes that a test compares itself with.
+
+    Sums in another order differ in the last bit, and what follows a maximum or a sign then
+    differs visibly.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def write_folder(root: Path) -> Path:

@@ -67,6 +67,7 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
         assert torch.allclose(value.double(), theirs[name].double(), rtol=0, atol=bound), name
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", METHODS)
 def test_ranks_change_nothing(name: str, shared_results: dict[str, dict[str, Any]]) -> None:
     alone = two_steps(name, 0, 1)

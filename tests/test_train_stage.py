@@ -58,11 +58,13 @@ def wait_for_step(out: Path, step: int, process: subprocess.Popen[str]) -> None:
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory, folder_root) -> dict:
     out = tmp_path_factory.mktemp("whole")
-    result = run("train_fbr.py", *train_flags(folder_root, out, steps=6))
-    assert result.returncode == 0, result.stderr
+    process = start(folder_root, out, steps=6, workers=0)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
     return load_checkpoint(out / "checkpoint.pth")
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("workers", "kill_at"), [(0, 1), (1, 3), (2, 4)])
 def test_killed_and_resumed_ends_bit_equal(
     workers, kill_at, uninterrupted, folder_root, tmp_path
