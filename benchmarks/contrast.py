@@ -86,7 +86,9 @@ def contrast_step(
     method: Fbr, views: tuple[View, View], background: list[torch.Tensor], progress: Progress
 ) -> None:
     """Everything FBR adds to a step behind its heads."""
-    terms = method.fbr_contrast(*method.cells(views), views[0].label, background, progress)
+    label, cells = views[0].label, background[0].shape[-2:]
+    valid = torch.ones(len(label), 1, *cells, dtype=torch.bool, device=label.device)
+    terms = method.fbr_contrast(*method.cells(views), label, background, valid, progress)
     (terms["nce_fg"] + terms["nce_nroi"]).backward()
     method.after_step(progress)
 

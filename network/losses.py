@@ -26,6 +26,11 @@ def resize_area(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     return F.adaptive_avg_pool2d(maps, tuple(size))
 
 
+def image_cells(valid: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """(N, 1, H, W) bool, False on padding -> (N, 1, *size) bool: at least half inside the image."""
+    return resize_area(valid.float(), size) >= 0.5
+
+
 def over_maximum(maps: Tensor) -> Tensor:
     """ReLU, then each channel of each image over its maximum (+1e-5): (N, C, h, w), [0, 1)."""
     maps = F.relu(maps)

@@ -10,6 +10,7 @@ from method_cases import (
     METHODS,
     MIXED,
     ONE_CLASS,
+    SIDE,
     first_steps,
     gradients,
     make_batch,
@@ -176,6 +177,7 @@ def test_fbr_pools_by_tap_and_the_hosts_plainly() -> None:
 
 def test_nrois_are_centroids_of_the_background_cells_of_their_image() -> None:
     method, batch = make_method("fbr", num_clusters=64), make_batch(MIXED)
+    batch["valid"][0, :, SIDE // 2 :] = False  # the lower half of the first image is padding
     seen = []
     inner = method.image_nrois
     method.image_nrois = lambda *args: seen.append((args[:2], inner(*args))) or seen[-1][1]
@@ -183,9 +185,26 @@ def test_nrois_are_centroids_of_the_background_cells_of_their_image() -> None:
     assert len(seen) == 2
     for (background, cells), (centroid, valid) in seen:
         assert background.min() >= 0  # after phi_bg's ReLU
-        member = (cells.pseudo == 0).view(len(MIXED), -1)
+        member = (cells.pseudo == 0).view(len(MIXED), 8, 8)
+        member[0, 4:] = False
+        member = member.flatten(1)
         assert torch.equal(valid.sum(dim=1), member.sum(dim=1))  # 64 cells: the cells themselves
         for image in range(len(MIXED)):
             own = background[image].flatten(1).T[member[image]]
             given = centroid[image][valid[image]]
             assert torch.equal(own.sum(dim=1).sort().values, given.sum(dim=1).sort().values)
+
+
+def test_the_background_segmentation_learns_nothing_from_padding() -> None:
+    method, batch = make_method("fbr"), make_batch(MIXED)
+    batch["valid"][0, :, SIDE // 2 :] = False
+    logits = []
+    layer = method.segment_background.classifier
+    layer.register_forward_hook(lambda *args: args[2].retain_grad() or logits.append(args[2]))
+    method(batch, Progress())["bg_seg"].backward()
+    assert len(logits) == 2
+    for logit in logits:
+        half = logit.shape[2] // 2
+        assert (logit.grad[0, :, half:] == 0).all()
+        assert (logit.grad[0, :, :half] != 0).all()
+        assert (logit.grad[1:] != 0).all()

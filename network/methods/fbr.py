@@ -28,11 +28,11 @@ from network.contrast import (
     query_embedding,
 )
 from network.heads import BackgroundSegmentation, projection, thresholded_average_pool
-from network.losses import over_maximum, resize
+from network.losses import image_cells, over_maximum, resize
 from network.methods import option
 from network.methods.ppc import HostConfig, Ppc, View, mean_of_views
 from network.nroi import NROIBank, kmeans
-from tool.dist import gather
+from tool.dist import gather, global_mean
 from tool.progress import Progress
 
 
@@ -81,36 +81,50 @@ class Fbr(Ppc):
         background = [self.project_background(view.high).float() for view in views]
         terms = self.host_losses(views)
         terms |= mean_of_views(
-            [self.background_losses(v, b) for v, b in zip(views, background, strict=True)]
+            [
+                self.background_losses(v, b, batch["valid"])
+                for v, b in zip(views, background, strict=True)
+            ]
         )
         with full_precision(background[0]):
-            return terms | self.contrast(views, background, progress)
+            return terms | self.contrast(views, background, batch["valid"], progress)
 
     def image_logit(self, view: View) -> Tensor:
         """(N, K+1) image-level logits through TAP."""
         pooled = thresholded_average_pool(view.high, threshold=self.config.tap_threshold)
         return self.classifier(pooled).float()[:, :, 0, 0]
 
-    def background_losses(self, view: View, background: Tensor) -> dict[str, Tensor]:
-        """`bg_seg` and `bg_sim` of one view; `background` is phi_bg's output (N, D, h, w)."""
+    def background_losses(self, view: View, background: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """`bg_seg` and `bg_sim` of one view.
+
+        Args:
+            background: phi_bg's output (N, D, h, w).
+            valid: (N, 1, H, W) bool, the pixels that are not padding.
+        """
         normalised = self.segment_background.normalised(background)
         cam = over_maximum(view.score.detach()[:, 1:]) * view.label[:, :, None, None]
         target = (cam.sum(dim=1, keepdim=True) < self.config.bg_threshold_seg).float()
         logit = self.segment_background(normalised).float()
+        loss = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+        inside = image_cells(valid, logit.shape[-2:])
         similarity = F.cosine_similarity(view.embedding, normalised.float(), dim=1, eps=1e-4)
         return {
-            "bg_seg": F.binary_cross_entropy_with_logits(logit, target),
+            "bg_seg": global_mean((loss * inside).sum(), inside.sum()),
             "bg_sim": similarity.mean(),
         }
 
     def contrast(
-        self, views: tuple[View, View], background: list[Tensor], progress: Progress
+        self,
+        views: tuple[View, View],
+        background: list[Tensor],
+        valid: Tensor,
+        progress: Progress,
     ) -> dict[str, Tensor]:
         """`nce_prototype`, `nce_pseudo`, `nce_fg` and `nce_nroi`; leaves the new NROIs pending."""
         embeddings, cells = self.cells(views)
         terms = self.prototype_losses(embeddings, cells, progress)
         label = views[0].label
-        return terms | self.fbr_contrast(embeddings, cells, label, background, progress)
+        return terms | self.fbr_contrast(embeddings, cells, label, background, valid, progress)
 
     def fbr_contrast(
         self,
@@ -118,6 +132,7 @@ class Fbr(Ppc):
         cells: list[Cells],
         label: Tensor,
         background: list[Tensor],
+        valid: Tensor,
         progress: Progress,
     ) -> dict[str, Tensor]:
         """`nce_fg` and `nce_nroi` of both views on the contrast grid, and the k-means."""
@@ -127,9 +142,10 @@ class Fbr(Ppc):
         grid = embeddings[0].shape[-2:]
         if progress.micro == 0:  # else they belong to this step's other micro-batches
             self._pending = []
+        inside = image_cells(valid, grid)
         for i in (0, 1):
             nroi = resize(F.relu(background[i].detach()), grid)
-            self._pending.append(self.image_nrois(nroi, cells[i], progress, i))
+            self._pending.append(self.image_nrois(nroi, cells[i], inside, progress, i))
         return mean_of_views([terms for terms, _ in both])
 
     def fbr_losses(
@@ -173,12 +189,12 @@ class Fbr(Ppc):
         return terms, metrics
 
     def image_nrois(
-        self, background: Tensor, cells: Cells, progress: Progress, index: int
+        self, background: Tensor, cells: Cells, inside: Tensor, progress: Progress, index: int
     ) -> tuple[Tensor, Tensor]:
-        """Each image's NROIs: centroids of its background cells.
+        """Each image's NROIs: centroids of its background cells, padding left out.
 
         Args:
-            background: (N, D, g, g), Z_bg, constant.
+            background: (N, D, g, g), Z_bg, constant. inside: (N, 1, g, g) bool.
 
         Returns:
             (N, k, D) and (N, k) bool.
@@ -186,6 +202,7 @@ class Fbr(Ppc):
         feature = background.flatten(2).transpose(1, 2)
         images, count, _ = feature.shape
         member = cells.local(cells.pseudo, progress).view(images, count) == 0
+        member &= inside.flatten(1)
         priority = progress.uniform_per_image(
             f"kmeans.view{index}", images, (count,), feature.device
         )
