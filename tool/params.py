@@ -1,0 +1,111 @@
+"""Reads MXNet's `.params` files (named arrays) without MXNet; every size is checked first."""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+
+_LIST = 0x112
+_V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
+_DTYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")
+_MAX_DIMENSIONS = 32
+
+
+def read_params(path: Path | str) -> dict[str, np.ndarray]:
+    """Name -> array of a `.params` file of any version.
+
+    Args:
+        path: the file, little-endian as MXNet writes it on every machine of today.
+
+    Returns:
+        Arrays of their own memory, under the names of the file (`arg:conv1a_weight`); in a file
+        without names `[0]`, `[1]`, ... An array that MXNet saved empty has shape (0,).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file, truncated, sizes that it does not hold, a sparse array, or a
+            name twice; names the file.
+    """
+    data = Path(path).read_bytes()
+    try:
+        return _File(data).arrays()
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a whole MXNet .params file: {error}") from error
+
+
+class _File:
+    """A position in the bytes of a file."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.position = 0
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The whole file."""
+        magic, reserved, count = self.numbers("QQQ")
+        if (magic, reserved) != (_LIST, 0):
+            raise ValueError(f"it begins with {magic:#x}, {reserved:#x}")
+        arrays = [self.array() for _ in self.counted(count, 4)]
+        (named,) = self.numbers("Q")
+        if named not in (0, count):
+            raise ValueError(f"{named} names for {count} arrays")
+        names = [self.name() for _ in self.counted(named, 8)]
+        if self.position != len(self.data):
+            raise ValueError(f"{len(self.data) - self.position} bytes too many")
+        if len(set(names)) != len(names):
+            raise ValueError("a name twice")
+        return dict(zip(names or [f"[{i}]" for i in range(count)], arrays, strict=True))
+
+    def array(self) -> np.ndarray:
+        """The next array."""
+        (version,) = self.numbers("I")
+        if version in (_V2, _V3):
+            (storage,) = self.numbers("i")
+            if storage != 0:
+                raise ValueError(f"an array of storage type {storage}: only dense ones can be read")
+        dimensions, width = version, "I"
+        if version in (_V1, _V2, _V3):
+            dimensions, width = self.numbers("I" if version == _V1 else "i")[0], "q"
+        if dimensions == (-1 if version == _V3 else 0):
+            return np.zeros(0, np.float32)
+        if not 0 <= dimensions <= _MAX_DIMENSIONS:
+            raise ValueError(f"an array of {dimensions} dimensions")
+        shape = self.numbers(width * dimensions)
+        if any(side < 0 for side in shape):
+            raise ValueError(f"an array of shape {shape}")
+        _device, _index, code = self.numbers("iii")
+        if not 0 <= code < len(_DTYPES):
+            raise ValueError(f"an array of data type {code}")
+        dtype = np.dtype(_DTYPES[code])
+        values = np.frombuffer(self.take(math.prod(shape) * dtype.itemsize), dtype)
+        return values.reshape(shape).copy()
+
+    def name(self) -> str:
+        """The next name."""
+        (length,) = self.numbers("Q")
+        return self.take(length).decode()
+
+    def numbers(self, form: str) -> tuple[int, ...]:
+        """The next integers, one a letter of `struct`."""
+        form = f"<{form}"
+        return struct.unpack(form, self.take(struct.calcsize(form)))
+
+    def counted(self, count: int, size: int) -> range:
+        """range(count), where `count` items of at least `size` bytes can still follow."""
+        if count * size > len(self.data) - self.position:
+            raise ValueError(
+                f"{count} items announced, {len(self.data) - self.position} bytes left"
+            )
+        return range(count)
+
+    def take(self, size: int) -> bytes:
+        """The next bytes."""
+        end = self.position + size
+        if end > len(self.data):
+            raise ValueError(f"truncated: {size} bytes wanted at byte {self.position}")
+        taken = self.data[self.position : end]
+        self.position = end
+        return taken
