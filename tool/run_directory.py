@@ -56,6 +56,7 @@ def save_run(
         "config": config,
         "model": method.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "not_weights": sorted(set(method.state_dict()) - set(weight_names(method))),
         "step": step,
     }
     save_checkpoint(directory / CHECKPOINT, content)
@@ -93,17 +94,39 @@ def resume_run(
     return int(checkpoint["step"])
 
 
-def load_state(method: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    """Load a state dict whole; `ValueError` names what does not fit."""
+def load_state(
+    method: torch.nn.Module,
+    state: dict[str, torch.Tensor],
+    path: Path | str,
+    *,
+    may_lack: Sequence[str] = (),
+) -> None:
+    """Load a state dict; names that begin like one of `may_lack` may be missing, nothing else.
+
+    Raises:
+        ValueError: names what does not fit.
+    """
     own = method.state_dict()
-    wrong = [n for n in own if n not in state or own[n].shape != state[n].shape]
+    lacking = {n for n in own if n not in state and n.startswith(tuple(may_lack))}
+    wrong = [n for n in own if n not in lacking and _shape(state.get(n)) != own[n].shape]
     wrong += [n for n in state if n not in own]
     if wrong:
         raise ValueError(
             f"{path} does not fit this method and number of classes: {len(wrong)} tensors differ, "
             f"first {', '.join(wrong[:3])}"
         )
-    method.load_state_dict(state)
+    method.load_state_dict(state, strict=False)
+
+
+def _shape(value: Any) -> torch.Size | None:
+    return value.shape if isinstance(value, torch.Tensor) else None
+
+
+def weight_names(method: torch.nn.Module) -> list[str]:
+    """The state that is weights: parameters and norms' statistics, not a bank or a teacher."""
+    parameters = dict(method.named_parameters())
+    norms = ("running_mean", "running_var", "num_batches_tracked")
+    return [n for n in method.state_dict() if n in parameters or n.endswith(norms)]
 
 
 def _plain(value: Any) -> Any:

@@ -15,26 +15,23 @@ from PIL import Image
 
 from data.files import decode
 from data.transforms import mirrored_pair
-from network.methods import Method, build_method
-from tool.checkpoint import load_checkpoint
+from network.methods import Method
+from network.restore import restore
 from tool.dist import pick_device
 from tool.files import atomic_path
 from tool.msf import infer_image
 from tool.options import Parser, positive_int, run_stage
 from tool.picture import heat, label_colours, strip
-from tool.run_directory import load_state
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the picture."""
     args = parse(argv)
-    checkpoint = load_checkpoint(args.checkpoint)
     device = pick_device(args.device)
-    method = build_method(checkpoint["config"])
-    load_state(method, checkpoint["model"], args.checkpoint)
+    method, config = restore(args.checkpoint)
     method.to(device).eval()
     image = decode(args.image, "RGB")
-    names = checkpoint["config"]["class_names"]
+    names = config["class_names"]
     chosen = chosen_classes(args, names) or strongest(method, image, args.top, device)
     cam = class_maps(method, image, chosen, len(names), device)
     picture = panels(np.asarray(image), cam, {i: names[i] for i in chosen}, args.bg_threshold)
