@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+import coco14
 import voc12
 from data.files import IMAGE_SUFFIXES, check_id, decode, find_file, size_of
 from data.labels import read_class_names, read_labels, read_text
@@ -25,8 +26,8 @@ TOY_ROOT = Path("out/toy-data")
 class Layout:
     """Where a kind of dataset keeps its files, relative to the root."""
 
-    images: str
-    masks: tuple[str, ...]  # the first folder that has the file
+    images: tuple[str, ...]  # the first folder that has the file
+    masks: tuple[str, ...]  # likewise
     saliency: str
     lists: str
     labels: tuple[str, ...] = ("labels.csv", "cls_labels.npy")  # the first that is there
@@ -34,8 +35,8 @@ class Layout:
     id_of_int: Callable[[int], str] = str  # for integer keys of cls_labels.npy
 
 
-_VOC = Layout(voc12.IMAGE_FOLDER, voc12.MASK_FOLDERS, voc12.SALIENCY_FOLDER, voc12.LIST_FOLDER)
-_FOLDER = Layout("images", ("masks",), "saliency", "lists")
+_VOC = Layout((voc12.IMAGE_FOLDER,), voc12.MASK_FOLDERS, voc12.SALIENCY_FOLDER, voc12.LIST_FOLDER)
+_FOLDER = Layout(("images",), ("masks",), "saliency", "lists")
 LAYOUTS = {
     "toy": _VOC,
     "voc12": dataclasses.replace(
@@ -44,7 +45,12 @@ LAYOUTS = {
         class_names=voc12.CLASS_NAMES,
         id_of_int=voc12.image_id_of,
     ),
-    "coco14": _FOLDER,
+    "coco14": dataclasses.replace(
+        _FOLDER,
+        images=coco14.IMAGE_FOLDERS,
+        masks=coco14.MASK_FOLDERS,
+        class_names=coco14.CLASS_NAMES,
+    ),
     "folder": _FOLDER,
 }
 
@@ -113,8 +119,9 @@ class Catalog:
         raise FileNotFoundError(f"list {path} does not exist (--list): {folder} has {there}")
 
     def _id_of_line(self, line: str) -> str:
-        prefix = f"/{self.layout.images}/"
-        if not line.startswith(prefix):
+        prefixes = [f"/{folder}/" for folder in self.layout.images]
+        prefix = next((start for start in prefixes if line.startswith(start)), None)
+        if prefix is None:
             return line
         image = re.split(r"\s+/", line.removeprefix(prefix), maxsplit=1)[0]
         suffix = next((end for end in IMAGE_SUFFIXES if image.endswith(end)), "")
@@ -122,7 +129,7 @@ class Catalog:
 
     def image_path(self, image_id: str) -> Path:
         """The image file; `FileNotFoundError` names the id, the path and the flag."""
-        folders = [self.root / self.layout.images]
+        folders = [self.root / name for name in self.layout.images]
         return find_file(folders, image_id, IMAGE_SUFFIXES, what="image", flag="--root")
 
     def mask_path(self, image_id: str) -> Path:

@@ -4,6 +4,7 @@
 #   bash scripts/script_contrast.sh                          the embedded dataset; about 5 minutes on two CPU cores
 #   DATASET=voc12 ROOT=.../VOC2012 SALIENCY_ROOT=... WEIGHTS=... bash scripts/script_contrast.sh
 #                                                            the paper's setting; one GPU, about a day
+#   DATASET=coco14 ROOT=.../COCO SALIENCY_ROOT=... WEIGHTS=... bash scripts/script_contrast.sh
 #   DATASET=voc12 ROOT=.../voc6 TRAIN_LIST=train STEPS=400 CROP=224 TRAIN_FLAGS="--momentum 0.9 --lr 0.005 --warmup 50" \
 #     bash scripts/script_contrast.sh                        a few hundred photographs on a CPU
 # METHOD=fill|cam|eps|ppc|fbr  SEED=0  OUT=out/...  are further settings; TRAIN_FLAGS goes to train_fbr.py.
@@ -22,8 +23,14 @@ case "$DATASET" in
     STEPS="${STEPS:-250}" CROP="${CROP:-224}" SCALES="${SCALES:-1.5 2 2.5}"  # span its zoom in training
     TRAIN_FLAGS="${TRAIN_FLAGS:---momentum 0.9 --lr 0.005 --warmup 50}"      # its schedule is short
     ;;
-  voc12 | coco14)
+  voc12)
     TRAIN_LIST="${TRAIN_LIST:-train_aug}"
+    ;;
+  coco14)                                    # EPS's recipe for COCO
+    TRAIN_LIST="${TRAIN_LIST:-train}"
+    STEPS="${STEPS:-256500}" BATCH_SIZE="${BATCH_SIZE:-16}"
+    if [ -z "${CROP:-}" ]; then CROP=321 TRAIN_FLAGS="--long-side 256 448 ${TRAIN_FLAGS:-}"; fi
+    if [ "$METHOD" != cam ]; then METHOD_FLAGS="${METHOD_FLAGS:---lam 0.9}"; fi
     ;;
   *)
     TRAIN_LIST="${TRAIN_LIST:-train}"

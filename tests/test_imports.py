@@ -22,8 +22,8 @@ ALLOWED = {
 }
 OURS = {*PROGRAMS, *ALLOWED}
 ABOVE_METHODS = ("restore.py",)  # builds methods, for the stages
-# Programs that live in tool/ (`python -m tool.NAME`) and stand above it, like a stage script.
-PROGRAMS_IN_TOOL = ("tool/show.py",)
+# Programs that live in a package (`python -m tool.NAME`) and stand above it, like a stage script.
+INNER_PROGRAMS = ("tool/show.py", "voc12/prepare.py", "coco14/prepare.py")
 
 
 def files_of(package: str) -> list[Path]:
@@ -71,13 +71,13 @@ def test_nothing_imports_a_stage_script(path: Path) -> None:
 @pytest.mark.parametrize("package", ALLOWED)
 def test_a_package_imports_what_lies_below_it(package: str) -> None:
     for path in files_of(package):
-        if name_of(path) not in PROGRAMS_IN_TOOL:
+        if name_of(path) not in INNER_PROGRAMS:
             wrong = packages_of_ours(path) - ALLOWED[package]
             assert not wrong, f"{name_of(path)} imports {wrong}"
 
 
-@pytest.mark.parametrize("program", PROGRAMS_IN_TOOL)
-def test_a_program_inside_tool_is_run_and_never_imported(program: str) -> None:
+@pytest.mark.parametrize("program", INNER_PROGRAMS)
+def test_a_program_inside_a_package_is_run_and_never_imported(program: str) -> None:
     assert '__name__ == "__main__"' in (ROOT / program).read_text(encoding="utf-8")
     module = program.removesuffix(".py").replace("/", ".")
     for path in ALL_FILES:

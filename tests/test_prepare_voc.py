@@ -1,0 +1,145 @@
+"""`voc12.prepare`: lists and labels out of a devkit made here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import assert_refused, run
+
+from data.catalog import open_catalog
+
+# id -> objects; "difficult" ones count, parts of a person do not
+IMAGES = {
+    "2007_000032": ["aeroplane", "person"],
+    "2007_000033": ["aeroplane"],
+    "2008_000001": ["cat", "cat", "difficult dog"],
+    "2009_000002": ["tvmonitor"],
+    "2010_000003": ["person"],
+}
+LISTS = {"train": ["2007_000032"], "val": ["2007_000033", "2010_000003"], "test": ["2012_000009"]}
+SBD = ["2008_000001", "2009_000002", "2010_000003"]  # the last one is of val
+
+
+def object_xml(text: str) -> str:
+    difficult, _, name = text.rpartition(" ")
+    return (
+        f"<object><name>{name}</name><difficult>{int(bool(difficult))}</difficult>"
+        "<part><name>head</name></part></object>"
+    )
+
+
+@pytest.fixture
+def devkit(tmp_path: Path) -> Path:
+    root = tmp_path / "VOC2012"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Segmentation", "SegmentationClassAug"):
+        (root / name).mkdir(parents=True)
+    for image_id, objects in IMAGES.items():
+        xml = f"<annotation>{''.join(map(object_xml, objects))}</annotation>"
+        (root / "Annotations" / f"{image_id}.xml").write_text(xml)
+    for image_id in (*IMAGES, "2012_000009"):
+        Image.new("RGB", (8, 6)).save(root / "JPEGImages" / f"{image_id}.jpg")
+    for name, ids in LISTS.items():
+        path = root / "ImageSets/Segmentation" / f"{name}.txt"
+        path.write_text("".join(f"{image_id}\n" for image_id in ids))
+    for image_id in SBD:
+        mask = Image.fromarray(np.zeros((6, 8), np.uint8))
+        mask.save(root / "SegmentationClassAug" / f"{image_id}.png")
+    return root
+
+
+def prepare(root: Path, *flags: object):
+    return run("voc12/prepare.py", "--root", root, *flags)
+
+
+def test_lists_labels_and_protocol(devkit) -> None:
+    result = prepare(devkit, "--partial")
+    assert result.returncode == 0, result.stderr
+    catalog = open_catalog("voc12", devkit)
+    assert catalog.ids("train_aug") == ["2007_000032", "2008_000001", "2009_000002"]
+    for labels in ("labels.csv", "cls_labels.npy"):
+        catalog = open_catalog("voc12", devkit, labels=devkit / labels)
+        for image_id, objects in IMAGES.items():
+            names = {text.split()[-1] for text in objects}
+            present = np.flatnonzero(catalog.label(image_id))
+            assert {catalog.class_names[i] for i in present} == names
+        assert not catalog.has_label("2012_000009")
+    protocol = json.loads((devkit / "protocol.json").read_text())
+    assert protocol["partial"]
+    assert protocol["lists"]["train_aug"]["images"] == 3
+    assert protocol["lists"]["val"]["official"] == 1449
+    assert len(protocol["lists"]["test"]["sha256"]) == 64
+
+
+def test_a_second_run_changes_nothing_and_a_differing_file_is_kept(devkit) -> None:
+    prepare(devkit, "--partial")
+    before = {path: path.stat().st_mtime_ns for path in devkit.rglob("*") if path.suffix != ".json"}
+    assert prepare(devkit, "--partial").returncode == 0
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items() if path.is_file())
+    (devkit / "labels.csv").write_text("image_id,classes\nmine,cat\n")
+    assert_refused(prepare(devkit, "--partial"), "labels.csv", "--overwrite")
+    assert "mine" in (devkit / "labels.csv").read_text()
+    assert prepare(devkit, "--partial", "--overwrite").returncode == 0
+    assert "mine" not in (devkit / "labels.csv").read_text()
+
+
+def test_a_list_in_the_fields_order_and_form_is_kept(devkit) -> None:
+    path = devkit / "ImageSets/Segmentation/train_aug.txt"
+    lines = [f"/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png\n" for i in SBD[1::-1]]
+    path.write_text("".join(lines) + "2007_000032\n")
+    before = path.read_text()
+    assert prepare(devkit, "--partial").returncode == 0
+    assert path.read_text() == before
+    path.write_text("2007_000032\n")
+    assert_refused(prepare(devkit, "--partial"), "train_aug.txt", "--overwrite")
+
+
+def test_a_list_of_sbd_in_place_of_its_masks(devkit, tmp_path) -> None:
+    (tmp_path / "sbd.txt").write_text("2009_000002\n2010_000003\n")
+    assert prepare(devkit, "--partial", "--sbd-list", tmp_path / "sbd.txt").returncode == 0
+    assert open_catalog("voc12", devkit).ids("train_aug") == ["2007_000032", "2009_000002"]
+    assert_refused(prepare(devkit, "--partial", "--sbd-list", tmp_path / "none.txt"), "none.txt")
+
+
+def test_the_whole_benchmark_is_wanted_unless_said(devkit) -> None:
+    assert_refused(prepare(devkit), "train has 1 images, the benchmark 1464", "--partial")
+    assert not (devkit / "labels.csv").exists()
+
+
+def test_what_is_missing_is_named(devkit, tmp_path) -> None:
+    assert_refused(prepare(tmp_path / "none"), "none", "--root")
+    (devkit / "Annotations/2008_000001.xml").rename(tmp_path / "kept.xml")
+    assert_refused(prepare(devkit, "--partial"), "1 images have no annotation", "2008_000001")
+    (tmp_path / "kept.xml").rename(devkit / "Annotations/2008_000001.xml")
+    (devkit / "JPEGImages/2009_000002.jpg").unlink()
+    assert_refused(prepare(devkit, "--partial"), "1 images of the lists", "2009_000002")
+    for path in (devkit / "SegmentationClassAug").iterdir():
+        path.unlink()
+    assert_refused(prepare(devkit, "--partial"), "SegmentationClassAug", "--sbd-list")
+    (devkit / "ImageSets/Segmentation/val.txt").unlink()
+    assert_refused(prepare(devkit, "--partial"), "val.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("<annotation><object><name>unicorn</name></object></annotation>", "unicorn"),
+        ("<ann", "XML"),
+    ],
+)
+def test_a_bad_annotation_is_named(devkit, text: str, word: str) -> None:
+    (devkit / "Annotations/2008_000001.xml").write_text(text)
+    assert_refused(prepare(devkit, "--partial"), "2008_000001.xml", word)
+
+
+def test_without_a_test_list_the_rest_is_prepared(devkit) -> None:
+    (devkit / "ImageSets/Segmentation/test.txt").unlink()
+    result = prepare(devkit, "--partial")
+    assert result.returncode == 0
+    assert "no list test.txt" in result.stdout
+    shared = devkit / "ImageSets/Segmentation/val.txt"
+    shared.write_text("2007_000032\n")
+    assert_refused(prepare(devkit, "--partial"), "share 1 images")
