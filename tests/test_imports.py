@@ -23,7 +23,13 @@ ALLOWED = {
 OURS = {*PROGRAMS, *ALLOWED}
 ABOVE_METHODS = ("restore.py",)  # builds methods, for the stages
 # Programs that live in a package (`python -m tool.NAME`) and stand above it, like a stage script.
-INNER_PROGRAMS = ("tool/show.py", "tool/convert_cams.py", "voc12/prepare.py", "coco14/prepare.py")
+INNER_PROGRAMS = (
+    "tool/show.py",
+    "tool/convert_cams.py",
+    "tool/submit.py",
+    "voc12/prepare.py",
+    "coco14/prepare.py",
+)
 
 
 def files_of(package: str) -> list[Path]:

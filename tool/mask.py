@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -26,12 +27,17 @@ def palette() -> np.ndarray:
 
 def save_mask(path: Path | str, mask: np.ndarray) -> None:
     """Write `mask` (H, W) uint8 as a palette PNG, whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        write_mask(file, mask)
+
+
+def write_mask(file: BinaryIO, mask: np.ndarray) -> None:
+    """Write `mask` (H, W) uint8 as a palette PNG into an open file."""
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(f"a mask is (H, W) uint8, not {mask.shape} {mask.dtype}")
     image = Image.fromarray(np.ascontiguousarray(mask))
     image.putpalette(palette().tobytes())
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG")
+    image.save(file, format="PNG")
 
 
 def load_mask(path: Path | str) -> np.ndarray:
