@@ -24,11 +24,12 @@ OURS = {*PROGRAMS, *ALLOWED}
 ABOVE_METHODS = ("restore.py",)  # builds methods, for the stages
 # Programs that live in a package (`python -m tool.NAME`) and stand above it, like a stage script.
 INNER_PROGRAMS = (
-    "tool/show.py",
     "tool/convert_cams.py",
+    "tool/saliency.py",
+    "tool/show.py",
     "tool/submit.py",
-    "voc12/prepare.py",
     "coco14/prepare.py",
+    "voc12/prepare.py",
 )
 
 

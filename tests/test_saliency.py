@@ -1,0 +1,90 @@
+"""`tool.saliency` with a small ONNX model made here: the mean of the image's colours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import assert_refused, run
+
+from data.catalog import open_catalog
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+def model_file(path: Path, *, side: int | str = 32, weight: float = 1.0, axes: int = 1) -> Path:
+    """A network in the shape of U2-Net: one RGB image in, sigmoid maps out, the first counts."""
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    kernel = helper.make_tensor("w", kind, [axes, 3, 1, 1], [weight] * (3 * axes))
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["image", "w"], ["score"]),
+            helper.make_node("Sigmoid", ["score"], ["d0"]),
+            helper.make_node("Identity", ["score"], ["d1"]),
+        ],
+        "u2net",
+        [helper.make_tensor_value_info("image", kind, [1, 3, side, side])],
+        [helper.make_tensor_value_info(n, kind, [1, axes, None, None]) for n in ("d0", "d1")],
+        [kernel],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+def saliency(root: Path, out: Path, model: Path, *flags: object):
+    base = ["--model", model, "--root", root, "--list", "train", "--out", out, "--workers", 1]
+    return run("tool/saliency.py", *base, *flags)
+
+
+@pytest.mark.parametrize("side", [32, "side"])
+def test_maps_of_the_images_sizes(folder_root, tmp_path, side: int | str) -> None:
+    model = model_file(tmp_path / "u2net.onnx", side=side)
+    result = saliency(folder_root, tmp_path / "out", model)
+    assert result.returncode == 0, result.stderr
+    catalog = open_catalog("folder", folder_root, saliency_root=tmp_path / "out")
+    for image_id in catalog.ids("train"):
+        got = np.asarray(catalog.read_saliency(image_id), float)
+        assert got.min() < 40  # stretched to 0..255 before it is resized
+        assert got.max() > 200
+        bright = np.asarray(catalog.read_image(image_id), float).sum(axis=2)
+        assert np.corrcoef(got.ravel(), bright.ravel())[0, 1] > 0.5, image_id
+
+
+def test_goes_on_where_it_was(folder_root, tmp_path) -> None:
+    model, out = model_file(tmp_path / "u2net.onnx"), tmp_path / "out"
+    saliency(folder_root, out, model)
+    broken, missing, *kept = sorted(out.glob("*.png"))
+    times = [path.stat().st_mtime_ns for path in kept]
+    broken.write_bytes(broken.read_bytes()[:60])
+    missing.unlink()
+    result = saliency(folder_root, out, model)
+    assert "2 maps written, 6 were there" in result.stdout
+    assert [path.stat().st_mtime_ns for path in kept] == times
+    other = model_file(tmp_path / "other.onnx", weight=2.0)
+    assert_refused(saliency(folder_root, out, other), "model_sha256", "--out")
+
+
+def test_shards_share_the_images(folder_root, tmp_path) -> None:
+    model = model_file(tmp_path / "u2net.onnx")
+    for share, count in ((0, 3), (1, 3), (2, 2)):
+        result = saliency(folder_root, tmp_path / "out", model, "--shard", f"{share}/3")
+        assert f"{count} maps written, 0 were there" in result.stdout
+    assert_refused(saliency(folder_root, tmp_path / "out", model, "--shard", "3/3"), "3/3")
+
+
+def test_a_constant_output_is_no_saliency(folder_root, tmp_path) -> None:
+    model = model_file(tmp_path / "u2net.onnx", weight=0.0)
+    assert saliency(folder_root, tmp_path / "out", model).returncode == 0
+    assert (np.asarray(Image.open(tmp_path / "out" / "a1.png")) == 0).all()
+
+
+def test_refusals(folder_root, tmp_path) -> None:
+    assert_refused(saliency(folder_root, tmp_path / "o", tmp_path / "no.onnx"), "tool.download")
+    (tmp_path / "bad.onnx").write_bytes(b"<html>")
+    assert_refused(saliency(folder_root, tmp_path / "o", tmp_path / "bad.onnx"), "bad.onnx")
+    two = model_file(tmp_path / "two.onnx", axes=2)
+    assert_refused(saliency(folder_root, tmp_path / "o", two), "(1, 2, 32, 32)", "U2-Net")

@@ -1,0 +1,151 @@
+"""`python -m tool.saliency --model u2net.onnx --root R --out R/saliency`: saliency maps.
+
+For the images of a list, by any ONNX file of the U2-Net family (`python -m tool.download u2net`);
+needs `pip install onnxruntime`. Stopped and started again, it goes on where it was; `--shard 0/4`
+to `3/4` share the work among machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data.catalog import Catalog, add_dataset_flags, catalog_from
+from data.files import decode
+from tool.files import atomic_path, claim
+from tool.options import Parser, positive_int, run_stage
+from tool.parallel import map_processes
+from tool.run_directory import file_hash
+
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
+_SIDE = 320  # of U2-Net's input, where the file leaves it open
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the maps that are not there."""
+    args = parse(argv)
+    catalog = catalog_from(args)
+    out = args.out or catalog.saliency_root
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ValueError("tool.saliency needs onnxruntime: pip install onnxruntime")
+    if not args.model.is_file():
+        raise FileNotFoundError(f"model {args.model} does not exist: python -m tool.download u2net")
+    open_model(args.model)
+    share, parts = args.shard
+    ids = catalog.ids(args.list)[share::parts]
+    claim(out, {"model_sha256": file_hash(args.model)})
+    work = SaliencyWriter(catalog, out, args.model)
+    done = map_processes(work, ids, workers=args.workers)
+    written = sum(tqdm(done, total=len(ids), desc="saliency", mininterval=1.0))
+    print(f"{out}: {written} maps written, {len(ids) - written} were there")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags."""
+    parser = Parser(prog="tool.saliency", description=__doc__)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="ONNX file of a U2-Net")
+    add("--out", type=Path, help="folder for ID.png; None: the dataset's")
+    add("--shard", type=shard, default=(0, 1), metavar="I/N", help="share I of N, from 0")
+    add("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes")
+    add_dataset_flags(parser, list_name="train")
+    parser.set_defaults(dataset="folder")
+    return parser.parse_args(argv)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`I/N` -> (I, N), an `argparse` type."""
+    index, _, parts = text.partition("/")
+    if not (index.isdecimal() and parts.isdecimal() and int(index) < int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I below N")
+    return int(index), int(parts)
+
+
+@functools.cache
+def open_model(path: Path) -> Any:
+    """The onnxruntime session of a file, one thread; one a process.
+
+    Raises:
+        ValueError: no ONNX file, or not one image in.
+    """
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=onnxruntime.get_available_providers()
+        )
+    except (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf) as error:
+        raise ValueError(f"{path} is not an ONNX model that can run here: {error}") from error
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] not in (3, None):
+        raise ValueError(f"{path} does not take one RGB image: it is no U2-Net")
+    return session
+
+
+def saliency_of(session: Any, image: Image.Image) -> np.ndarray:
+    """The saliency map of an image.
+
+    Args:
+        session: of `open_model`.
+        image: RGB.
+
+    Returns:
+        (H, W) uint8: the model's first output, stretched to 0..255; 0 where it is constant.
+
+    Raises:
+        ValueError: the model's first output is no map.
+    """
+    node = session.get_inputs()[0]
+    height, width = (side if isinstance(side, int) else _SIDE for side in node.shape[2:])
+    small = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS), np.float32)
+    small = (small / max(float(small.max()), 1e-6) - _MEAN) / _STD
+    output = session.run(None, {node.name: small.transpose(2, 0, 1)[None]})[0]
+    if output.ndim != 4 or output.shape[:2] != (1, 1) or not np.isfinite(output).all():
+        raise ValueError(f"the model gives {output.shape}, not one finite map: it is no U2-Net")
+    low, high = float(output.min()), float(output.max())
+    scaled = (output[0, 0] - low) * (255 / (high - low) if high > low else 0.0)
+    full = Image.fromarray(scaled.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    return np.asarray(full).round().astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class SaliencyWriter:
+    """Writes one image's map; True when it was not there whole."""
+
+    catalog: Catalog
+    out: Path
+    model: Path
+
+    def __call__(self, image_id: str) -> bool:
+        path = self.out / f"{image_id}.png"
+        if self.is_whole(path, image_id):
+            return False
+        saliency = saliency_of(open_model(self.model), self.catalog.read_image(image_id))
+        with atomic_path(path) as temporary:
+            Image.fromarray(saliency).save(temporary, format="PNG")
+        return True
+
+    def is_whole(self, path: Path, image_id: str) -> bool:
+        """Whether the map is there, readable and of the image's size."""
+        try:
+            return decode(path, "L").size == self.catalog.image_size(image_id)
+        except ValueError:
+            return False
+
+
+if __name__ == "__main__":
+    run_stage(main)
