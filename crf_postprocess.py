@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.catalog import add_dataset_flags, catalog_from
+from data.usable import add_skip_flag, ids_from
 from tool.crf import PRESETS, preset_of
 from tool.files import locked
 from tool.options import Parser, positive_int, run_stage
@@ -23,6 +24,7 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser(description="dense CRF over CAMs: pseudo masks or confident seeds")
     add_dataset_flags(parser, list_name="train")
+    add_skip_flag(parser)
     add = parser.add_argument
     add("--cam-dir", type=Path, required=True, help="folder with ID.npy, from infer_cam.py")
     add("--out", type=Path, required=True, help="folder for ID.png; masks that are there stay")
@@ -49,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Post-process every image of a list."""
     args = parser().parse_args(argv)
     catalog = catalog_from(args)
-    image_ids = catalog.ids(args.list)
+    image_ids = ids_from(args, catalog)
     require_files(args.cam_dir, image_ids, ".npy", what="CAMs", stage="infer_cam.py")
     name = args.preset or ("label50" if args.seed else "psa80")
     iterations = args.iterations or (FBR_ITERATIONS if name == "psa80" else None)

@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.catalog import Catalog, add_dataset_flags, catalog_from
+from data.usable import add_skip_flag, ids_from
 from tool.evaluation import PRED_255, Evaluation
 from tool.metrics import Sweep
 from tool.options import Parser, run_stage
@@ -21,6 +22,7 @@ def parser() -> Parser:
     """The command line."""
     parser = Parser(description="mIoU of pseudo masks (.png) or CAMs (.npy)")
     add_dataset_flags(parser, list_name="train")
+    add_skip_flag(parser)
     add = parser.add_argument
     add("--pred-dir", type=Path, required=True, help="folder with ID.png masks or ID.npy CAMs")
     add("--bg-threshold", type=float, default=0.22, help="a CAM is foreground above this score")
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score a folder of predictions."""
     args = parser().parse_args(argv)
     catalog = catalog_from(args)
-    image_ids = catalog.ids(args.list)
+    image_ids = ids_from(args, catalog, masks=True)
     predictions = Predictions.find(args.pred_dir, image_ids)
     if args.sweep and predictions.kind == "mask":
         raise ValueError(f"--sweep needs CAMs: {args.pred_dir} holds masks")

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from data.catalog import add_dataset_flags, catalog_from
 from data.dataset import InferDataset
 from data.loader import infer_loader
+from data.usable import add_skip_flag, ids_from
 from network.methods import method_names
 from network.restore import restore
 from tool import dist
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     scales = tuple(args.scales or method.recipe.scales)
     if dist.is_main():
         claim(args.out, {"checkpoint_sha256": file_hash(args.checkpoint), "scales": list(scales)})
-    ids = catalog.ids(args.list)
+    ids = ids_from(args, catalog)
     dataset = InferDataset(
         catalog,
         ids,
@@ -91,6 +92,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--method", choices=method_names(), help="refuse a checkpoint of another method")
     add("--backbone", help="refuse a checkpoint of another backbone")
     add_dataset_flags(parser, list_name="train")
+    add_skip_flag(parser)
     add("--out", type=Path, required=True, help="folder for the .npy files")
     add("--scales", type=float, nargs="+", default=None, help="default: the method's recipe")
     add("--num-workers", type=int, default=2, help="processes that decode ahead")

@@ -18,6 +18,7 @@ import torch
 from data.catalog import Catalog, add_dataset_flags, catalog_from
 from data.dataset import TrainDataset
 from data.loader import step_batches
+from data.usable import add_skip_flag, ids_from
 from network.backbones import BACKBONES
 from network.methods import Method, Recipe, build_method, find_method, method_names
 from network.pretrained import WHEELS, load_pretrained
@@ -48,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, device: torch.device) -> int:
     """Build data, method and optimizer, resume, train."""
     catalog = catalog_from(args)
-    ids = catalog.ids(args.list)
-    config = run_config(args, catalog, ids)
+    ids = ids_from(args, catalog, saliency="saliency" in find_method(args.method).inputs)
+    config = run_config(args, catalog)
     method = build_method(config)
     dataset = TrainDataset(
         catalog,
@@ -128,6 +129,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="train_fbr.py", description=__doc__)
     parser.add_argument("--method", default="fbr", choices=method_names(), help="what to train")
     add_dataset_flags(parser, list_name="train")
+    add_skip_flag(parser)
     add_network_flags(parser)
     add_recipe_flags(parser, method.recipe)
     add_run_flags(parser)
@@ -204,8 +206,11 @@ def default_backbone() -> str:
     return "resnet38d" if torch.cuda.is_available() else "timm:tf_efficientnet_lite0"
 
 
-def run_config(args: argparse.Namespace, catalog: Catalog, ids: list[str]) -> dict[str, Any]:
-    """What identifies the run: two commands that differ here do not share a checkpoint."""
+def run_config(args: argparse.Namespace, catalog: Catalog) -> dict[str, Any]:
+    """What identifies the run: two commands that differ here do not share a checkpoint.
+
+    The list is the whole one: a run that met a bad image goes on with `--skip-bad-images`.
+    """
     if args.weights is None and args.init is None:
         raise ValueError(
             f"--weights is needed for {args.backbone}: a .pth, .safetensors or .params file, or "
@@ -216,7 +221,7 @@ def run_config(args: argparse.Namespace, catalog: Catalog, ids: list[str]) -> di
         "class_names": list(catalog.class_names),
         "pretrained": args.weights != "none" or args.init is not None,
         "init_sha256": args.init and file_hash(args.init),
-        "list_sha256": list_hash(ids),
+        "list_sha256": list_hash(catalog.ids(args.list)),
     }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data.catalog import add_dataset_flags, catalog_from
+from data.usable import add_skip_flag, ids_from
 from tool.mask import save_mask
 from tool.options import Parser, run_stage
 
@@ -40,10 +41,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m data.fill", description="masks of the baseline without a network"
     )
     add_dataset_flags(parser, list_name="train")
+    add_skip_flag(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the mask PNGs")
     args = parser.parse_args(argv)
     catalog = catalog_from(args)
-    ids = catalog.ids(args.list)
+    ids = ids_from(args, catalog, saliency=True)
     for image_id in ids:
         saliency = np.asarray(catalog.read_saliency(image_id))
         save_mask(args.out / f"{image_id}.png", fill_mask(saliency, catalog.label(image_id)))
