@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tool.files import atomic_path
+from tool.files import write_npy
 from tool.unpickle import load_npy
 
 Label = np.ndarray | Callable[[], np.ndarray] | None
@@ -57,8 +57,7 @@ def save_cam(path: Path | str, cam: Cam) -> None:
     rows = np.zeros(len(cam.class_index), dtype)
     rows["class_index"] = cam.class_index
     rows["cam"] = half
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, rows, allow_pickle=False)
+    write_npy(path, rows)
 
 
 def load_cam(path: Path | str, *, label: Label = None) -> Cam:

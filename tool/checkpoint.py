@@ -14,6 +14,7 @@ import torch
 
 from tool.files import atomic_path
 
+_FULL = "could not be written: is the disk full?"
 _ABOUT = "fbr_checkpoint"  # the key of the metadata in an exported file
 _KEYS = {"method": str, "config": dict, "model": dict, "step": int}
 # what torch.load raises on a damaged file, found by damaging files at random
@@ -33,9 +34,12 @@ _UNREADABLE = (
 
 
 def save_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
-    """Write `content` (tensors and plain types) to `path` atomically."""
+    """Write `content` (tensors and plain types) to `path` atomically; `OSError` on a full disk."""
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's own writer hides the system's error
+            raise OSError(_FULL) from error
 
 
 def load_tensors(path: Path | str) -> dict[str, Any]:
@@ -104,7 +108,10 @@ def save_exported(path: Path | str, checkpoint: dict[str, Any]) -> list[str]:
     about = {key: checkpoint[key] for key in ("method", "config", "step")}
     about["may_lack"] = left_out
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(model, temporary, {_ABOUT: json.dumps(about, default=str)})
+        try:
+            safetensors.torch.save_file(model, temporary, {_ABOUT: json.dumps(about, default=str)})
+        except safetensors.SafetensorError as error:
+            raise OSError(_FULL) from error
     return left_out
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data.catalog import add_dataset_flags, catalog_from
 from tool.cam import Cam, Label, load_cam, save_cam
-from tool.files import atomic_path, claim, locked
+from tool.files import claim, locked, write_npy
 from tool.options import Parser, run_stage
 from tool.predictions import require_files
 
@@ -105,8 +105,7 @@ WRITERS: dict[str, Callable[[Path, Cam], None]] = {
 def _save(path: Path, content: dict[Any, Any]) -> None:
     array = np.empty((), object)
     array[()] = content
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, array, allow_pickle=True)
+    write_npy(path, array, allow_pickle=True)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import io
 import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -28,8 +32,24 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         yield temporary
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # a failed write, of a full disk: it does not know its file
+            raise OSError(error.errno or errno.EIO, error.strerror or str(error), path) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_npy(path: Path | str, array: np.ndarray, *, allow_pickle: bool = False) -> None:
+    """`np.save`, whole or not at all.
+
+    Through memory: what `np.save` hands to the C library can be lost on a full disk without an
+    error.
+    """
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=allow_pickle)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getvalue())
 
 
 def _umask() -> int:
