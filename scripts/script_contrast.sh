@@ -7,6 +7,7 @@
 #   DATASET=coco14 ROOT=.../COCO SALIENCY_ROOT=... WEIGHTS=... bash scripts/script_contrast.sh
 #   DATASET=voc12 ROOT=.../voc6 TRAIN_LIST=train STEPS=400 CROP=224 TRAIN_FLAGS="--momentum 0.9 --lr 0.005 --warmup 50" \
 #     bash scripts/script_contrast.sh                        a few hundred photographs on a CPU
+#   DATASET=folder ROOT=.../my-photos bash scripts/script_contrast.sh         your own (README); scored where R/masks is
 # METHOD=fill|cam|eps|ppc|fbr  SEED=0  OUT=out/...  are further settings; TRAIN_FLAGS goes to train_fbr.py.
 # Stopped and started again, it goes on where it was.
 set -euo pipefail
@@ -34,6 +35,7 @@ case "$DATASET" in
     ;;
   *)
     TRAIN_LIST="${TRAIN_LIST:-train}"
+    if [ ! -d "${ROOT:-}/masks" ]; then SCORE=0; fi   # photographs without ground truth
     ;;
 esac
 ROOT="${ROOT:?set ROOT to the folder of the dataset}"
@@ -54,7 +56,12 @@ else
     ${BACKBONE:+--backbone "$BACKBONE"} ${WEIGHTS:+--weights "$WEIGHTS"} ${TRAIN_FLAGS:-} ${METHOD_FLAGS:-}
   "$PYTHON" infer_cam.py --checkpoint "$OUT/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$OUT/cam" \
     ${SCALES:+--scales $SCALES}
-  "$PYTHON" eval_miou.py --pred-dir "$OUT/cam" "${score[@]}" --sweep --json "$OUT/miou_cam.json"
+  [ "${SCORE:-1}" = 0 ] ||
+    "$PYTHON" eval_miou.py --pred-dir "$OUT/cam" "${score[@]}" --sweep --json "$OUT/miou_cam.json"
   "$PYTHON" crf_postprocess.py --cam-dir "$OUT/cam" "${data[@]}" --list "$MASK_LIST" --out "$OUT/mask"
 fi
-"$PYTHON" eval_miou.py --pred-dir "$OUT/mask" "${score[@]}" --json "$OUT/miou.json"
+if [ "${SCORE:-1}" = 0 ]; then
+  echo "no masks in $ROOT: $OUT/mask is not scored"
+else
+  "$PYTHON" eval_miou.py --pred-dir "$OUT/mask" "${score[@]}" --json "$OUT/miou.json"
+fi
