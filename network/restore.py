@@ -89,7 +89,7 @@ def open_checkpoint(
         return load_checkpoint(path)
     content = load_tensors(path)
     released = unwrapped(content)
-    if "fc8.weight" not in released:
+    if not is_released(released):
         return as_checkpoint(content, path)
     if method is None or backbone is None or class_names is None:
         raise ValueError(
@@ -111,6 +111,11 @@ def open_checkpoint(
         "step": 0,
         "may_lack": _TRAINING_ONLY,
     }
+
+
+def is_released(tensors: dict[str, Tensor]) -> bool:
+    """Whether these are tensors of the released code."""
+    return "fc8.weight" in tensors and tensors["fc8.weight"].ndim == 4
 
 
 def from_released(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -136,7 +141,7 @@ def initialise(method: Method, path: Path | str) -> str:
         ValueError: the file is unreadable, or has under 90 % of the backbone's tensors.
     """
     tensors = read_weights(Path(path))
-    if "fc8.weight" in tensors:
+    if is_released(tensors):
         tensors = from_released(tensors)
     own = method.state_dict()
     names = weight_names(method)

@@ -124,6 +124,8 @@ def test_a_released_checkpoint_wants_to_be_told_what_it_is(released, folder_root
     torch.save(state, path)
     right = ["--method", "fbr", "--backbone", SLIM]
     assert_refused(infer(path, folder_root, tmp_path, *right), "4 classes", "3")
+    torch.save(state | {"fc8.weight": torch.zeros(())}, path)
+    assert_refused(infer(path, folder_root, tmp_path, *right), "four.pth", "lacks")
     del state["b4_1.bn_branch2a.bias"]
     torch.save(state | {"fc8.weight": state["fc8.weight"][:4]}, path)
     assert_refused(infer(path, folder_root, tmp_path, *right), "b4_1.bn_branch2a.bias")
