@@ -19,6 +19,7 @@ import coco14
 from coco14.annotations import OVERLAPS, ImageObjects, draw_mask, read_annotations
 from data.catalog import Catalog, open_catalog
 from data.prepare import (
+    add_prepare_flags,
     check_counts,
     check_images,
     list_bytes,
@@ -72,7 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
     parser = Parser(prog="coco14.prepare", description=__doc__)
     add = parser.add_argument
-    add("--root", type=Path, required=True, help="folder with annotations/, train2014/, val2014/")
+    add_prepare_flags(parser, root="folder with annotations/, train2014/, val2014/")
     add(
         "--overlap",
         choices=OVERLAPS,
@@ -80,8 +81,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="which object is on top: the smaller, the later or the first in the annotations",
     )
     add("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes")
-    add("--partial", action="store_true", help="accept a part of the benchmark")
-    add("--overwrite", action="store_true", help="replace lists and labels that differ")
     return parser.parse_args(argv)
 
 

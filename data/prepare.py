@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -15,6 +16,14 @@ from data.catalog import Catalog
 from tool.files import atomic_path
 
 PROTOCOL = "protocol.json"
+
+
+def add_prepare_flags(parser: argparse.ArgumentParser, *, root: str) -> None:
+    """Add --root (`root` is its help), --partial and --overwrite."""
+    add = parser.add_argument
+    add("--root", type=Path, required=True, help=root)
+    add("--partial", action="store_true", help="accept lists of other sizes than the benchmark's")
+    add("--overwrite", action="store_true", help="replace lists and labels that differ")
 
 
 def check_counts(found: Mapping[str, int], official: Mapping[str, int], *, partial: bool) -> None:

@@ -17,6 +17,7 @@ import voc12
 from data.catalog import Catalog, open_catalog
 from data.labels import AnnotationLabels
 from data.prepare import (
+    add_prepare_flags,
     check_counts,
     check_images,
     list_bytes,
@@ -51,14 +52,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
     parser = Parser(prog="voc12.prepare", description=__doc__)
     add = parser.add_argument
-    add("--root", type=Path, required=True, help="the devkit's VOC2012 folder")
+    add_prepare_flags(parser, root="the devkit's VOC2012 folder")
     add(
         "--sbd-list",
         type=Path,
         help=f"list of SBD's images, in place of the masks in {SBD_FOLDER}/ (val is left out)",
     )
-    add("--partial", action="store_true", help="accept lists of other sizes than the benchmark's")
-    add("--overwrite", action="store_true", help="replace lists and labels that differ")
     return parser.parse_args(argv)
 
 
