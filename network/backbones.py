@@ -11,8 +11,8 @@ import torchvision
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from network.depthwise import replace_depthwise
 from network.folding import fold_frozen_norms
-from network.phased import phase_depthwise
 from network.resnet38d import ResNet38d
 
 TAP_NAMES = ("tap1", "tap2", "low", "mid", "high")
@@ -133,7 +133,7 @@ class TimmBackbone(Backbone):
             raise ValueError(
                 f"backbone {name!r} has no output stride {output_stride}: try 32"
             ) from error
-        phase_depthwise(self.net)
+        replace_depthwise(self.net)
         info = self.net.feature_info
         names = TAP_NAMES[-len(info) :] if len(info) <= 5 else TAP_NAMES
         if len(info) < 3:

@@ -7,16 +7,19 @@ stays trainable and every parameter keeps its name.
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from timm.layers.norm_act import FrozenBatchNormAct2d
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from network.phased import PhasedConv2d, depthwise_phases
+from network.depthwise import DepthwiseConv2d, depthwise
 
 FROZEN = (FrozenBatchNormAct2d, FrozenBatchNorm2d)
+FOLDABLE = (nn.Conv2d, DepthwiseConv2d, Conv2dSame)
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -25,7 +28,8 @@ class FoldedConv2d(nn.Conv2d):
     def take(self, conv: nn.Conv2d, norm: nn.Module) -> FoldedConv2d:
         """Share the weight of `conv`; read the statistics of `norm`, which is not registered."""
         self.weight, self.bias = conv.weight, None
-        self.phased = isinstance(conv, PhasedConv2d)
+        self.depthwise = isinstance(conv, DepthwiseConv2d)
+        self.same = isinstance(conv, Conv2dSame)
         object.__setattr__(self, "norm", norm)
         return self
 
@@ -36,13 +40,33 @@ class FoldedConv2d(nn.Conv2d):
         bias = norm.bias - norm.running_mean * scale
         weight = self.weight * scale[:, None, None, None]
         if feature.device.type == "cpu":
-            if self.phased:
-                return depthwise_phases(feature, weight, bias, dilation=self.dilation[0])
+            if self.depthwise:
+                return depthwise(feature, weight, bias, dilation=self.dilation[0])
             if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.groups == 1:
                 return pointwise(feature, weight, bias)
-        return F.conv2d(
-            feature, weight, bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        padding = self.padding
+        if self.same:
+            feature, weight, padding = self._pad_same(feature, weight)
+        return F.conv2d(feature, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    def _pad_same(self, feature: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """TensorFlow's padding, which may have one row and column more at the end.
+
+        A constant depthwise kernel takes a row and column of zeros in front instead, and the same
+        padding on both sides: without a copy of the map.
+        """
+        total = [
+            max((math.ceil(size / stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+            for size, stride, dilation, kernel in zip(
+                feature.shape[-2:], self.stride, self.dilation, self.kernel_size, strict=True
+            )
+        ]
+        high, wide = total
+        if self.groups > 1 and self.dilation == (1, 1) and not weight.requires_grad:
+            weight = F.pad(weight, (wide % 2, 0, high % 2, 0))
+            return feature, weight, ((high + 1) // 2, (wide + 1) // 2)
+        feature = F.pad(feature, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
+        return feature, weight, (0, 0)
 
 
 def pointwise(feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -59,11 +83,14 @@ class Folded(nn.Module):
             self.register_buffer(name, buffer)
         self.eps = norm.eps
         self.act = getattr(norm, "act", nn.Identity())
-        if hasattr(self.act, "inplace"):
-            self.act.inplace = False  # on the view that `pointwise` returns, in place means copies
 
     def forward(self, feature: Tensor) -> Tensor:
-        """The activation alone."""
+        """The activation alone; in place on the folded convolution's result where none derives it.
+
+        (With a gradient, in place on the view that `pointwise` returns would mean copies.)
+        """
+        if hasattr(self.act, "inplace"):
+            self.act.inplace = not feature.requires_grad
         return self.act(feature)
 
 
@@ -104,7 +131,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
 def _fold_children(module: nn.Module, originals: list[tuple[nn.Module, str, nn.Module]]) -> None:
     children = [(n, c) for n, c in module.named_children() if not isinstance(c, nn.Identity)]
     for (name, conv), (norm_name, norm) in itertools.pairwise(children):
-        plain = type(conv) in (nn.Conv2d, PhasedConv2d) and conv.bias is None
+        plain = type(conv) in FOLDABLE and conv.bias is None
         if plain and isinstance(norm, FROZEN) and len(norm.weight) == conv.out_channels:
             originals += [(module, name, conv), (module, norm_name, norm)]
             left = Folded(norm)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from network.backbones import TAP_NAMES, Backbone, build_backbone
+from network.depthwise import DepthwiseConv2d, replace_depthwise
 from network.folding import FoldedConv2d
-from network.phased import PhasedConv2d, phase_depthwise
 from network.resnet38d import ResNet38d
 from tool.progress import Progress
 
@@ -216,18 +216,20 @@ def test_the_input_of_efficientnet_lite_is_its_own() -> None:
     assert backbone.std == pytest.approx((128 / 255,) * 3)
 
 
-@pytest.mark.parametrize("dilation", [2, 3, 4])
-@pytest.mark.parametrize("size", [(8, 8), (7, 9), (3, 1)])
-@pytest.mark.parametrize(("kernel", "bias"), [(3, True), (5, False)])
-def test_a_phased_convolution_is_the_dilated_one(
-    dilation: int, size: tuple[int, int], kernel: int, bias: bool
+@pytest.mark.parametrize("size", [(8, 8), (13, 21), (7, 9), (3, 1)])
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "bias"),
+    [(3, 2, True), (3, 3, False), (3, 4, True), (5, 1, True), (5, 2, False), (5, 3, True)],
+)
+def test_the_fast_depthwise_convolution_is_the_plain_one(
+    size: tuple[int, int], kernel: int, dilation: int, bias: bool
 ) -> None:
     torch.manual_seed(0)
     padding = dilation * (kernel // 2)
     plain = nn.Conv2d(6, 6, kernel, padding=padding, dilation=dilation, groups=6, bias=bias)
     both = nn.Sequential(copy.deepcopy(plain))
-    phase_depthwise(both)
-    assert type(both[0]) is PhasedConv2d
+    replace_depthwise(both)
+    assert type(both[0]) is DepthwiseConv2d
     feature = torch.randn(2, 6, *size)
     results = []
     for conv in (plain, both[0]):
@@ -243,7 +245,7 @@ def test_a_phased_convolution_is_the_dilated_one(
 @pytest.mark.parametrize(
     "conv",
     [
-        nn.Conv2d(6, 6, 3, padding=1, groups=6),  # not dilated
+        nn.Conv2d(6, 6, 3, padding=1, groups=6),  # neither dilated nor large
         nn.Conv2d(6, 6, 3, padding=2, dilation=2),  # not depthwise
         nn.Conv2d(6, 6, 3, padding=1, dilation=2, groups=6),  # changes the size
         nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=6, stride=2),
@@ -253,15 +255,24 @@ def test_a_phased_convolution_is_the_dilated_one(
 )
 def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
     net = nn.Sequential(conv)
-    phase_depthwise(net)
+    replace_depthwise(net)
     assert net[0] is conv
 
 
-def test_the_cpu_default_is_phased_and_keeps_its_names() -> None:
+def test_the_fast_depthwise_convolution_trains_under_autocast() -> None:
+    conv = DepthwiseConv2d(6, 6, 5, padding=4, dilation=2, groups=6)
+    feature = torch.randn(2, 6, 9, 9, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        conv(feature).sum().backward()
+    assert conv.weight.grad.abs().sum() > 0
+    assert feature.grad.dtype == torch.bfloat16
+
+
+def test_the_cpu_default_has_fast_depthwise_and_keeps_its_names() -> None:
     names = set(build_backbone(LITE, output_stride=32).state_dict())
     backbone = build_backbone(LITE, output_stride=16)
     assert set(backbone.state_dict()) == names
-    assert sum(isinstance(m, PhasedConv2d) for m in backbone.modules()) == 4
+    assert sum(isinstance(m, DepthwiseConv2d) for m in backbone.modules()) == 9
 
 
 class OutOfOrder(Backbone):
