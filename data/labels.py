@@ -99,15 +99,19 @@ class AnnotationLabels(Mapping[str, np.ndarray]):
         return sum(1 for _ in self)
 
 
-def _read_csv(path: Path, class_names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def csv_rows(path: Path) -> list[tuple[str, list[str]]]:
+    """The rows of a `labels.csv`: image id, and the names of its classes.
+
+    Raises:
+        ValueError: no CSV file, another header, a row of another form, or an id twice.
+    """
     try:
         rows = list(csv.reader(read_text(path).splitlines(keepends=True), strict=True))
     except csv.Error as error:
         raise ValueError(f"{path} is not a CSV file: {error}") from error
     if not rows or [cell.strip() for cell in rows[0]] != HEADER:
         raise ValueError(f"{path} must begin with the header {','.join(HEADER)!r}")
-    position = {name: index for index, name in enumerate(class_names)}
-    labels: dict[str, np.ndarray] = {}
+    found: dict[str, list[str]] = {}
     for number, row in enumerate(rows[1:], start=2):
         if not row:
             continue
@@ -116,10 +120,18 @@ def _read_csv(path: Path, class_names: tuple[str, ...]) -> dict[str, np.ndarray]
                 f"{path} row {number} is not 'image_id,class;class': {','.join(row)!r}"
             )
         image_id = row[0].strip()
-        if image_id in labels:
+        if image_id in found:
             raise ValueError(f"{path} row {number} labels {image_id!r} a second time")
-        labels[image_id] = _one_label(row[1].split(";"), position, f"{path} row {number}")
-    return labels
+        found[image_id] = [name for name in map(str.strip, row[1].split(";")) if name]
+    return list(found.items())
+
+
+def _read_csv(path: Path, class_names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    position = {name: index for index, name in enumerate(class_names)}
+    return {
+        image_id: _one_label(names, position, f"{path}: {image_id!r}")
+        for image_id, names in csv_rows(path)
+    }
 
 
 def _one_label(names: list[str], position: Mapping[str, int], where: str) -> np.ndarray:

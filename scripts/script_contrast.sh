@@ -7,8 +7,10 @@
 #   DATASET=coco14 ROOT=.../COCO SALIENCY_ROOT=... WEIGHTS=... bash scripts/script_contrast.sh
 #   DATASET=voc12 ROOT=.../voc6 TRAIN_LIST=train STEPS=400 CROP=224 TRAIN_FLAGS="--momentum 0.9 --lr 0.005 --warmup 50" \
 #     bash scripts/script_contrast.sh                        a few hundred photographs on a CPU
-#   DATASET=folder ROOT=.../my-photos bash scripts/script_contrast.sh         your own (README); scored where R/masks is
-# METHOD=fill|cam|eps|ppc|fbr  SEED=0  OUT=out/...  are further settings; TRAIN_FLAGS goes to train_fbr.py.
+#   DATASET=folder ROOT=.../my-photos bash scripts/script_contrast.sh         your own (README), with the short schedule
+#                                                            of a few hundred; scored where R/masks is
+# METHOD=fill|cam|eps|ppc|fbr  SEED=0  OUT=out/...  are further settings; TRAIN_FLAGS goes to train_fbr.py;
+# SKIP_BAD_IMAGES=1 leaves out, counts and lists images that cannot be read.
 # Stopped and started again, it goes on where it was.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,6 +37,8 @@ case "$DATASET" in
     ;;
   *)
     TRAIN_LIST="${TRAIN_LIST:-train}"
+    STEPS="${STEPS:-400}" CROP="${CROP:-224}"
+    TRAIN_FLAGS="${TRAIN_FLAGS:---momentum 0.9 --lr 0.005 --warmup 50}"
     if [ ! -d "${ROOT:-}/masks" ]; then SCORE=0; fi   # photographs without ground truth
     ;;
 esac
@@ -44,6 +48,7 @@ MASK_LIST="${MASK_LIST:-$TRAIN_LIST}"        # what gets CAMs and pseudo masks
 OUT="${OUT:-out/$DATASET-$METHOD-seed$SEED}"
 
 data=(--dataset "$DATASET" --root "$ROOT" ${SALIENCY_ROOT:+--saliency-root "$SALIENCY_ROOT"})
+[ "${SKIP_BAD_IMAGES:-0}" = 0 ] || data+=(--skip-bad-images)
 score=("${data[@]}" --list "$SCORE_LIST")
 [ "$DATASET" = toy ] && score+=(--context "$ROOT/context")
 

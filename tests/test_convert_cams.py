@@ -93,7 +93,8 @@ def test_a_background_row_goes_where_the_layout_has_one(tmp_path, layout, channe
 
 def test_refusals(cams, folder_root, tmp_path) -> None:
     assert_refused(convert(tmp_path / "none", tmp_path / "out", "psa"), "none", "--cam-dir")
-    assert_refused(convert(cams, cams, "psa"), "--out")
+    for out in (cams, cams / "psa", cams.parent):
+        assert_refused(convert(cams, out, "psa"), "--out", "overlap")
     assert convert(cams, tmp_path / "psa", "psa").returncode == 0
     assert_refused(convert(cams, tmp_path / "psa", "irn"), "layout", "--out")
     assert_refused(convert(tmp_path / "psa", tmp_path / "a", "native"), "label")

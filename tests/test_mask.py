@@ -64,3 +64,11 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
             load_mask(path)
     with pytest.raises(FileNotFoundError):
         load_mask(tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
+def test_lossy_formats_are_no_masks_whatever_their_name(tmp_path: Path, form: str) -> None:
+    image = Image.fromarray(np.full((8, 8), 3, np.uint8))
+    image.save(tmp_path / "a.png", format=form)
+    with pytest.raises(ValueError, match=r"a\.png"):
+        load_mask(tmp_path / "a.png")

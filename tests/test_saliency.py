@@ -15,10 +15,21 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 
-def model_file(path: Path, *, side: int | str = 32, weight: float = 1.0, axes: int = 1) -> Path:
+def model_file(
+    path: Path,
+    *,
+    side: int | str = 32,
+    weight: float = 1.0,
+    axes: int = 1,
+    first: tuple[int | str, int | str] = (1, 3),
+    half: bool = False,
+    kernel_side: int = 1,
+) -> Path:
     """A network in the shape of U2-Net: one RGB image in, sigmoid maps out, the first counts."""
-    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
-    kernel = helper.make_tensor("w", kind, [axes, 3, 1, 1], [weight] * (3 * axes))
+    helper = onnx.helper
+    kind = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
+    shape, values = [axes, 3, kernel_side, kernel_side], [weight] * (3 * axes * kernel_side**2)
+    kernel = helper.make_tensor("w", kind, shape, values)
     graph = helper.make_graph(
         [
             helper.make_node("Conv", ["image", "w"], ["score"]),
@@ -26,8 +37,8 @@ def model_file(path: Path, *, side: int | str = 32, weight: float = 1.0, axes: i
             helper.make_node("Identity", ["score"], ["d1"]),
         ],
         "u2net",
-        [helper.make_tensor_value_info("image", kind, [1, 3, side, side])],
-        [helper.make_tensor_value_info(n, kind, [1, axes, None, None]) for n in ("d0", "d1")],
+        [helper.make_tensor_value_info("image", kind, [*first, side, side])],
+        [helper.make_tensor_value_info(n, kind, [None, axes, None, None]) for n in ("d0", "d1")],
         [kernel],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
@@ -35,14 +46,24 @@ def model_file(path: Path, *, side: int | str = 32, weight: float = 1.0, axes: i
     return path
 
 
+def test_without_a_model_u2net_is_downloaded(folder_root, tmp_path, monkeypatch) -> None:
+    model = model_file(tmp_path / "u2net.onnx")
+    monkeypatch.setattr("tool.download.get", lambda what: {"u2net": model}[what])
+    flags = ["--root", folder_root, "--list", "train", "--out", tmp_path / "out", "--workers", 1]
+    assert run("tool/saliency.py", *flags).returncode == 0
+    assert len(list((tmp_path / "out").glob("*.png"))) == 8
+
+
 def saliency(root: Path, out: Path, model: Path, *flags: object):
     base = ["--model", model, "--root", root, "--list", "train", "--out", out, "--workers", 1]
     return run("tool/saliency.py", *base, *flags)
 
 
-@pytest.mark.parametrize("side", [32, "side"])
-def test_maps_of_the_images_sizes(folder_root, tmp_path, side: int | str) -> None:
-    model = model_file(tmp_path / "u2net.onnx", side=side)
+@pytest.mark.parametrize(
+    "kind", [{}, {"side": "side"}, {"first": ("batch", "channels")}, {"half": True}], ids=str
+)
+def test_maps_of_the_images_sizes(folder_root, tmp_path, kind: dict) -> None:
+    model = model_file(tmp_path / "u2net.onnx", **kind)
     result = saliency(folder_root, tmp_path / "out", model)
     assert result.returncode == 0, result.stderr
     catalog = open_catalog("folder", folder_root, saliency_root=tmp_path / "out")
@@ -87,3 +108,18 @@ def test_refusals(folder_root, tmp_path) -> None:
     assert_refused(saliency(folder_root, tmp_path / "o", tmp_path / "bad.onnx"), "bad.onnx")
     two = model_file(tmp_path / "two.onnx", axes=2)
     assert_refused(saliency(folder_root, tmp_path / "o", two), "(1, 2, 32, 32)", "U2-Net")
+    pairs = model_file(tmp_path / "pairs.onnx", first=(2, 3))
+    assert_refused(saliency(folder_root, tmp_path / "o", pairs), "pairs.onnx", "one RGB image")
+    fails = model_file(tmp_path / "fails.onnx", side="side", kernel_side=500)
+    assert_refused(saliency(folder_root, tmp_path / "o", fails), "cannot run on (1, 3, 320, 320)")
+
+
+def test_a_broken_photograph_is_skipped_on_demand(folder_dataset, tmp_path) -> None:
+    model = model_file(tmp_path / "u2net.onnx")
+    path = folder_dataset / "images" / "a1.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    assert_refused(saliency(folder_dataset, tmp_path / "out", model), "a1.jpg")
+    result = saliency(folder_dataset, tmp_path / "out", model, "--skip-bad-images")
+    assert result.returncode == 0, result.stderr
+    assert "1 of 8 images skipped" in result.stderr
+    assert len(list((tmp_path / "out").glob("*.png"))) == 7

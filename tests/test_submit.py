@@ -112,3 +112,31 @@ def test_a_damaged_archive_is_refused(voc, what: str) -> None:
     assert_refused(submit(voc), "comp6.tar")
     path.write_bytes(b"no archive")
     assert_refused(submit(voc), "comp6.tar")
+
+
+def test_an_archive_made_by_hand_with_a_leading_dot_is_fine(voc) -> None:
+    submit(voc, "--pred-dir", voc / "mask")
+    path = voc / "out" / "comp6.tar"
+    with tarfile.open(path) as archive:
+        files = {m.name: archive.extractfile(m).read() for m in archive}
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    assert submit(voc).returncode == 0
+
+
+@pytest.mark.parametrize("form", ["gz", "xz", "bz2"])
+def test_a_damaged_compression_is_named(voc, form: str) -> None:
+    submit(voc, "--pred-dir", voc / "mask")
+    path = voc / "out" / "comp6.tar"
+    content = path.read_bytes()
+    with tarfile.open(path, f"w:{form}") as archive:
+        member = tarfile.TarInfo(f"{FOLDER}/{next(iter(IDS))}.png")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    packed = bytearray(path.read_bytes())
+    packed[len(packed) // 2 :] = bytes(len(packed) - len(packed) // 2)
+    path.write_bytes(packed)
+    assert_refused(submit(voc), "comp6.tar")

@@ -27,8 +27,9 @@ from tool.predictions import require_files
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert the files of a list, or all of a folder."""
     args = parse(argv)
-    if args.out.resolve() == args.cam_dir.resolve():
-        raise ValueError(f"--out {args.out} is the folder of the CAMs: choose another")
+    out, source = args.out.resolve(), args.cam_dir.resolve()
+    if out.is_relative_to(source) or source.is_relative_to(out):
+        raise ValueError(f"--out {args.out} and the folder of the CAMs overlap: choose another")
     images = list(images_of(args))
     with locked(args.out):
         claim(args.out, {"layout": args.to, "cams": str(args.cam_dir.resolve())})

@@ -47,6 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"unpacked in {target}")
 
 
+def get(what: str) -> Path:
+    """A file of `SOURCES`, downloaded where it is not there and checked."""
+    raise NotImplementedError
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
     parser = Parser(prog="tool.download", description=__doc__)

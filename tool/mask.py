@@ -49,6 +49,8 @@ def load_mask(path: Path | str) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
+            if image.format in ("JPEG", "MPO", "WEBP", "JPEG2000"):
+                raise ValueError(f"{image.format} changes class indices, a mask is a PNG")
             if image.mode not in ("P", "L"):
                 raise ValueError(f"mode {image.mode}, a mask is a palette (P) or grey (L) image")
             return np.array(image)

@@ -1,8 +1,8 @@
-"""`python -m tool.saliency --model u2net.onnx --root R --out R/saliency`: saliency maps.
+"""`python -m tool.saliency --root R --list train`: saliency maps in R/saliency.
 
-For the images of a list, by any ONNX file of the U2-Net family (`python -m tool.download u2net`);
-needs `pip install onnxruntime`. Stopped and started again, it goes on where it was; `--shard 0/4`
-to `3/4` share the work among machines.
+For the images of a list, by any ONNX file of the U2-Net family; without --model by U2-Net's own,
+which is downloaded. Needs `pip install onnxruntime`. Stopped and started again, it goes on
+where it was; `--shard 0/4` to `3/4` share the work among machines.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from tqdm import tqdm
 
 from data.catalog import Catalog, add_dataset_flags, catalog_from
 from data.files import decode
+from data.usable import add_skip_flag, ids_from
+from tool import download
 from tool.files import atomic_path, claim
 from tool.options import Parser, positive_int, run_stage
 from tool.parallel import map_processes
@@ -29,6 +31,7 @@ from tool.run_directory import file_hash
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _SIDE = 320  # of U2-Net's input, where the file leaves it open
 
 
@@ -39,13 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = args.out or catalog.saliency_root
     if importlib.util.find_spec("onnxruntime") is None:
         raise ValueError("tool.saliency needs onnxruntime: pip install onnxruntime")
-    if not args.model.is_file():
-        raise FileNotFoundError(f"model {args.model} does not exist: python -m tool.download u2net")
-    open_model(args.model)
+    model = args.model or download.get("u2net")
+    if not model.is_file():
+        raise FileNotFoundError(f"model {model} does not exist: python -m tool.download u2net")
+    saliency_of(open_model(model), Image.new("RGB", (64, 64)))  # fail before anything is claimed
     share, parts = args.shard
-    ids = catalog.ids(args.list)[share::parts]
-    claim(out, {"model_sha256": file_hash(args.model)})
-    work = SaliencyWriter(catalog, out, args.model)
+    ids = ids_from(args, catalog)[share::parts]
+    claim(out, {"model_sha256": file_hash(model)})
+    work = SaliencyWriter(catalog, out, model)
     done = map_processes(work, ids, workers=args.workers)
     written = sum(tqdm(done, total=len(ids), desc="saliency", mininterval=1.0))
     print(f"{out}: {written} maps written, {len(ids) - written} were there")
@@ -55,11 +59,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
     parser = Parser(prog="tool.saliency", description=__doc__)
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="ONNX file of a U2-Net")
+    add("--model", type=Path, help="ONNX file of a U2-Net; None: tool.download's u2net, 168 MB")
     add("--out", type=Path, help="folder for ID.png; None: the dataset's")
     add("--shard", type=shard, default=(0, 1), metavar="I/N", help="share I of N, from 0")
     add("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes")
     add_dataset_flags(parser, list_name="train")
+    add_skip_flag(parser)
     parser.set_defaults(dataset="folder")
     return parser.parse_args(argv)
 
@@ -80,7 +85,6 @@ def open_model(path: Path) -> Any:
         ValueError: no ONNX file, or not one image in.
     """
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
@@ -88,12 +92,22 @@ def open_model(path: Path) -> Any:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=onnxruntime.get_available_providers()
         )
-    except (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf) as error:
+    except runtime_errors() as error:
         raise ValueError(f"{path} is not an ONNX model that can run here: {error}") from error
     inputs = session.get_inputs()
-    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].shape[1] not in (3, None):
-        raise ValueError(f"{path} does not take one RGB image: it is no U2-Net")
+    shape = inputs[0].shape if len(inputs) == 1 else []
+    named = len(shape) == 4 and all(isinstance(side, int) for side in shape[:2])
+    if len(shape) != 4 or (named and shape[:2] != [1, 3]) or inputs[0].type not in _TYPES:
+        raise ValueError(f"{path} does not take one RGB image of floats: it is no U2-Net")
     return session
+
+
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises; its classes have no common base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    found = [item for item in vars(state).values() if isinstance(item, type)]
+    return tuple(item for item in found if issubclass(item, Exception))
 
 
 def saliency_of(session: Any, image: Image.Image) -> np.ndarray:
@@ -107,13 +121,18 @@ def saliency_of(session: Any, image: Image.Image) -> np.ndarray:
         (H, W) uint8: the model's first output, stretched to 0..255; 0 where it is constant.
 
     Raises:
-        ValueError: the model's first output is no map.
+        ValueError: the model fails, or its first output is no map.
     """
     node = session.get_inputs()[0]
     height, width = (side if isinstance(side, int) else _SIDE for side in node.shape[2:])
     small = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS), np.float32)
     small = (small / max(float(small.max()), 1e-6) - _MEAN) / _STD
-    output = session.run(None, {node.name: small.transpose(2, 0, 1)[None]})[0]
+    pixels = small.transpose(2, 0, 1)[None].astype(_TYPES[node.type])
+    try:
+        output = session.run(None, {node.name: pixels})[0]
+    except runtime_errors() as error:
+        raise ValueError(f"the model cannot run on {pixels.shape}: {error}") from error
+    output = output.astype(np.float32)
     if output.ndim != 4 or output.shape[:2] != (1, 1) or not np.isfinite(output).all():
         raise ValueError(f"the model gives {output.shape}, not one finite map: it is no U2-Net")
     low, high = float(output.min()), float(output.max())

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = chosen_classes(args, names) or strongest(method, image, args.top, device)
     cam = class_maps(method, image, chosen, len(names), device)
     picture = panels(np.asarray(image), cam, {i: names[i] for i in chosen}, args.bg_threshold)
-    out = args.out or args.image.with_name(f"{args.image.stem}_cam.png")
+    out = args.out or Path("out") / f"{args.image.stem}_cam.png"
     with atomic_path(out) as temporary:
         Image.fromarray(picture).save(temporary)
     print(out)
@@ -50,7 +50,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--classes", nargs="+", help="names of the classes to show; None: the strongest")
     add("--top", type=positive_int, default=2, help="how many classes, without --classes")
     add("--bg-threshold", type=float, default=0.22, help="the mask is background below it")
-    add("--out", type=Path, help="PNG to write; None: beside the image")
+    add("--out", type=Path, help="PNG to write; None: out/NAME_cam.png")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
     return parser.parse_args(argv)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import lzma
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,8 +81,9 @@ def check_archive(path: Path, catalog: Catalog, ids: Sequence[str], *, name: str
             for member in tqdm(archive, desc="check", total=len(ids), mininterval=1.0):
                 if member.isdir():
                     continue
-                image_id = member.name.removeprefix(f"{FOLDER}/").removesuffix(".png")
-                if member.name != f"{FOLDER}/{image_id}.png" or image_id not in wanted:
+                place = member.name.removeprefix("./")  # as `tar cf FILE ./results` writes
+                image_id = place.removeprefix(f"{FOLDER}/").removesuffix(".png")
+                if place != f"{FOLDER}/{image_id}.png" or image_id not in wanted:
                     raise ValueError(f"{member.name} does not belong in it")
                 if image_id in seen:
                     raise ValueError(f"{member.name} is in it twice")
@@ -89,7 +92,9 @@ def check_archive(path: Path, catalog: Catalog, ids: Sequence[str], *, name: str
                 if file is None or member.size > _LARGEST:
                     raise ValueError(f"{member.name} is no mask file")
                 check_mask(file.read(), catalog, image_id)
-    except (tarfile.TarError, EOFError, ValueError) as error:
+    except FileNotFoundError:  # an image of the dataset
+        raise
+    except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{name} is not a valid archive: {error}") from error
     missing = sorted(wanted - seen)
     if missing:
