@@ -10,10 +10,9 @@ from tqdm import tqdm
 
 from data.catalog import add_dataset_flags, catalog_from
 from data.usable import add_skip_flag, ids_from
-from tool.crf import PRESETS, preset_of
+from tool.crf import BACKENDS, PRESETS, pick_backend, preset_of
 from tool.files import locked
 from tool.options import Parser, positive_int, run_stage
-from tool.parallel import map_processes
 from tool.postprocess import PostProcess
 from tool.predictions import require_files
 
@@ -43,6 +42,13 @@ def parser() -> Parser:
         help="write seeds: foreground above FG, background below BG, else 255 (IRN: 0.30 0.05); "
         "for CAMs with a background row, factors on that row (SFC: 1 0.5)",
     )
+    add(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what computes the CRF; auto: torch on a GPU, else pydensecrf where it is installed, "
+        "else torch",
+    )
     add("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes")
     return parser
 
@@ -57,10 +63,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     iterations = args.iterations or (FBR_ITERATIONS if name == "psa80" else None)
     preset = preset_of(name, iterations)
     seed = tuple(args.seed) if args.seed else None
-    work = PostProcess(catalog, args.cam_dir, args.out, preset, args.alpha, seed)
+    backend, device = pick_backend(args.backend)
+    work = PostProcess(
+        catalog, args.cam_dir, args.out, preset, args.alpha, seed, backend=backend, device=device
+    )
     with locked(args.out):
         work.claim(image_ids)
-        done = map_processes(work, image_ids, workers=args.workers)
+        done = work.over(image_ids, workers=args.workers)
         progress = tqdm(done, total=len(image_ids), desc="crf", unit="image", disable=None)
         written = sum(progress)
     print(f"{args.out}: {written} written, {len(image_ids) - written} were there")

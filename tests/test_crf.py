@@ -11,17 +11,8 @@ import pytest
 from PIL import Image
 
 from tool.cam import Cam, cam_mask
-from tool.crf import (
-    PRESETS,
-    DenseCRF,
-    Preset,
-    crf_mask,
-    crf_seed,
-    label_unary,
-    preset_of,
-    score_unary,
-    with_background,
-)
+from tool.crf import PRESETS, DenseCRF, Preset, label_unary, preset_of, score_unary
+from tool.crf_tasks import mask_task, seed_task, solve, with_background
 
 DATA = Path(os.environ.get("WSSS_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
 PSA = preset_of("psa80", 5)
@@ -40,6 +31,14 @@ def scene(size: tuple[int, int] = (48, 64)) -> tuple[np.ndarray, np.ndarray, Cam
     maps = np.stack([np.exp(-((distance / 14) ** 2)), 0.1 * np.exp(-((distance / 30) ** 2))])
     cam = Cam(np.array([7, 12], np.uint8), maps.astype(np.float32))
     return image.astype(np.uint8), np.where(inside, 7, 0).astype(np.uint8), cam
+
+
+def crf_mask(image: np.ndarray, cam: Cam, preset: Preset, *, alpha: float) -> np.ndarray:
+    return solve(image, mask_task(image, cam, preset, alpha=alpha), preset.crf)
+
+
+def crf_seed(image: np.ndarray, cam: Cam, preset: Preset, **settings: float) -> np.ndarray:
+    return solve(image, seed_task(image, cam, preset, **settings), preset.crf)
 
 
 def iou(mask: np.ndarray, truth: np.ndarray) -> float:

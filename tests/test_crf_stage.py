@@ -16,9 +16,12 @@ import pytest
 from PIL import Image
 
 import crf_postprocess
+from data.catalog import open_catalog
 from tool.cam import Cam, save_cam
+from tool.crf import preset_of
 from tool.mask import load_mask, save_mask
 from tool.parallel import map_processes
+from tool.postprocess import PostProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -305,3 +308,24 @@ def _wait_for(look: object, enough: object, seconds: float = 10) -> list[int]:
     while not enough(found := look()) and time.monotonic() < end:
         time.sleep(0.05)
     return found
+
+
+def test_every_backend_and_the_batches_of_a_gpu_write_the_same_masks(folder_dataset, tmp_path):
+    cams = write_cams(folder_dataset)
+    theirs = run(folder_dataset, tmp_path / "compiled", "--backend", "auto")
+    ours = run(folder_dataset, tmp_path / "torch", "--backend", "torch")
+    work = PostProcess(
+        open_catalog("folder", folder_dataset),
+        cams,
+        tmp_path / "batches",
+        preset_of("psa80", 5),
+        8.0,
+        backend="torch",
+    )
+    ids = ids_of(folder_dataset)
+    assert sum(work.in_batches(ids, threads=2, chunk=3, batch=2)) == len(ids)
+    assert sum(work.in_batches(ids, threads=2, chunk=3, batch=2)) == 0, "all are there"
+    for image_id in ids:
+        batched = load_mask(tmp_path / "batches" / f"{image_id}.png")
+        assert (batched == ours[image_id]).mean() > 0.998
+        assert (theirs[image_id] == ours[image_id]).mean() > 0.998

@@ -1,12 +1,13 @@
-"""Dense CRF over a photograph: named presets, unary energies, masks and confident seeds."""
+"""Dense CRF over a photograph: kernels, named presets, unary energies, backends."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-
-from tool.cam import Cam
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,23 +32,26 @@ class DenseCRF:
     bilateral_compat: float
     iterations: int
 
-    def __call__(self, image: np.ndarray, unary: np.ndarray) -> np.ndarray:
+    def __call__(
+        self, image: np.ndarray, unary: np.ndarray, *, backend: str = "auto"
+    ) -> np.ndarray:
         """The marginals after mean-field inference.
 
         Args:
             image: (H, W, 3) uint8, RGB.
             unary: (L, H, W) float32, energies (negative log scores); a lower one is likelier.
+            backend: see `pick_backend`; they agree to float tolerance.
 
         Returns:
             (L, H, W) float32, summing to 1 over L.
 
         Raises:
-            ValueError: sizes or types that do not fit.
+            ValueError: sizes or types that do not fit; a backend that is not installed.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"the image is (H, W, 3) uint8, not {image.shape} {image.dtype}")
-        if unary.ndim != 3 or unary.shape[1:] != image.shape[:2]:
-            raise ValueError(f"energies {unary.shape} do not fit an image {image.shape}")
+        _check_sizes(image, unary)
+        backend, device = pick_backend(backend)
+        if backend == "torch":
+            return self.batch([image], [unary], device=device)[0]
         labels, height, width = unary.shape
         field = _field(width, height, labels)
         field.setUnaryEnergy(np.require(unary, np.float32, ("C", "W")).reshape(labels, -1))
@@ -61,13 +65,78 @@ class DenseCRF:
         marginals = np.asarray(field.inference(self.iterations), np.float32)
         return marginals.reshape(labels, height, width)
 
+    def batch(
+        self, images: Sequence[np.ndarray], unaries: Sequence[np.ndarray], *, device: str
+    ) -> list[np.ndarray]:
+        """The marginals of several images of one size at once, in torch on `device`.
+
+        Args:
+            images: B of (H, W, 3) uint8. unaries: B of (L, H, W) float32, L may differ.
+
+        Returns:
+            B of (L, H, W) float32.
+        """
+        import torch
+
+        from tool.mean_field import mean_field
+
+        for image, unary in zip(images, unaries, strict=True):
+            _check_sizes(image, unary)
+        most = max(len(unary) for unary in unaries)
+        energy = np.full((len(unaries), most, *unaries[0].shape[1:]), np.inf, np.float32)
+        for row, unary in zip(energy, unaries, strict=True):
+            row[: len(unary)] = unary
+        prob = mean_field(
+            torch.from_numpy(np.stack(images)).to(device),
+            torch.from_numpy(energy).to(device),
+            gaussian=(self.gaussian_sxy, self.gaussian_compat),
+            bilateral=(self.bilateral_sxy, self.bilateral_srgb, self.bilateral_compat),
+            iterations=self.iterations,
+        )
+        return [p[: len(u)] for p, u in zip(prob.cpu().numpy(), unaries, strict=True)]
+
+
+def _check_sizes(image: np.ndarray, unary: np.ndarray) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"the image is (H, W, 3) uint8, not {image.shape} {image.dtype}")
+    if unary.ndim != 3 or unary.shape[1:] != image.shape[:2]:
+        raise ValueError(f"energies {unary.shape} do not fit an image {image.shape}")
+
+
+BACKENDS = ("auto", "torch", "pydensecrf")
+
+
+def pick_backend(name: str) -> tuple[str, str]:
+    """What computes the CRF, and where: (`torch` or `pydensecrf`, `cpu` or `cuda`).
+
+    `auto` is torch on a GPU, else pydensecrf where it is installed, else torch. Torch is imported
+    only where it may be needed.
+
+    Raises:
+        ValueError: pydensecrf was asked for and is not installed.
+    """
+    installed = importlib.util.find_spec("pydensecrf") is not None
+    if name == "pydensecrf" and not installed:
+        raise ValueError("--backend pydensecrf: pip install pydensecrf2, or --backend torch")
+    gpu = name != "pydensecrf" and _has_gpu()
+    if name == "pydensecrf" or (name == "auto" and installed and not gpu):
+        return "pydensecrf", "cpu"
+    return "torch", "cuda" if gpu else "cpu"
+
+
+def _has_gpu() -> bool:
+    """Whether torch sees a GPU; not asked where the system has no driver for one."""
+    if not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
 
 def _field(width: int, height: int, labels: int) -> object:
     """pydensecrf's field; imported here, so that nothing else needs the compiled package."""
-    try:
-        from pydensecrf.densecrf import DenseCRF2D
-    except ImportError as error:
-        raise ValueError("the CRF needs the package pydensecrf2 (requirements.txt)") from error
+    from pydensecrf.densecrf import DenseCRF2D
+
     return DenseCRF2D(width, height, labels)
 
 
@@ -123,76 +192,3 @@ def label_unary(labels: np.ndarray, *, n_labels: int, gt_prob: float) -> np.ndar
     unary = np.full((n_labels, *labels.shape), -np.log((1 - gt_prob) / (n_labels - 1)), np.float32)
     np.put_along_axis(unary, labels[None].astype(np.int64), np.float32(-np.log(gt_prob)), axis=0)
     return unary
-
-
-def with_background(cam: Cam, alpha: float) -> np.ndarray:
-    """Scores (P+1, H, W) float32, background first: the CAM's own row, else (1 - max)^alpha."""
-    if cam.has_background:
-        return cam.cam
-    ground = (1 - np.clip(cam.cam.max(0), 0, 1)) ** np.float32(alpha)
-    return np.concatenate([ground[None], cam.cam])
-
-
-def crf_mask(image: np.ndarray, cam: Cam, preset: Preset, *, alpha: float) -> np.ndarray:
-    """The pseudo mask (H, W) uint8: argmax of the CRF over background and present classes.
-
-    Args:
-        image: (H, W, 3) uint8.
-        cam: of the image's size. Without any foreground class the mask is background.
-        preset: kernels, iterations and the kind of unary.
-        alpha: of the background score; not used where the CAM has a background row.
-
-    Source: fbr.md, section 6 (psa80, 5 iterations, alpha 8).
-    """
-    index = cam.foreground().class_index
-    if not index.size:
-        return np.zeros(image.shape[:2], np.uint8)
-    _same_size(image, cam)
-    score = with_background(cam, alpha)
-    if preset.from_labels:
-        unary = label_unary(score.argmax(0), n_labels=len(score), gt_prob=preset.gt_prob)
-    else:
-        unary = score_unary(score)
-    return _values(index)[preset.crf(image, unary).argmax(0)]
-
-
-def crf_seed(
-    image: np.ndarray, cam: Cam, preset: Preset, *, fg: float, bg: float, n_labels: int
-) -> np.ndarray:
-    """A confident seed (H, W) uint8: foreground, 0 = background, 255 = unknown.
-
-    Two labellings, argmax over the CAMs and a constant background of `fg` and of `bg`, each through
-    the CRF. Foreground is what the first says; background is what both say; the rest is unknown.
-
-    Args:
-        image: (H, W, 3) uint8.
-        cam: of the image's size. Where it has a background row, `fg` and `bg` multiply that row.
-        preset: a labelling preset (`label50` in IRN).
-        fg: background score of the strict foreground, at least `bg`.
-        bg: background score of the strict background.
-        n_labels: number of labels that sets the unary's strength: P + 1 in IRN, at least that.
-
-    Source: IRN (CVPR 2019), as in foundations.md 1.6.
-    """
-    foreground = cam.foreground()
-    if not foreground.class_index.size:
-        return np.zeros(image.shape[:2], np.uint8)
-    _same_size(image, cam)
-    row = cam.cam[0] if cam.has_background else np.ones(cam.size, np.float32)
-    labellings = []
-    for level in (fg, bg):
-        score = np.concatenate([(row * np.float32(level))[None], foreground.cam])
-        unary = label_unary(score.argmax(0), n_labels=n_labels, gt_prob=preset.gt_prob)
-        labellings.append(_values(foreground.class_index)[preset.crf(image, unary).argmax(0)])
-    strict, loose = labellings
-    return np.where((strict == 0) & (loose != 0), np.uint8(255), strict)
-
-
-def _values(index: np.ndarray) -> np.ndarray:
-    """Mask values by CRF label: background, then the present classes."""
-    return np.concatenate([np.zeros(1, np.uint8), index])
-
-
-def _same_size(image: np.ndarray, cam: Cam) -> None:
-    if cam.size != image.shape[:2]:
-        raise ValueError(f"a CAM of {cam.size} (H, W) for an image of {image.shape[:2]}")

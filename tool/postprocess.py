@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -13,9 +14,11 @@ import numpy as np
 from PIL import Image
 
 from tool.cam import Cam, load_cam
-from tool.crf import Preset, crf_mask, crf_seed
+from tool.crf import Preset
+from tool.crf_tasks import Task, mask_task, seed_task, solve, solve_batch
 from tool.files import atomic_path
 from tool.mask import load_mask, save_mask
+from tool.parallel import map_processes
 from tool.predictions import check_classes
 
 SETTINGS = "crf.json"
@@ -42,6 +45,8 @@ class PostProcess:
         preset: of the CRF.
         alpha: of the background (1 - max)^alpha of CAMs without a background row.
         seed: (FG, BG) for a confident seed in place of a mask.
+        backend: of the CRF, as `tool.crf.pick_backend` gives it.
+        device: where torch computes.
     """
 
     images: Images
@@ -50,6 +55,8 @@ class PostProcess:
     preset: Preset
     alpha: float
     seed: tuple[float, float] | None = None
+    backend: str = "auto"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:
@@ -70,6 +77,13 @@ class PostProcess:
         source, target = self.cam_dir / f"{image_id}.npy", self.out / f"{image_id}.png"
         if self._is_done(image_id, source, target):
             return False
+        image, task = self.load(image_id)
+        save_mask(target, solve(image, task, self.preset.crf, backend=self.backend))
+        return True
+
+    def load(self, image_id: str) -> tuple[np.ndarray, Task]:
+        """An image (H, W, 3) uint8 and what is asked for it; raises as `__call__`."""
+        source = self.cam_dir / f"{image_id}.npy"
         cam = load_cam(source, label=lambda: self.images.label(image_id))
         check_classes(source, cam.class_index, self.images.num_classes)
         image = np.asarray(self.images.read_image(image_id))
@@ -78,16 +92,58 @@ class PostProcess:
             raise ValueError(
                 f"{source} is {cam.size[1]}x{cam.size[0]}, its image is {width}x{height}"
             )
-        save_mask(target, self.mask(image, cam))
-        return True
+        return image, self.task(image, cam)
 
-    def mask(self, image: np.ndarray, cam: Cam) -> np.ndarray:
-        """The mask, or the seed, (H, W) uint8 of an image (H, W, 3) uint8."""
+    def task(self, image: np.ndarray, cam: Cam) -> Task:
+        """The mask, or the seed, of an image (H, W, 3) uint8."""
         if self.seed is None:
-            return crf_mask(image, cam, self.preset, alpha=self.alpha)
+            return mask_task(image, cam, self.preset, alpha=self.alpha)
         labels = len(cam.foreground().class_index) + 1
         fg, bg = self.seed
-        return crf_seed(image, cam, self.preset, fg=fg, bg=bg, n_labels=labels)
+        return seed_task(image, cam, self.preset, fg=fg, bg=bg, n_labels=labels)
+
+    def over(self, image_ids: Sequence[str], *, workers: int) -> Iterator[bool]:
+        """Write every file: `workers` processes on a CPU; on a GPU threads that read and write."""
+        if self.device == "cpu":
+            yield from map_processes(self, image_ids, workers=workers)
+        else:
+            yield from self.in_batches(image_ids, threads=workers)
+
+    def in_batches(
+        self, image_ids: Sequence[str], *, threads: int, chunk: int = 64, batch: int = 8
+    ) -> Iterator[bool]:
+        """Write every file, images of one size together; the next chunk is read meanwhile.
+
+        Args:
+            chunk: images among which those of one size are looked for. batch: images at once.
+        """
+        with ThreadPoolExecutor(threads) as pool:
+            ahead: list[tuple[str, Future]] = []
+            for first in range(0, len(image_ids) + chunk, chunk):
+                ids = image_ids[first : first + chunk]
+                now, ahead = ahead, [(i, pool.submit(self._load_if_needed, i)) for i in ids]
+                yield from self._solve_chunk([(i, future.result()) for i, future in now], batch)
+
+    def _load_if_needed(self, image_id: str) -> tuple[np.ndarray, Task] | None:
+        source, target = self.cam_dir / f"{image_id}.npy", self.out / f"{image_id}.png"
+        return None if self._is_done(image_id, source, target) else self.load(image_id)
+
+    def _solve_chunk(
+        self, loaded: list[tuple[str, tuple[np.ndarray, Task] | None]], batch: int
+    ) -> Iterator[bool]:
+        sizes: dict[tuple[int, ...], list[tuple[str, np.ndarray, Task]]] = {}
+        for image_id, content in loaded:
+            if content is None:
+                yield False
+            else:
+                sizes.setdefault(content[0].shape, []).append((image_id, *content))
+        for same in sizes.values():
+            for first in range(0, len(same), batch):
+                ids, images, tasks = zip(*same[first : first + batch], strict=True)
+                masks = solve_batch(images, tasks, self.preset.crf, device=self.device)
+                for image_id, mask in zip(ids, masks, strict=True):
+                    save_mask(self.out / f"{image_id}.png", mask)
+                    yield True
 
     def _is_done(self, image_id: str, source: Path, target: Path) -> bool:
         if not target.is_file() or target.stat().st_mtime_ns < source.stat().st_mtime_ns:
