@@ -66,9 +66,12 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         tell(initialise(method, args.init))
     elif config["pretrained"]:
         tell(load_pretrained(method.backbone, args.weights))
+    method = dist.synchronise_norms(method, device)
     method.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
-        method.param_groups(args.lr, args.weight_decay), momentum=args.momentum
+        method.param_groups(args.lr, args.weight_decay),
+        momentum=args.momentum,
+        fused=device.type == "cuda",
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]

@@ -6,7 +6,7 @@ import os
 
 import torch
 import torch.distributed as distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def start(device: torch.device) -> None:
@@ -52,6 +52,24 @@ def pick_device(name: str) -> torch.device:
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     return torch.device(name)
+
+
+def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module with every trainable BatchNorm taken over all ranks; alone, as it is.
+
+    Raises:
+        ValueError: there is such a norm and the ranks are on CPUs, where it cannot be taken over
+            them: the result would depend on their number.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if world_size() == 1 or not norms:
+        return module
+    if device.type == "cpu":
+        raise ValueError(
+            "training a BatchNorm from scratch in several CPU processes: use one process, a GPU "
+            "each, or pretrained weights, whose norms are frozen"
+        )
+    return nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 
 def gather(tensor: Tensor) -> Tensor:
