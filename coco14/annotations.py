@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+from collections.abc import Iterable
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 import coco14
+from coco14.regions import check_segmentation, region_of
 from tool.mask import UNKNOWN
 
 OVERLAPS = ("small", "later", "first")
@@ -38,44 +39,116 @@ class ImageObjects:
 
 
 def read_annotations(path: Path) -> list[ImageObjects]:
-    """The images of an `instances_*.json`, in the order of COCO's image numbers.
+    """The images of an `instances_*.json`, in the order of COCO's image numbers, all checked.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file, or a category or image that there is not; names it.
+        ValueError: not such a file, or something in it that is damaged; names both.
     """
     if not path.is_file():
         raise FileNotFoundError(f"annotations {path} do not exist (--root)")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        images = {image["id"]: (image, []) for image in content["images"]}
-        for annotation in content["annotations"]:
-            _, objects = images[annotation["image_id"]]
-            objects.append(_object(annotation))
-        return [_image(*images[number]) for number in sorted(images)]
-    except KeyError as error:
-        raise ValueError(f"{path}: no {error} where one belongs") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a COCO instances file: {error}") from error
+    try:
+        _check_categories(content)
+        images = _images(_entries(content, "images"))
+        objects: dict[int, list[Object]] = {number: [] for number in images}
+        for entry in _entries(content, "annotations"):
+            number = _whole(entry, "image_id", "an annotation")
+            if number not in images:
+                raise ValueError(f"an annotation of image {shown(number)}, which is not there")
+            objects[number].append(_object(entry, images[number]))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not any(objects.values()):
+        raise ValueError(f"{path} has {len(images)} images and no object: there is nothing to list")
+    return [
+        dataclasses.replace(image, objects=tuple(objects[number]))
+        for number, image in sorted(images.items())
+    ]
 
 
-def _object(annotation: dict[str, Any]) -> Object:
-    category = annotation["category_id"]
+def check_ids(image_ids: Iterable[str]) -> None:
+    """`ValueError` when two images have the same id: each would overwrite the other's mask."""
+    seen: set[str] = set()
+    for image_id in image_ids:
+        if image_id in seen:
+            raise ValueError(f"two images have the file name of {image_id!r}")
+        seen.add(image_id)
+
+
+def _entries(content: Any, name: str) -> list[dict[str, Any]]:
+    entries = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"not a COCO instances file: it has no list of {name}")
+    return entries
+
+
+def _check_categories(content: Any) -> None:
+    """What the file says of its categories, if it does, is what COCO says."""
+    if not isinstance(content, dict) or "categories" not in content:
+        return
+    for entry in _entries(content, "categories"):
+        number = _whole(entry, "id", "a category")
+        if coco14.CATEGORIES.get(number) != entry.get("name"):
+            raise ValueError(
+                f"category {shown(number)} is {shown(entry.get('name'))}, "
+                f"in COCO {coco14.CATEGORIES.get(number)!r}"
+            )
+
+
+def _whole(entry: dict[str, Any], name: str, where: str) -> int:
+    value = entry.get(name)
+    if type(value) is not int:
+        raise ValueError(f"{where} has the {name} {shown(value)}, which is no whole number")
+    return value
+
+
+def _images(entries: list[dict[str, Any]]) -> dict[int, ImageObjects]:
+    """COCO's number -> the image, without objects."""
+    images: dict[int, ImageObjects] = {}
+    for entry in entries:
+        image_id = _image_id(entry.get("file_name"))
+        where = f"image {image_id!r}"
+        number = _whole(entry, "id", where)
+        if number in images:
+            raise ValueError(f"{where} has the id {number} of {images[number].image_id!r}")
+        height, width = (_whole(entry, name, where) for name in ("height", "width"))
+        if not (0 < height < 2**15 and 0 < width < 2**15):
+            raise ValueError(f"{where} is {shown(width)}x{shown(height)}")
+        images[number] = ImageObjects(image_id, height, width, ())
+    check_ids(image.image_id for image in images.values())
+    return images
+
+
+def _image_id(file_name: Any) -> str:
+    """The file name without suffix; it must be one line of a list."""
+    if not isinstance(file_name, str):
+        raise ValueError(f"an image has the file_name {shown(file_name)}, which is no text")
+    image_id = file_name.rsplit(".", 1)[0]
+    if not image_id.isprintable() or image_id != image_id.strip():
+        raise ValueError(f"file_name {file_name!r} has characters that an image list cannot hold")
+    return image_id
+
+
+def _object(entry: dict[str, Any], image: ImageObjects) -> Object:
+    where = f"image {image.image_id!r}, annotation {shown(entry.get('id'))}"
+    category = _whole(entry, "category_id", where)
     if category not in coco14.MASK_VALUES:
-        raise ValueError(f"annotation {annotation.get('id')} has the unknown category {category!r}")
-    return Object(
-        coco14.MASK_VALUES[category],
-        float(annotation["area"]),
-        bool(annotation.get("iscrowd", 0)),
-        annotation["segmentation"],
-    )
-
-
-def _image(image: dict[str, Any], objects: list[Object]) -> ImageObjects:
-    height, width = int(image["height"]), int(image["width"])
-    if not (0 < height < 2**15 and 0 < width < 2**15):
-        raise ValueError(f"image {image['file_name']!r} is {width}x{height}")
-    return ImageObjects(str(image["file_name"]).rsplit(".", 1)[0], height, width, tuple(objects))
+        raise ValueError(f"{where} has the unknown category {shown(category)}")
+    area, crowd = entry.get("area"), entry.get("iscrowd", 0)
+    if type(area) not in (int, float) or not 0 <= area < 2**31:  # nor when it is NaN
+        raise ValueError(f"{where} has the area {shown(area)}")
+    if crowd not in (0, 1):
+        raise ValueError(f"{where} has iscrowd {shown(crowd)}: 0 and 1 are possible")
+    segmentation = entry.get("segmentation")
+    try:
+        check_segmentation(segmentation, image.height, image.width)
+    except ValueError as error:
+        raise ValueError(f"{where}: bad segmentation: {error}") from error
+    return Object(coco14.MASK_VALUES[category], float(area), bool(crowd), segmentation)
 
 
 def draw_mask(image: ImageObjects, *, overlap: str) -> np.ndarray:
@@ -99,35 +172,8 @@ def draw_mask(image: ImageObjects, *, overlap: str) -> np.ndarray:
     mask = np.zeros((image.height, image.width), np.uint8)
     try:
         for one in (*(one for one in image.objects if one.crowd), *painted):
-            region = _region(one.segmentation, image.height, image.width)
+            region = region_of(one.segmentation, image.height, image.width)
             mask[region] = UNKNOWN if one.crowd else one.value
-    except (ValueError, TypeError, KeyError) as error:
+    except ValueError as error:
         raise ValueError(f"image {image.image_id!r}: bad segmentation: {error}") from error
     return mask
-
-
-def _region(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """(H, W) bool of polygons, or of run lengths as a list or compressed."""
-    if isinstance(segmentation, list):
-        for polygon in segmentation:
-            _check_polygon(polygon, reach=4 * max(height, width))
-        if not segmentation:
-            return np.zeros((height, width), bool)
-        runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    else:
-        if list(segmentation["size"]) != [height, width]:
-            raise ValueError(f"run lengths of size {segmentation['size']}")
-        runs = segmentation
-        if isinstance(segmentation["counts"], list):
-            counts = segmentation["counts"]
-            if sum(counts) != height * width or any(count < 0 for count in counts):
-                raise ValueError("run lengths that do not fill the image")
-            runs = coco_mask.frPyObjects(segmentation, height, width)
-    return coco_mask.decode(runs).astype(bool)
-
-
-def _check_polygon(polygon: Any, *, reach: float) -> None:
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        raise ValueError("a polygon of fewer than three points")
-    if not all(isinstance(x, int | float) and math.isfinite(x) and abs(x) < reach for x in polygon):
-        raise ValueError("a polygon far outside the image")

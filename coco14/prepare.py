@@ -16,18 +16,20 @@ import numpy as np
 from tqdm import tqdm
 
 import coco14
-from coco14.annotations import OVERLAPS, ImageObjects, draw_mask, read_annotations
+from coco14.annotations import OVERLAPS, ImageObjects, check_ids, draw_mask, read_annotations
 from data.catalog import Catalog, open_catalog
+from data.files import check_id
 from data.prepare import (
     add_prepare_flags,
     check_counts,
+    check_files,
     check_images,
+    label_files,
     list_bytes,
-    put,
-    put_labels,
-    write_protocol,
+    put_files,
+    recorded,
 )
-from tool.files import claim, locked
+from tool.files import MADE_FROM, claim, differing, locked
 from tool.mask import load_mask, save_mask
 from tool.options import Parser, positive_int, run_stage
 from tool.parallel import map_processes
@@ -38,26 +40,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check the download, then write lists, labels, masks and `protocol.json`."""
     args = parse(argv)
     catalog = open_catalog("coco14", args.root)
-    files = annotation_files(args.root, partial=args.partial)
-    images = {split: read_annotations(path) for split, path in files.items()}
+    sources = annotation_files(args.root, partial=args.partial)
+    images = read_splits(sources)
     lists = find_lists(images)
     official = coco14.LIST_SIZES
     check_counts({n: len(ids) for n, ids in lists.items()}, official, partial=args.partial)
     check_images(catalog, lists)
-    with locked(args.root / "masks"):
-        for name, ids in lists.items():
-            path = args.root / catalog.layout.lists / f"{name}.txt"
-            put(path, list_bytes(ids), overwrite=args.overwrite)
-        labels = {one.image_id: label_of(one) for every in images.values() for one in every}
-        put_labels(args.root, labels, catalog.class_names, overwrite=args.overwrite)
-        hashes = {split: file_hash(path) for split, path in files.items()}
-        for split, every in images.items():
-            folder = args.root / "masks" / coco14.SPLITS[split]
-            claim(folder, {"overlap": args.overlap, "annotations_sha256": hashes[split]})
-            work = MaskWriter(catalog, folder, args.overlap)
-            done = map_processes(work, every, workers=args.workers)
-            written = sum(tqdm(done, total=len(every), desc=folder.name, mininterval=1.0))
-            print(f"{folder}: {written} masks written, {len(every) - written} were there")
+    check_sizes(catalog, images)
+    hashes = {split: file_hash(path) for split, path in sources.items()}
+    works = {
+        split: MaskWriter(args.root / "masks" / folder, args.overlap, hashes[split])
+        for split, folder in coco14.SPLITS.items()
+        if split in sources
+    }
     about = {
         "benchmark": "MS COCO 2014",
         "overlap": args.overlap,
@@ -65,7 +60,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "lists_of": "train, val: images with an object; train_all, val_all: all images",
         "annotations_sha256": hashes,
     }
-    write_protocol(args.root, lists, official, about)
+    files = find_files(catalog, lists, images)
+    with locked(args.root / "masks"):
+        if not args.overwrite:
+            check_files(files)
+            for work in works.values():
+                work.check_folder()
+        with recorded(args.root, lists, official, about, anew=args.overwrite):
+            put_files(files)
+            for split, work in works.items():
+                work.claim_folder(images[split], anew=args.overwrite)
+            for split, work in works.items():
+                write_masks(work, images[split], workers=args.workers)
     print(f"{args.root}: {', '.join(f'{name} {len(ids)}' for name, ids in lists.items())} images")
 
 
@@ -93,7 +99,23 @@ def annotation_files(root: Path, *, partial: bool) -> dict[str, Path]:
     missing = [path for split, path in files.items() if split not in there]
     if missing and not (partial and there):
         raise FileNotFoundError(f"annotations {missing[0]} do not exist (--root)")
+    for path in missing:
+        print(f"partial: no {path}")
     return there
+
+
+def read_splits(sources: dict[str, Path]) -> dict[str, list[ImageObjects]]:
+    """Split -> its images; `ValueError` also for an image in both splits, or outside the root."""
+    images = {}
+    for split, path in sources.items():
+        images[split] = read_annotations(path)
+        for one in images[split]:
+            check_id(one.image_id, f"{path}: file_name")
+    try:
+        check_ids(one.image_id for every in images.values() for one in every)
+    except ValueError as error:
+        raise ValueError(f"{' and '.join(map(str, sources.values()))}: {error}") from error
+    return images
 
 
 def find_lists(images: dict[str, list[ImageObjects]]) -> dict[str, list[str]]:
@@ -105,6 +127,27 @@ def find_lists(images: dict[str, list[ImageObjects]]) -> dict[str, list[str]]:
     return lists
 
 
+def check_sizes(catalog: Catalog, images: dict[str, list[ImageObjects]]) -> None:
+    """`ValueError` when an image is not as large as its annotation says."""
+    for image in (one for every in images.values() for one in every):
+        width, height = catalog.image_size(image.image_id)
+        if (height, width) != (image.height, image.width):
+            raise ValueError(
+                f"image {image.image_id!r} is {width}x{height}, its annotation says "
+                f"{image.width}x{image.height}"
+            )
+
+
+def find_files(
+    catalog: Catalog, lists: dict[str, list[str]], images: dict[str, list[ImageObjects]]
+) -> dict[Path, bytes]:
+    """Path -> content of the lists and the labels."""
+    folder = catalog.root / catalog.layout.lists
+    labels = {one.image_id: label_of(one) for every in images.values() for one in every}
+    files = {folder / f"{name}.txt": list_bytes(ids) for name, ids in lists.items()}
+    return files | label_files(catalog.root, labels, catalog.class_names)
+
+
 def label_of(image: ImageObjects) -> np.ndarray:
     """(80,) float32 {0, 1}: the classes of its objects, crowds included."""
     label = np.zeros(len(coco14.CLASS_NAMES), np.float32)
@@ -112,25 +155,59 @@ def label_of(image: ImageObjects) -> np.ndarray:
     return label
 
 
+def write_masks(work: MaskWriter, images: list[ImageObjects], *, workers: int) -> None:
+    """The masks of a split that are not there whole."""
+    done = map_processes(work, images, workers=workers)
+    written = sum(tqdm(done, total=len(images), desc=work.folder.name, mininterval=1.0))
+    print(f"{work.folder}: {written} masks written, {len(images) - written} were there")
+
+
 @dataclasses.dataclass(frozen=True)
 class MaskWriter:
     """Writes one image's mask; True when it was not there whole."""
 
-    catalog: Catalog
     folder: Path
     overlap: str
+    annotations_sha256: str
+
+    @property
+    def made_from(self) -> dict[str, str]:
+        """What decides the masks of the folder."""
+        return {"overlap": self.overlap, "annotations_sha256": self.annotations_sha256}
+
+    def check_folder(self) -> None:
+        """`ValueError` when the folder holds masks made from something else, or who knows what."""
+        differ = differing(self.folder, self.made_from)
+        if differ is None and any(p.name[0] != "." for p in self.folder.rglob("*.png")):
+            raise ValueError(
+                f"{self.folder} holds masks that this command has not made: "
+                "move them away, or --overwrite replaces them"
+            )
+        if differ:
+            raise ValueError(
+                f"{self.folder} holds masks of another run ({', '.join(differ)} differ): "
+                "run it as before, or --overwrite makes them anew"
+            )
+
+    def claim_folder(self, images: Sequence[ImageObjects], *, anew: bool) -> None:
+        """Note what the masks are made from; with `anew` the old ones go first.
+
+        In this order: whatever stops it, an old mask does not pass for a new one.
+        """
+        if anew:
+            for image in images:
+                self.path_of(image).unlink(missing_ok=True)
+            (self.folder / MADE_FROM).unlink(missing_ok=True)
+        claim(self.folder, self.made_from)
+
+    def path_of(self, image: ImageObjects) -> Path:
+        """The mask's file."""
+        return self.folder / f"{image.image_id}.png"
 
     def __call__(self, image: ImageObjects) -> bool:
-        path = self.folder / f"{image.image_id}.png"
-        size = (image.height, image.width)
-        if self.is_whole(path, size):
+        path = self.path_of(image)
+        if self.is_whole(path, (image.height, image.width)):
             return False
-        width, height = self.catalog.image_size(image.image_id)
-        if (height, width) != size:
-            raise ValueError(
-                f"image {image.image_id!r} is {width}x{height}, its annotation says "
-                f"{size[1]}x{size[0]}"
-            )
         save_mask(path, draw_mask(image, overlap=self.overlap))
         return True
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data.catalog import open_catalog
 from data.labels import csv_rows, read_class_names
-from data.prepare import check_images, list_bytes, put
+from data.prepare import check_images, list_bytes, put_files
 from data.usable import bad_images
 from tool.options import Parser, run_stage
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = csv_rows(labels_file)
     class_file = root / "classes.txt"
     if not class_file.exists():
-        put(class_file, list_bytes(class_names(rows, labels_file)), overwrite=False)
+        put_files({class_file: list_bytes(class_names(rows, labels_file))})
     read_class_names(class_file)
     catalog = open_catalog("folder", root)
     ids = [image_id for image_id, _ in rows]
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ids = catalog.ids("train")
     check_images(catalog, {"train": ids})
     if not list_file.exists():
-        put(list_file, list_bytes(ids), overwrite=False)
+        put_files({list_file: list_bytes(ids)})
     report(catalog.class_names, bad_images(catalog, ids), len(ids))
 
 

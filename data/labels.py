@@ -83,20 +83,38 @@ class AnnotationLabels(Mapping[str, np.ndarray]):
         path = self.folder / f"{check_id(image_id)}.xml"
         if not path.is_file():
             raise KeyError(image_id)
-        try:
-            names = [name.text or "" for name in ElementTree.parse(path).iterfind("object/name")]
-        except ElementTree.ParseError as error:
-            raise ValueError(f"{path} is not an XML file: {error}") from error
-        return _one_label(names, self.position, str(path))
+        return _one_label(_object_names(path), self.position, str(path))
 
     def __contains__(self, image_id: object) -> bool:
         return (self.folder / f"{check_id(str(image_id))}.xml").is_file()
 
     def __iter__(self) -> Iterator[str]:
-        return (path.stem for path in sorted(self.folder.glob("*.xml")))
+        files = sorted(self.folder.glob("*.xml"))
+        return (path.stem for path in files if not path.name.startswith("."))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def _object_names(path: Path) -> list[str]:
+    """The class name of every object of a VOC annotation, at least one.
+
+    Raises:
+        ValueError: not such a file; names it.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # the last two: encodings
+        raise ValueError(f"{path} is not an XML file: {error}") from error
+    if root.tag != "annotation":
+        raise ValueError(f"{path} is not a VOC annotation: its root is <{root.tag[:60]}>")
+    objects = root.findall("object")
+    if not objects:
+        raise ValueError(f"{path} is not a VOC annotation: it has no object")
+    names = [[(name.text or "").strip() for name in one.findall("name")] for one in objects]
+    if not all(len(each) == 1 and each[0] for each in names):
+        raise ValueError(f"{path} is not a VOC annotation: an object without one name")
+    return [name for (name,) in names]
 
 
 def csv_rows(path: Path) -> list[tuple[str, list[str]]]:
@@ -138,7 +156,9 @@ def _one_label(names: list[str], position: Mapping[str, int], where: str) -> np.
     label = np.zeros(len(position), np.float32)
     for name in filter(None, map(str.strip, names)):
         if name not in position:
-            raise ValueError(f"{where}: unknown class {name!r}; there are {', '.join(position)}")
+            raise ValueError(
+                f"{where}: unknown class {name[:60]!r}; there are {', '.join(position)}"
+            )
         label[position[name]] = 1
     return label
 

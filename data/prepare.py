@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import csv
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.catalog import Catalog
+from data.labels import HEADER
 from tool.files import atomic_path
 
 PROTOCOL = "protocol.json"
@@ -23,7 +26,7 @@ def add_prepare_flags(parser: argparse.ArgumentParser, *, root: str) -> None:
     add = parser.add_argument
     add("--root", type=Path, required=True, help=root)
     add("--partial", action="store_true", help="accept lists of other sizes than the benchmark's")
-    add("--overwrite", action="store_true", help="replace lists and labels that differ")
+    add("--overwrite", action="store_true", help="make everything anew, in place of what is there")
 
 
 def check_counts(found: Mapping[str, int], official: Mapping[str, int], *, partial: bool) -> None:
@@ -58,19 +61,21 @@ def check_images(catalog: Catalog, lists: Mapping[str, Sequence[str]]) -> None:
         )
 
 
-def put(path: Path, content: bytes, *, overwrite: bool) -> None:
-    """Write a file whole, unless it is there and the same.
+def check_files(files: Mapping[Path, bytes]) -> None:
+    """`ValueError` when one of the files is there with other content."""
+    for path, content in files.items():
+        if path.exists() and path.read_bytes() != content:
+            raise ValueError(f"{path} is there with other content: --overwrite replaces it")
 
-    Raises:
-        ValueError: it is there with other content, and `overwrite` is False.
-    """
-    if path.exists() and not overwrite:
-        if path.read_bytes() == content:
-            return
-        raise ValueError(f"{path} is there with other content: --overwrite replaces it")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
-    print(f"wrote {path}")
+
+def put_files(files: Mapping[Path, bytes]) -> None:
+    """Write each file whole, unless it is there and the same."""
+    for path, content in files.items():
+        if path.exists() and path.read_bytes() == content:
+            continue
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+        print(f"wrote {path}")
 
 
 def list_bytes(ids: Sequence[str]) -> bytes:
@@ -78,38 +83,58 @@ def list_bytes(ids: Sequence[str]) -> bytes:
     return "".join(f"{image_id}\n" for image_id in ids).encode()
 
 
-def put_labels(
-    root: Path,
-    labels: Mapping[str, np.ndarray],
-    class_names: Sequence[str],
-    *,
-    overwrite: bool,
-) -> None:
+def label_files(
+    root: Path, labels: Mapping[str, np.ndarray], class_names: Sequence[str]
+) -> dict[Path, bytes]:
     """`labels.csv`, and `cls_labels.npy`: the pickled dictionary that the field's code expects.
 
     Args:
         labels: image id -> (K,) float32 {0, 1}.
     """
-    rows = [
-        f"{image_id},{';'.join(class_names[index] for index in np.flatnonzero(label))}\n"
-        for image_id, label in labels.items()
-    ]
-    put(root / "labels.csv", ("image_id,classes\n" + "".join(rows)).encode(), overwrite=overwrite)
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(HEADER)
+    for image_id, label in labels.items():
+        names = (class_names[index] for index in np.flatnonzero(label))
+        writer.writerow([image_id, ";".join(names)])
     pickled = io.BytesIO()
     np.save(pickled, np.array(dict(labels), dtype=object), allow_pickle=True)
-    put(root / "cls_labels.npy", pickled.getvalue(), overwrite=overwrite)
+    return {
+        root / "labels.csv": rows.getvalue().encode(),
+        root / "cls_labels.npy": pickled.getvalue(),
+    }
 
 
-def write_protocol(
+@contextlib.contextmanager
+def recorded(
     root: Path,
     lists: Mapping[str, Sequence[str]],
     official: Mapping[str, int],
     about: Mapping[str, Any],
-) -> None:
-    """`protocol.json`: sizes and hashes of the lists, whether they are the whole benchmark's."""
+    *,
+    anew: bool,
+) -> Iterator[None]:
+    """Write `protocol.json` after the body: sizes and hashes of the lists, whether they are whole.
+
+    One that says something else is removed before the body, and with `anew` any: while there is
+    one, it is true.
+    """
+    path = root / PROTOCOL
+    content = _protocol(lists, official, about)
+    if path.exists() and (anew or path.read_bytes() != content):
+        path.unlink()
+    yield
+    put_files({path: content})
+
+
+def _protocol(
+    lists: Mapping[str, Sequence[str]], official: Mapping[str, int], about: Mapping[str, Any]
+) -> bytes:
+    missing = [name for name in official if name not in lists]
     content = {
         **about,
-        "partial": any(len(ids) != official[name] for name, ids in lists.items()),
+        "partial": bool(missing) or any(len(lists[name]) != official[name] for name in official),
+        "missing": missing,
         "lists": {
             name: {
                 "images": len(ids),
@@ -119,5 +144,4 @@ def write_protocol(
             for name, ids in lists.items()
         },
     }
-    with atomic_path(root / PROTOCOL) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return (json.dumps(content, indent=1) + "\n").encode()

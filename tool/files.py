@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+MADE_FROM = "made_from.json"
+
 
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
@@ -72,7 +74,7 @@ def locked(directory: Path | str) -> Iterator[Path]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(
-                f"another run is writing to {directory}: wait for it or choose another --out"
+                f"another run is writing to {directory}: wait for it or choose another folder"
             ) from error
         yield directory
 
@@ -86,21 +88,28 @@ def claim(directory: Path | str, made_from: dict[str, Any]) -> None:
     Raises:
         ValueError: the folder holds files made from something else; names what differs.
     """
-    path = Path(directory) / "made_from.json"
+    differ = differing(directory, made_from)
+    if differ:
+        raise ValueError(
+            f"{directory} holds files of another run ({', '.join(differ)} differ): "
+            "choose another --out, or remove it"
+        )
+    if differ is None:
+        with atomic_path(Path(directory) / MADE_FROM) as temporary:
+            temporary.write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
+
+
+def differing(directory: Path | str, made_from: dict[str, Any]) -> list[str] | None:
+    """Names in which the note of `claim` differs from `made_from`; None without a note."""
+    path = Path(directory) / MADE_FROM
+    if not path.exists():
+        return None
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        there = None
+    if not isinstance(there, dict):
+        return list(made_from)
     wanted = json.loads(json.dumps(made_from))
-    if path.exists():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            there = None
-        if there != wanted:
-            differing = [
-                k for k in wanted if not isinstance(there, dict) or there.get(k) != wanted[k]
-            ]
-            raise ValueError(
-                f"{directory} holds files of another run ({', '.join(differing)} differ): "
-                "choose another --out, or remove it"
-            )
-        return
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+    names = dict.fromkeys((*wanted, *there))
+    return [n for n in names if n not in there or n not in wanted or there[n] != wanted[n]]

@@ -19,11 +19,12 @@ from data.labels import AnnotationLabels
 from data.prepare import (
     add_prepare_flags,
     check_counts,
+    check_files,
     check_images,
+    label_files,
     list_bytes,
-    put,
-    put_labels,
-    write_protocol,
+    put_files,
+    recorded,
 )
 from tool.options import Parser, run_stage
 
@@ -38,12 +39,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_counts({n: len(ids) for n, ids in lists.items()}, voc12.LIST_SIZES, partial=args.partial)
     check_images(catalog, lists)
     labels = find_labels(catalog, lists)
+    files = label_files(args.root, labels, catalog.class_names)
     path = args.root / voc12.LIST_FOLDER / "train_aug.txt"
-    if not path.exists() or set(catalog.ids(str(path))) != set(lists["train_aug"]):
-        put(path, list_bytes(lists["train_aug"]), overwrite=args.overwrite)
-    put_labels(args.root, labels, catalog.class_names, overwrite=args.overwrite)
+    if not has_ids(catalog, path, lists["train_aug"]):
+        files[path] = list_bytes(lists["train_aug"])
+    if not args.overwrite:
+        check_files(files)
     about = {"benchmark": "PASCAL VOC 2012", "train_aug": source, "labelled": len(labels)}
-    write_protocol(args.root, lists, voc12.LIST_SIZES, about)
+    with recorded(args.root, lists, voc12.LIST_SIZES, about, anew=args.overwrite):
+        put_files(files)
     sizes = ", ".join(f"{name} {len(ids)}" for name, ids in lists.items())
     print(f"{args.root}: {sizes} images; {len(labels)} labels")
 
@@ -82,7 +86,8 @@ def find_lists(catalog: Catalog, sbd_list: Path | None) -> tuple[dict[str, list[
         more, source = catalog.ids(str(existing(sbd_list))), f"list {sbd_list.name}"
     else:
         folder = catalog.root / SBD_FOLDER
-        more, source = [path.stem for path in folder.glob("*.png")], f"masks in {SBD_FOLDER}"
+        more = [path.stem for path in folder.glob("*.png") if not path.name.startswith(".")]
+        source = f"masks in {SBD_FOLDER}"
         if not more:
             raise FileNotFoundError(
                 f"{folder} has no masks: put SBD's there, or name a list with --sbd-list"
@@ -90,6 +95,14 @@ def find_lists(catalog: Catalog, sbd_list: Path | None) -> tuple[dict[str, list[
     aside = set(lists["val"]) | set(lists.get("test", ()))
     lists["train_aug"] = sorted((set(lists["train"]) | set(more)) - aside)
     return lists, source
+
+
+def has_ids(catalog: Catalog, path: Path, ids: list[str]) -> bool:
+    """Whether a list is there and has these ids, in whatever order and form."""
+    try:
+        return set(catalog.ids(str(path))) == set(ids)
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def existing(path: Path) -> Path:
