@@ -1,38 +1,40 @@
-"""Stage 2: a checkpoint -> one CAM file per image. Restarted, it skips the images that are done."""
+"""Stage 2: a checkpoint -> one CAM file (or mask) an image. Restarted, it skips what is done."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from data.catalog import add_dataset_flags, catalog_from
+from data.catalog import Catalog, add_dataset_flags, catalog_from
 from data.dataset import InferDataset
 from data.loader import infer_loader
 from data.usable import add_skip_flag, ids_from
 from network.methods import method_names
 from network.restore import restore
 from tool import dist
-from tool.cam import is_whole, save_cam
+from tool.cam import is_whole, save_cam, strided_size
 from tool.files import claim, locked
 from tool.msf import infer_image, present_rows
-from tool.options import Parser, run_stage
+from tool.options import Parser, positive_int, run_stage
+from tool.postprocess import PostProcess, add_crf_flags, crf_settings
 from tool.run_directory import file_hash
 from tool.writer import BackgroundWriter
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the CAMs of a list."""
+    """Write the CAMs, or the masks, of a list."""
     args = parse(argv)
     device = dist.pick_device(args.device)
     dist.start(device)
-    if not dist.is_main():
-        run(args, device)
-        return
-    with locked(args.out):
+    with contextlib.ExitStack() as stack:
+        for folder in filter(None, (args.out, args.masks) if dist.is_main() else ()):
+            stack.enter_context(locked(folder))
         run(args, device)
 
 
@@ -47,8 +49,9 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     )
     method.to(device, memory_format=torch.channels_last).eval()
     scales = tuple(args.scales or method.recipe.scales)
+    outputs = Outputs(catalog, args, has_background=method.has_background)
     if dist.is_main():
-        claim(args.out, {"checkpoint_sha256": file_hash(args.checkpoint), "scales": list(scales)})
+        outputs.claim({"checkpoint_sha256": file_hash(args.checkpoint), "scales": list(scales)})
     ids = ids_from(args, catalog)
     dataset = InferDataset(
         catalog,
@@ -59,18 +62,58 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
         inputs=method.infer_inputs,
     )
     mine = range(dist.rank(), len(ids), dist.world_size())
-    left = [index for index in mine if not is_whole(cam_path(args.out, ids[index]))]
-    print(f"{len(mine) - len(left)} of {len(mine)} CAMs are there, {len(left)} to go", flush=True)
+    left = [index for index in mine if not outputs.are_whole(ids[index])]
+    print(f"{len(mine) - len(left)} of {len(mine)} images are done, {len(left)} to go", flush=True)
     loader = infer_loader(dataset, indices=left, num_workers=args.num_workers)
-    with BackgroundWriter() as writer:
+    with outputs:
         for sample in tqdm(loader, total=len(left), disable=not dist.is_main(), mininterval=1.0):
-            maps = infer_image(method, sample, device=device, amp=args.amp)
-            for name, values in maps.items():
-                cam = present_rows(
-                    values, sample.get("label"), has_background=method.has_background
-                )
-                writer.submit(save_cam, cam_path(args.out, sample["image_id"], name), cam)
+            size = strided_size(tuple(sample["size"]), args.cam_stride)
+            outputs.put(sample, infer_image(method, sample, size=size, device=device, amp=args.amp))
     dist.stop()
+
+
+class Outputs(contextlib.ExitStack):
+    """Where maps go: `--out` gets a CAM file an image, `--masks` its mask, in the background."""
+
+    def __init__(self, catalog: Catalog, args: argparse.Namespace, *, has_background: bool) -> None:
+        super().__init__()
+        self.args, self.has_background = args, has_background
+        self.masks = None
+        if args.masks is not None:
+            self.masks = PostProcess(
+                catalog, args.out or args.masks, args.masks, **crf_settings(args)
+            )
+
+    def __enter__(self) -> Outputs:
+        self._cams = self.enter_context(BackgroundWriter())
+        if self.masks is not None:
+            processes = self.args.crf_workers if self.masks.device == "cpu" else 0
+            self._masks = self.enter_context(BackgroundWriter(threads=1, processes=processes))
+        return super().__enter__()
+
+    def claim(self, made_from: dict[str, object]) -> None:
+        """Note what the folders are made from."""
+        if self.args.cam_stride > 1:
+            made_from = made_from | {"cam_stride": self.args.cam_stride}
+        if self.args.out is not None:
+            claim(self.args.out, made_from)
+        if self.masks is not None:
+            claim(self.args.masks, made_from | self.masks.settings())
+
+    def are_whole(self, image_id: str) -> bool:
+        """Whether everything of an image is there."""
+        cam = self.args.out is None or is_whole(cam_path(self.args.out, image_id))
+        return cam and (self.masks is None or self.masks.is_whole(image_id))
+
+    def put(self, sample: dict[str, object], maps: dict[str, torch.Tensor]) -> None:
+        """Write the maps of an image."""
+        for name, values in maps.items():
+            rows = present_rows(values, sample.get("label"), has_background=self.has_background)
+            if self.args.out is not None:
+                path = cam_path(self.args.out, sample["image_id"], name)
+                self._cams.submit(save_cam, path, rows)
+            if self.masks is not None and name == "cam":
+                self._masks.submit(self.masks.write, sample["image_id"], rows)
 
 
 def cam_path(out: Path, image_id: str, name: str = "cam") -> Path:
@@ -93,12 +136,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--backbone", help="refuse a checkpoint of another backbone")
     add_dataset_flags(parser, list_name="train")
     add_skip_flag(parser)
-    add("--out", type=Path, required=True, help="folder for the .npy files")
+    add("--out", type=Path, help="folder for the .npy files")
+    add("--masks", type=Path, help="folder for masks: the CRF in the same pass, as stage 3 does it")
+    add(
+        "--cam-stride",
+        type=positive_int,
+        default=1,
+        help="pixels a stored value; 4: files a 16th of the size, which stages 3 and 4 enlarge",
+    )
     add("--scales", type=float, nargs="+", default=None, help="default: the method's recipe")
     add("--num-workers", type=int, default=2, help="processes that decode ahead")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
     add("--amp", action="store_true", help="bf16 autocast")
-    return parser.parse_args(argv)
+    add_crf_flags(parser.add_argument_group("masks"))
+    add("--crf-workers", type=positive_int, default=os.cpu_count() or 1, help="CRF processes")
+    args = parser.parse_args(argv)
+    if args.out is None and args.masks is None:
+        parser.error("--out for CAMs, --masks for masks, or both")
+    if args.cam_stride > 32:
+        parser.error("--cam-stride is at most 32")
+    return args
 
 
 if __name__ == "__main__":

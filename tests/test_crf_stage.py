@@ -205,7 +205,7 @@ def test_bad_files_are_named(folder_dataset: Path, tmp_path: Path) -> None:
     path = cams / "b-4.npy"
     good = path.read_bytes()
     save_cam(path, Cam(np.array([1], np.uint8), np.zeros((1, 5, 6), np.float32)))
-    fails(folder_dataset, out, r"b-4\.npy is 6x5, its image is 80x48")
+    fails(folder_dataset, out, r"b-4\.npy: the CAM is 6x5, its image is 80x48")
     save_cam(path, Cam(np.array([4], np.uint8), np.zeros((1, 48, 80), np.float32)))
     fails(folder_dataset, out, r"b-4\.npy has class 4: there are 3 classes")
     path.write_bytes(good[:300])

@@ -262,7 +262,7 @@ def test_bad_cams_are_named(folder_dataset: Path, tmp_path: Path) -> None:
     cams = write_cams(folder_dataset, tmp_path / "cam")
     path, cam = cams / "b-4.npy", cam_of(folder_dataset, "b-4")
     save_cam(path, Cam(cam.class_index, cam.cam[:, :, 1:]))
-    fails(folder_dataset, cams, r"b-4\.npy: the prediction is 79x48, its ground truth 80x48")
+    fails(folder_dataset, cams, r"b-4\.npy: the CAM is 79x48, its image is 80x48")
     save_cam(path, Cam(np.array([1, 4], np.uint8), cam.cam))
     fails(folder_dataset, cams, r"b-4\.npy has class 4")
     path.write_bytes(path.read_bytes()[:500])

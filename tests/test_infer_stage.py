@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,9 @@ from runs import assert_refused, run, train_flags
 from data.catalog import open_catalog
 from data.dataset import InferDataset
 from network.methods import build_method
-from tool.cam import load_cam
+from tool.cam import Cam, at_size, load_cam
 from tool.checkpoint import load_checkpoint
+from tool.mask import load_mask
 from tool.msf import infer_image
 from tool.writer import BackgroundWriter
 
@@ -132,3 +135,54 @@ def test_an_error_of_the_writer_reaches_the_caller() -> None:
 
     with pytest.raises(OSError, match="No space"), BackgroundWriter() as writer:
         writer.submit(fail)
+
+
+def masks_of(folder) -> dict[str, np.ndarray]:
+    return {path.stem: load_mask(path) for path in sorted(folder.glob("*.png"))}
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+def test_masks_in_the_same_pass_are_those_of_two_stages(
+    trained, folder_root, tmp_path, stride: int
+) -> None:
+    data = ["--dataset", "folder", "--root", folder_root, "--list", "train"]
+    strided = ["--cam-stride", stride]
+    assert infer(trained, folder_root, tmp_path / "cam", *strided).returncode == 0
+    crf = ["--cam-dir", tmp_path / "cam", *data, "--out", tmp_path / "two", "--workers", 1]
+    result = run("crf_postprocess.py", *crf)
+    assert result.returncode == 0, result.stderr
+    base = ["--checkpoint", trained, *data, "--scales", 0.5, 1, "--num-workers", 0]
+    one = [*base, "--device", "cpu", "--masks", tmp_path / "one", "--crf-workers", 1, *strided]
+    result = run("infer_cam.py", *one)
+    assert result.returncode == 0, result.stderr
+    ours, theirs = masks_of(tmp_path / "one"), masks_of(tmp_path / "two")
+    assert set(ours) == set(theirs)
+    assert len(ours) == 8
+    for name, mask in ours.items():
+        np.testing.assert_array_equal(mask, theirs[name], err_msg=name)
+    assert not list((tmp_path / "one").rglob("*.npy"))
+    (tmp_path / "one" / "a1.png").unlink()
+    assert "7 of 8 images are done" in run("infer_cam.py", *one).stdout
+    np.testing.assert_array_equal(load_mask(tmp_path / "one" / "a1.png"), ours["a1"])
+    assert_refused(run("infer_cam.py", *one, "--alpha", 4), "alpha", "differ")
+    assert_refused(run("infer_cam.py", *base), "--masks")
+
+
+def test_strided_cams_are_small_and_score_nearly_alike(trained, folder_root, tmp_path) -> None:
+    data = ["--dataset", "folder", "--root", folder_root, "--list", "train"]
+    miou = {}
+    for stride in (1, 4):
+        out = tmp_path / f"cam{stride}"
+        assert infer(trained, folder_root, out, "--cam-stride", stride).returncode == 0
+        json_file = tmp_path / f"{stride}.json"
+        result = run("eval_miou.py", "--pred-dir", out, *data, "--sweep", "--json", json_file)
+        assert result.returncode == 0, result.stderr
+        miou[stride] = np.array(json.loads(json_file.read_text())["sweep"])[:, 1]
+    assert np.abs(miou[1] - miou[4]).max() < 3
+    for image_id in open_catalog("folder", folder_root).ids("train"):
+        full, small = (load_cam(tmp_path / f"cam{s}" / f"{image_id}.npy") for s in (1, 4))
+        assert small.size == (-(-full.size[0] // 4), -(-full.size[1] // 4))
+        enlarged = at_size(small, full.size)
+        assert np.abs(enlarged.cam - full.cam).mean() < 0.05 if full.cam.size else True
+    with pytest.raises(ValueError, match="its image is 80x60"):
+        at_size(Cam(np.array([1], np.uint8), np.zeros((1, 7, 9), np.float32)), (60, 80))

@@ -42,6 +42,38 @@ class Cam:
         return Cam(self.class_index[first:], self.cam[first:])
 
 
+def at_size(cam: Cam, size: tuple[int, int]) -> Cam:
+    """The CAM at the image's size (H, W): as it is, or enlarged from a stored stride.
+
+    Maps of stride s, s in 2..32, have ceil(H / s) x ceil(W / s) cells (`infer_cam.py
+    --cam-stride`); they are enlarged bilinearly.
+
+    Raises:
+        ValueError: another size.
+    """
+    if cam.size == size or not cam.class_index.size:
+        return cam
+    if not any(cam.size == strided_size(size, stride) for stride in range(2, 33)):
+        raise ValueError(
+            f"the CAM is {cam.size[1]}x{cam.size[0]}, its image is {size[1]}x{size[0]}"
+        )
+    import cv2
+
+    flip = (size[1], size[0])
+    maps = [cv2.resize(row, flip, interpolation=cv2.INTER_LINEAR) for row in cam.cam]
+    return Cam(cam.class_index, np.stack(maps))
+
+
+def strided_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """The cells (h, w) of maps that store one value per `stride` pixels."""
+    return -(-size[0] // stride), -(-size[1] // stride)
+
+
+def as_stored(cam: Cam) -> Cam:
+    """What `load_cam` reads of a CAM that `save_cam` wrote: float16 values."""
+    return Cam(cam.class_index, cam.cam.astype(np.float16).astype(np.float32))
+
+
 def save_cam(path: Path | str, cam: Cam) -> None:
     """Write the native layout (float16), whole or not at all.
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from tool.cam import Cam, background_limit, best_foreground
+from tool.cam import Cam, at_size, background_limit, best_foreground
 from tool.mask import UNKNOWN
 from tool.metrics import Scores, Sweep, count_confusion, count_leak, scores_of
 
@@ -50,7 +50,7 @@ class Evaluation:
 
         Args:
             truth: (H, W) uint8 in 0..K, or 255: not counted.
-            prediction: a mask of that size, or a `Cam`.
+            prediction: a mask of that size, or a `Cam` of that size or of a stride of it.
 
         Returns:
             The predicted mask (H, W) uint8 as it was counted.
@@ -79,7 +79,7 @@ class Evaluation:
     def _add_cam(self, truth: np.ndarray, cam: Cam) -> np.ndarray:
         if not cam.class_index.size:
             cam = Cam(cam.class_index, np.zeros((0, *truth.shape), np.float32))
-        _same_size(truth, cam.size)
+        cam = at_size(cam, truth.shape)
         score, best = best_foreground(cam)
         foreground = score > background_limit(cam, self.bg_threshold)
         if cam.has_background:

@@ -12,7 +12,12 @@ from tool.cam import Cam
 
 @torch.inference_mode()
 def infer_image(
-    method: nn.Module, sample: dict[str, Any], *, device: torch.device, amp: bool = False
+    method: nn.Module,
+    sample: dict[str, Any],
+    *,
+    device: torch.device,
+    size: tuple[int, int] | None = None,
+    amp: bool = False,
 ) -> dict[str, Tensor]:
     """The merged maps of one image.
 
@@ -20,12 +25,14 @@ def infer_image(
         method: in `eval()`, on `device`.
         sample: of `data.dataset.InferDataset`: `images`, one (2, 3, h, w) a scale, `size`, `label`
             (K,).
+        size: (H, W) of the maps; None: the image's.
         amp: bf16 autocast.
 
     Returns:
         {name: (C, H, W)} on the device.
     """
-    batch: dict[str, Any] = {"size": tuple(sample["size"]), "image_id": [sample["image_id"]]}
+    size = size or tuple(sample["size"])
+    batch: dict[str, Any] = {"size": size, "image_id": [sample["image_id"]]}
     if "label" in sample:
         batch["label"] = sample["label"][None].to(device)
     scores = []

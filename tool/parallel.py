@@ -39,14 +39,9 @@ def map_processes(
     if workers == 1 or len(items) < 2:
         yield from map(function, items)
         return
-    pool = ProcessPoolExecutor(
-        min(workers, len(items)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(function,),
-    )
+    pool = process_pool(min(workers, len(items)), function)
     try:
-        with _one_thread_each():
+        with one_thread_each():
             futures = [pool.submit(_call, item) for item in items]
         for future in futures:
             yield future.result()
@@ -59,8 +54,21 @@ def map_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def process_pool(workers: int, function: Callable | None = None) -> ProcessPoolExecutor:
+    """Fresh processes that leave Ctrl-C to this one and end when it does.
+
+    What is submitted inside `one_thread_each` starts them with one computing thread.
+    """
+    return ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(function,),
+    )
+
+
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """Processes that start inside inherit an environment with one computing thread."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
@@ -74,7 +82,7 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start(function: Callable) -> None:
+def _start(function: Callable | None) -> None:
     global _work
     _work = function
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from tool.cam import Cam, load_cam
-from tool.crf import Preset
+from tool.cam import Cam, as_stored, at_size, load_cam
+from tool.crf import BACKENDS, PRESETS, Preset, pick_backend, preset_of
 from tool.crf_tasks import Task, mask_task, seed_task, solve, solve_batch
 from tool.files import atomic_path
 from tool.mask import load_mask, save_mask
+from tool.options import positive_int
 from tool.parallel import map_processes
 from tool.predictions import check_classes
 
 SETTINGS = "crf.json"
+FBR_ITERATIONS = 5  # of psa80, fbr.md section 6; any other preset brings its own
 
 
 class Images(Protocol):
@@ -81,18 +84,30 @@ class PostProcess:
         save_mask(target, solve(image, task, self.preset.crf, backend=self.backend))
         return True
 
-    def load(self, image_id: str) -> tuple[np.ndarray, Task]:
-        """An image (H, W, 3) uint8 and what is asked for it; raises as `__call__`."""
+    def load(self, image_id: str, cam: Cam | None = None) -> tuple[np.ndarray, Task]:
+        """An image (H, W, 3) uint8 and what is asked for it.
+
+        Args:
+            cam: of the image; None: the one in `cam_dir`.
+
+        Raises:
+            ValueError: as `__call__`.
+        """
         source = self.cam_dir / f"{image_id}.npy"
-        cam = load_cam(source, label=lambda: self.images.label(image_id))
-        check_classes(source, cam.class_index, self.images.num_classes)
+        if cam is None:
+            cam = load_cam(source, label=lambda: self.images.label(image_id))
+            check_classes(source, cam.class_index, self.images.num_classes)
         image = np.asarray(self.images.read_image(image_id))
-        height, width = image.shape[:2]
-        if cam.class_index.size and cam.size != (height, width):
-            raise ValueError(
-                f"{source} is {cam.size[1]}x{cam.size[0]}, its image is {width}x{height}"
-            )
-        return image, self.task(image, cam)
+        try:
+            return image, self.task(image, at_size(cam, image.shape[:2]))
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+
+    def write(self, image_id: str, cam: Cam) -> None:
+        """Write the file of an image whose CAM is at hand, as if it had been stored."""
+        image, task = self.load(image_id, as_stored(cam))
+        mask = solve(image, task, self.preset.crf, backend=self.backend)
+        save_mask(self.out / f"{image_id}.png", mask)
 
     def task(self, image: np.ndarray, cam: Cam) -> Task:
         """The mask, or the seed, of an image (H, W, 3) uint8."""
@@ -148,11 +163,23 @@ class PostProcess:
     def _is_done(self, image_id: str, source: Path, target: Path) -> bool:
         if not target.is_file() or target.stat().st_mtime_ns < source.stat().st_mtime_ns:
             return False
+        return self.is_whole(image_id)
+
+    def is_whole(self, image_id: str) -> bool:
+        """Whether the file of an image is there, readable and of its size."""
         try:
-            mask = load_mask(target)
-        except ValueError:
+            mask = load_mask(self.out / f"{image_id}.png")
+        except (FileNotFoundError, ValueError):
             return False
         return mask.shape[::-1] == self.images.image_size(image_id)
+
+    def settings(self) -> dict[str, Any]:
+        """How a mask is made, in plain types; backends agree, so it does not name one."""
+        return {
+            "preset": dataclasses.asdict(self.preset),
+            "alpha": self.alpha,
+            "seed": list(self.seed) if self.seed else None,
+        }
 
     def claim(self, image_ids: Sequence[str]) -> None:
         """Note in `out` how its masks are made, or check that they are made that way.
@@ -160,12 +187,7 @@ class PostProcess:
         Raises:
             ValueError: `out` has masks of other settings, or of another origin.
         """
-        settings = {
-            "cam_dir": os.path.relpath(self.cam_dir, self.out),
-            "preset": dataclasses.asdict(self.preset),
-            "alpha": self.alpha,
-            "seed": list(self.seed) if self.seed else None,
-        }
+        settings = {"cam_dir": os.path.relpath(self.cam_dir, self.out)} | self.settings()
         path = self.out / SETTINGS
         if path.is_file():
             _check_settings(path, settings)
@@ -186,3 +208,44 @@ def _check_settings(path: Path, settings: dict) -> None:
             f"{path.parent} has masks made with another {', '.join(differ)} ({path.name}): "
             "choose another --out or remove that folder"
         )
+
+
+def add_crf_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what a mask is made with; `crf_settings` reads it."""
+    add = parser.add_argument
+    add("--preset", choices=tuple(PRESETS), help="kernels; None: psa80, or label50 with --seed")
+    add(
+        "--iterations",
+        type=positive_int,
+        help=f"mean-field steps; None: {FBR_ITERATIONS} for psa80, else the preset's own",
+    )
+    add("--alpha", type=float, default=8.0, help="background score is (1 - best class)^alpha")
+    add(
+        "--seed",
+        type=float,
+        nargs=2,
+        metavar=("FG", "BG"),
+        help="write seeds: foreground above FG, background below BG, else 255 (IRN: 0.30 0.05); "
+        "for CAMs with a background row, factors on that row (SFC: 1 0.5)",
+    )
+    add(
+        "--backend",
+        choices=BACKENDS,
+        default="auto",
+        help="what computes the CRF; auto: torch on a GPU, else pydensecrf where it is installed, "
+        "else torch",
+    )
+
+
+def crf_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a `PostProcess` out of the flags."""
+    name = args.preset or ("label50" if args.seed else "psa80")
+    iterations = args.iterations or (FBR_ITERATIONS if name == "psa80" else None)
+    backend, device = pick_backend(args.backend)
+    return {
+        "preset": preset_of(name, iterations),
+        "alpha": args.alpha,
+        "seed": tuple(args.seed) if args.seed else None,
+        "backend": backend,
+        "device": device,
+    }
