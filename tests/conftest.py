@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from file_server import Server
 from PIL import Image
 
 FOLDER_CLASSES = ("disc", "square", "sky lark")
@@ -32,6 +34,15 @@ def folder_dataset(tmp_path: Path) -> Path:
 def folder_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of a `folder` dataset that all tests share: do not write into it."""
     return write_folder(tmp_path_factory.mktemp("shared") / "dataset")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A server of the files that a test puts into it."""
+    with Server() as running:
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+        yield running
+        running.shutdown()
 
 
 @pytest.fixture

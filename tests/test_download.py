@@ -1,88 +1,21 @@
-"""`tool.download` against a local server: resume, checksums, web pages, unpacking."""
+"""`tool.download` against a local server: resume, addresses, checksums, web pages."""
 
 from __future__ import annotations
 
-import http.server
-import io
+import hashlib
 import json
-import tarfile
-import threading
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from file_server import Killed, download, killed
 from runs import assert_refused, run
+from test_full_disk import assert_one_line, run_limited
 
 from tool.download import HASHES, SOURCES
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves bytes by path, in ranges; `cut` breaks the next answer off after so many bytes."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.cut: int | None = None
-        self.asked: list[str | None] = []
-
-    def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/{name}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        content = self.server.files.get(self.path.lstrip("/"))
-        asked = self.headers.get("Range")
-        self.server.asked.append(asked)
-        if content is None:
-            self.send_error(404)
-            return
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        self.send_response(206 if asked else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        if asked:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.end_headers()
-        end, self.server.cut = self.server.cut, None
-        self.wfile.write(content[start:end])
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield running
-        running.shutdown()
-
-
-def download(server: Server, name: str, out: Path, what: str = "weights"):
-    return run("tool/download.py", what, "--url", server.url(name), "--out", out)
-
-
-def zip_of(files: dict[str, bytes]) -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return content.getvalue()
-
-
-def tar_of(files: dict[str, bytes], *links: tarfile.TarInfo) -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as archive:
-        for link in links:
-            archive.addfile(link)
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return content.getvalue()
+def parts_in(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.part"))
 
 
 def test_downloads_once_and_records_the_checksum(server, tmp_path) -> None:
@@ -91,7 +24,13 @@ def test_downloads_once_and_records_the_checksum(server, tmp_path) -> None:
     assert result.returncode == 0, result.stderr
     path = tmp_path / "weights" / "res38.params"
     assert path.read_bytes() == server.files["res38.params"]
-    assert list(json.loads((path.parent / HASHES).read_text())) == ["res38.params"]
+    assert json.loads((path.parent / HASHES).read_text()) == {
+        path.name: {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "url": server.url("res38.params"),
+        }
+    }
+    assert {child.name for child in path.parent.iterdir()} == {path.name, HASHES, ".lock"}
     assert download(server, "res38.params", tmp_path).returncode == 0
     assert len(server.asked) == 1
 
@@ -107,6 +46,165 @@ def test_a_broken_download_is_resumed(server, tmp_path) -> None:
     assert int(server.asked[-1].removeprefix("bytes=").rstrip("-")) > 1_000_000
 
 
+def test_a_server_without_ranges_starts_over(server, tmp_path) -> None:
+    server.files["a.params"], server.cut = bytes(range(256)) * 12_000, 2_000_000
+    server.ranges = False
+    assert_refused(download(server, "a.params", tmp_path), "run again")
+    assert len(parts_in(tmp_path)) == 1
+    result = download(server, "a.params", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "starting over" in result.stdout
+    assert (tmp_path / "weights" / "a.params").read_bytes() == server.files["a.params"]
+    assert not parts_in(tmp_path)
+
+
+def write_parts(folder: Path, *contents: bytes) -> None:
+    """Unfinished files as gdown names them, where earlier versions had them."""
+    folder.mkdir(parents=True)
+    for letter, content in zip("abcdefgh", contents, strict=False):
+        (folder / f"a.params{letter * 8}.part").write_bytes(content)
+
+
+WHOLE = bytes(range(256)) * 40
+PARTS = {
+    "complete": [WHOLE],  # HTTP 416
+    "too long": [WHOLE + b"more"],
+    "two": [WHOLE[:3000], WHOLE[:5000]],
+    "two, contradicting": [WHOLE[:3000], b"x" * 5000],
+    "one empty": [b"", WHOLE[:5000]],
+    "two complete": [WHOLE, WHOLE],
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("ranges", [True, False])
+def test_unfinished_files_stop_no_download(server, tmp_path, parts: list, ranges: bool) -> None:
+    write_parts(tmp_path / "weights", *parts)
+    server.files["a.params"], server.ranges = WHOLE, ranges
+    result = download(server, "a.params", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "removed" in result.stdout
+    assert (tmp_path / "weights" / "a.params").read_bytes() == WHOLE
+    assert not parts_in(tmp_path)
+
+
+def test_of_two_unfinished_files_the_longer_is_resumed(server, tmp_path) -> None:
+    write_parts(tmp_path / "weights", WHOLE[:3000], WHOLE[:5000])
+    server.files["a.params"] = WHOLE
+    assert download(server, "a.params", tmp_path).returncode == 0
+    assert server.asked[-1] == "bytes=5000-"
+
+
+def test_a_browsers_unfinished_file_is_left_alone(server, tmp_path) -> None:
+    browsers = tmp_path / "weights" / "a.XyZ12345.params.part"
+    browsers.parent.mkdir()
+    browsers.write_bytes(b"still coming")
+    server.files["a.params"] = WHOLE
+    assert download(server, "a.params", tmp_path).returncode == 0
+    assert browsers.read_bytes() == b"still coming"
+
+
+def test_an_unfinished_file_is_not_continued_from_another_address(server, tmp_path) -> None:
+    server.files["one/a.params"], server.cut = b"1" * 900_000, 600_000
+    server.files["two/a.params"] = b"2" * 900_000
+    assert_refused(download(server, "one/a.params", tmp_path), "run again")
+    assert download(server, "two/a.params", tmp_path).returncode == 0
+    assert (tmp_path / "weights" / "a.params").read_bytes() == server.files["two/a.params"]
+
+
+def test_killed_before_the_last_rename_it_ends_without_the_server(
+    server, tmp_path, monkeypatch
+) -> None:
+    server.files["a.params"] = WHOLE
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(Killed):
+            download(server, "a.params", tmp_path)
+    assert not (tmp_path / "weights" / "a.params").exists()
+    assert download(server, "a.params", tmp_path).returncode == 0
+    assert (tmp_path / "weights" / "a.params").read_bytes() == WHOLE
+    assert len(server.asked) == 1
+
+
+def test_a_full_disk_is_one_line_with_the_file(server, tmp_path) -> None:
+    server.files["a.params"] = bytes(3_000_000)
+    flags = ["weights", "--url", server.url("a.params"), "--out", tmp_path]
+    assert_one_line(run_limited(1_000_000, "tool/download.py", *flags), "a.params", "too large")
+    assert not (tmp_path / "weights" / "a.params").exists()
+    assert download(server, "a.params", tmp_path).returncode == 0
+    assert (tmp_path / "weights" / "a.params").read_bytes() == server.files["a.params"]
+    assert server.asked[-1] == "bytes=1000000-"
+
+
+def test_another_address_is_not_ignored(server, tmp_path) -> None:
+    server.files |= {"a.params": b"first", "b.params": b"second", "b/a.params": b"third"}
+    assert download(server, "a.params", tmp_path).returncode == 0
+    for other in ("b.params", "b/a.params"):
+        words = ["a.params", "not of", server.url("a.params"), server.url(other)]
+        assert_refused(download(server, other, tmp_path), *words)
+    result = run("tool/download.py", "weights", "--out", tmp_path)  # what is there
+    assert result.returncode == 0
+    assert server.url("a.params") in result.stdout
+    assert (tmp_path / "weights" / "a.params").read_bytes() == b"first"
+
+
+def test_files_of_earlier_versions_keep_working(server, tmp_path) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "a.params").write_bytes(b"first")
+    (folder / HASHES).write_text(json.dumps({"a.params": hashlib.sha256(b"first").hexdigest()}))
+    assert run("tool/download.py", "weights", "--out", tmp_path).returncode == 0
+    assert download(server, "a.params", tmp_path).returncode == 0  # the name says that it is that
+    assert_refused(download(server, "b.params", tmp_path), "a.params", "b.params")
+    (folder / "a.params").write_bytes(b"other")
+    assert_refused(download(server, "a.params", tmp_path), "a.params", "SHA-256")
+    assert not server.asked
+
+
+def test_leftovers_of_a_killed_run_are_no_download(server, tmp_path) -> None:
+    folder = tmp_path / "weights"
+    (folder / ".unpack.abcd" / "files").mkdir(parents=True)
+    (folder / ".sha256.abcd.json").write_text("{")
+    server.files["a.params"] = WHOLE
+    assert download(server, "a.params", tmp_path).returncode == 0
+    assert {path.name for path in folder.iterdir()} == {"a.params", HASHES, ".lock"}
+
+
+def test_several_files_are_told_apart_or_said(server, tmp_path) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "a.params").write_bytes(b"by hand")
+    (folder / "notes.txt").write_bytes(b"mine")
+    flags = ["weights", "--out", tmp_path]
+    assert_refused(run("tool/download.py", *flags), "a.params", "notes.txt")
+    (folder / HASHES).write_text(json.dumps({"a.params": hashlib.sha256(b"by hand").hexdigest()}))
+    result = run("tool/download.py", *flags)
+    assert result.returncode == 0
+    assert "a.params" in result.stdout
+
+
+@pytest.mark.parametrize("name", [HASHES, "unpacked", ".lock", "unpacked.old", "%0Aa.zip"])
+def test_the_host_cannot_choose_one_of_our_names(server, tmp_path, monkeypatch, name: str) -> None:
+    """By the header of Google Drive, say."""
+
+    def hostile(url: str, incoming: Path) -> Path:
+        path = incoming / name.replace("%0A", "\n")
+        path.write_bytes(b"{}")
+        return path
+
+    monkeypatch.setattr("tool.download._gdown", hostile)
+    assert_refused(download(server, "a.params", tmp_path), "the host calls its file")
+    assert not (tmp_path / "weights" / HASHES).exists()
+
+
+@pytest.mark.parametrize("record", ["[]", "{", '{"a.params": 1}', '{"a.params": {}}'])
+def test_a_broken_record_is_said(server, tmp_path, record: str) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / HASHES).write_text(record)
+    assert_refused(download(server, "a.params", tmp_path), HASHES)
+    assert (tmp_path / "weights" / HASHES).read_text() == record
+
+
 def test_a_file_that_changed_is_refused_and_kept(server, tmp_path) -> None:
     server.files["a.params"] = b"first"
     download(server, "a.params", tmp_path)
@@ -119,12 +217,36 @@ def test_a_file_that_changed_is_refused_and_kept(server, tmp_path) -> None:
     assert_refused(download(server, "a.params", tmp_path), "SHA-256")
 
 
-@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>", b"\n <HTML><body>Quota", b""])
+def assert_nothing_kept(folder: Path, name: str) -> None:
+    assert not (folder / name).exists()
+    assert not (folder / HASHES).exists()
+    assert not parts_in(folder)
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>", b"<!-- moved --><html>"])
 def test_a_web_page_in_place_of_the_file_is_said(server, tmp_path, page: bytes) -> None:
     server.files["saliency.zip"] = page
     assert_refused(download(server, "saliency.zip", tmp_path, "saliency"), "web page", "browser")
-    assert not (tmp_path / "saliency" / "saliency.zip").exists()
-    assert not (tmp_path / "saliency" / HASHES).exists()
+    assert_nothing_kept(tmp_path / "saliency", "saliency.zip")
+
+
+def test_an_empty_file_is_called_empty(server, tmp_path) -> None:
+    server.files["a.params"] = b""
+    result = download(server, "a.params", tmp_path)
+    assert_refused(result, "a.params", "empty")
+    assert "web page" not in result.stderr
+    assert_nothing_kept(tmp_path / "weights", "a.params")
+
+
+def test_a_web_page_that_an_earlier_version_took_is_forgotten(server, tmp_path) -> None:
+    folder, page = tmp_path / "weights", b"<script>"
+    folder.mkdir()
+    (folder / "a.params").write_bytes(page)
+    (folder / HASHES).write_text(json.dumps({"a.params": hashlib.sha256(page).hexdigest()}))
+    server.files["a.params"] = b"weights"
+    assert_refused(download(server, "a.params", tmp_path), "a.params", "web page")
+    assert download(server, "a.params", tmp_path).returncode == 0
+    assert (folder / "a.params").read_bytes() == b"weights"
 
 
 def test_what_is_not_there_is_one_line(server, tmp_path) -> None:
@@ -133,62 +255,6 @@ def test_what_is_not_there_is_one_line(server, tmp_path) -> None:
     server.shutdown()
     server.server_close()
     assert_refused(download(server, "none.zip", tmp_path), "none.zip")
-
-
-@pytest.mark.parametrize("name", ["labels.zip", "labels.tar.gz"])
-def test_archives_are_unpacked(server, tmp_path, name: str) -> None:
-    files = {"labels/2007_000032.png": b"one", "labels/deep/2.png": b"two"}
-    server.files[name] = zip_of(files) if name.endswith("zip") else tar_of(files)
-    result = download(server, name, tmp_path, "pseudo-labels")
-    assert result.returncode == 0, result.stderr
-    folder = tmp_path / "pseudo-labels" / "unpacked"
-    for inner, content in files.items():
-        assert (folder / inner).read_bytes() == content
-
-
-def test_a_checkpoint_is_a_zip_file_that_stays_whole(server, tmp_path) -> None:
-    server.files["fbr.pth"] = zip_of({"archive/data.pkl": b"x"})
-    assert download(server, "fbr.pth", tmp_path, "checkpoints").returncode == 0
-    assert (tmp_path / "checkpoints" / "fbr.pth").is_file()
-    assert not (tmp_path / "checkpoints" / "unpacked").exists()
-
-
-def link(name: str, target: str) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = tarfile.SYMTYPE, target
-    return member
-
-
-def linked_zip() -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        info = zipfile.ZipInfo("link")
-        info.external_attr = 0o120777 << 16
-        archive.writestr(info, "/etc")
-    return content.getvalue()
-
-
-EVIL = {
-    "up.zip": zip_of({"fine.png": b"1", "../evil.png": b"2"}),
-    "absolute.zip": zip_of({"/tmp/evil.png": b"2"}),
-    "back.zip": zip_of({"..\\evil.png": b"2"}),
-    "drive.zip": zip_of({"c:/evil.png": b"2"}),
-    "link.zip": linked_zip(),
-    "up.tar": tar_of({"fine.png": b"1", "a/../../evil.png": b"2"}),
-    "absolute.tgz": tar_of({"/evil.png": b"2"}),
-    "link.tar": tar_of({"link/evil.png": b"2"}, link("link", "/tmp")),
-    "cut.zip": zip_of({"a.png": b"1" * 99})[:-30],
-    "cut.tar": tar_of({"a.png": bytes(range(256)) * 99})[:-300],
-    "none.zip": b"not an archive",
-}
-
-
-@pytest.mark.parametrize("name", EVIL)
-def test_an_archive_that_leaves_its_folder_unpacks_nothing(server, tmp_path, name: str) -> None:
-    server.files[name] = EVIL[name]
-    assert_refused(download(server, name, tmp_path / "out", "saliency"), name)
-    assert not (tmp_path / "out" / "saliency" / "unpacked").exists()
-    assert {path.name for path in tmp_path.rglob("*")} == {"out", "saliency", name, HASHES, ".lock"}
 
 
 def test_the_released_files_have_addresses() -> None:
