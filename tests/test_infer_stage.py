@@ -185,4 +185,4 @@ def test_strided_cams_are_small_and_score_nearly_alike(trained, folder_root, tmp
         enlarged = at_size(small, full.size)
         assert np.abs(enlarged.cam - full.cam).mean() < 0.05 if full.cam.size else True
     with pytest.raises(ValueError, match="its image is 80x60"):
-        at_size(Cam(np.array([1], np.uint8), np.zeros((1, 7, 9), np.float32)), (60, 80))
+        at_size(Cam(np.array([1], np.uint8), np.zeros((1, 7, 10), np.float32)), (60, 80))

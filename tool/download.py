@@ -33,6 +33,7 @@ SOURCES = {
     "weights": _DRIVE.format("1LzMIhXGjdiml0KbgTUH2xglSQelqpx0H"),
     "u2net": "https://github.com/danielgatis/rembg/releases/download/v0.0.0/u2net.onnx",
 }
+FOLDER = Path("out/downloads")
 UNPACKED = "unpacked"
 _PART = re.compile(r"(.+)[a-z0-9_]{8}\.part")  # gdown's unfinished file of a name
 
@@ -40,32 +41,38 @@ _PART = re.compile(r"(.+)[a-z0-9_]{8}\.part")  # gdown's unfinished file of a na
 def main(argv: Sequence[str] | None = None) -> None:
     """Download one file, check it, unpack it."""
     args = parse(argv)
-    folder = args.out / args.what
+    get(args.what, out=args.out, url=args.url)
+
+
+def get(what: str, *, out: Path = FOLDER, url: str | None = None) -> Path:
+    """The file `what` of `SOURCES`, downloaded where it is not there, checked, unpacked.
+
+    Args:
+        out: its folder's parent.
+        url: another address of the same thing; None: the known one, or what is there.
+    """
+    folder = out / what
     with locked(folder):
         remove_leftovers(folder)
-        path = find(folder, args.url)
+        path = find(folder, url)
         if path:
             check_content(path, folder)
             digest = check_hash(path, folder)
         else:
-            path, digest = fetch(args.url or SOURCES[args.what], folder)
+            path, digest = fetch(url or SOURCES[what], folder)
         origin = read_records(folder)[path.name].get("url")
         print(f"{path}: {path.stat().st_size} bytes, SHA-256 {digest}", end="")
         print(f", from {origin}" if origin else "")
         if is_archive(path):
             unpack_once(path, folder)
-
-
-def get(what: str) -> Path:
-    """A file of `SOURCES`, downloaded where it is not there and checked."""
-    raise NotImplementedError
+    return path
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
     parser = Parser(prog="tool.download", description=__doc__)
     parser.add_argument("what", choices=tuple(SOURCES), help="what to download")
-    parser.add_argument("--out", type=Path, default=Path("out/downloads"), help="parent folder")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="parent folder")
     parser.add_argument(
         "--url", help="another address of the same thing; None: the known one, or what is there"
     )
