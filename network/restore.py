@@ -59,9 +59,37 @@ def restore(
     """
     checkpoint = open_checkpoint(path, method=method, backbone=backbone, class_names=class_names)
     config = checkpoint["config"]
+    _check_config(config, path)
+    _check_wanted(config, path, method=method, backbone=backbone, class_names=class_names)
+    restored = _built(config, checkpoint["model"], path)
+    may_lack = checkpoint.get("may_lack", ())
+    if may_lack is not _TRAINING_ONLY:  # an exported file: it lacks no weights, whatever it says
+        weights = weight_names(restored)
+        may_lack = [n for n in restored.state_dict() if n in may_lack and n not in weights]
+    load_state(restored, checkpoint["model"], path, may_lack=may_lack)
+    return restored, config
+
+
+def _check_config(config: dict[str, Any], path: Path | str) -> None:
+    """The parts that describe a network are all there, each of its type."""
     lacking = [key for key, kind in _CONFIG.items() if type(config.get(key)) is not kind]
+    if type(config.get("seed", 0)) is not int:
+        lacking.append("seed")
     if lacking:
         raise ValueError(f"{path} has an incomplete configuration: no right {', '.join(lacking)}")
+    if config["output_stride"] < 1:
+        raise ValueError(f"{path} has an output stride of {config['output_stride']}")
+
+
+def _check_wanted(
+    config: dict[str, Any],
+    path: Path | str,
+    *,
+    method: str | None,
+    backbone: str | None,
+    class_names: tuple[str, ...] | None,
+) -> None:
+    """The file is what `restore` was asked for, and its classes are as many as their names."""
     if method not in (None, config["method"]):
         raise ValueError(f"{path} is of method {config['method']}, not {method}")
     if backbone not in (None, config["backbone"]):
@@ -76,13 +104,6 @@ def restore(
         raise ValueError(
             f"{path} has {config['num_classes']} classes and {len(config['class_names'])} names"
         )
-    restored = _built(config, checkpoint["model"], path)
-    may_lack = checkpoint.get("may_lack", ())
-    if may_lack is not _TRAINING_ONLY:  # an exported file: it lacks no weights, whatever it says
-        weights = weight_names(restored)
-        may_lack = [n for n in restored.state_dict() if n in may_lack and n not in weights]
-    load_state(restored, checkpoint["model"], path, may_lack=may_lack)
-    return restored, config
 
 
 def _built(config: dict[str, Any], model: dict[str, Tensor], path: Path | str) -> Method:
@@ -90,8 +111,6 @@ def _built(config: dict[str, Any], model: dict[str, Tensor], path: Path | str) -
 
     Pretrained or not changes no size, and to freeze a backbone takes numbers, which meta lacks.
     """
-    if type(config.get("seed", 0)) is not int or config["output_stride"] < 1:
-        raise ValueError(f"{path} has an incomplete configuration: no right seed or output_stride")
     try:
         with torch.device("meta"):
             outline = build_method(config | {"pretrained": False})
