@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         seed=args.seed,
     )
     if args.init is not None:
-        tell(initialise(method, args.init))
+        tell(initialise(method, args.init, class_names=catalog.class_names))
     elif config["pretrained"]:
         tell(load_pretrained(method.backbone, args.weights))
     method = dist.synchronise_norms(method, device)
@@ -166,7 +166,7 @@ def add_network_flags(parser: Parser) -> None:
         "--init",
         type=Path,
         help="start from a checkpoint of another method or K, in place of --weights: what fits by "
-        "name and shape is taken",
+        "name and shape is taken, and the classifier where the classes are the same",
     )
 
 

@@ -120,6 +120,8 @@ class TimmBackbone(Backbone):
         super().__init__()
         self.name = name
         model_name = name.removeprefix("timm:")
+        if set(model_name) & set(":/"):  # hf-hub:, local-dir: timm would fetch what it builds
+            raise ValueError(f"backbone {name!r}: only the names of timm's own models are known")
         try:
             self.net = timm.create_model(
                 model_name, features_only=True, output_stride=output_stride, pretrained=False

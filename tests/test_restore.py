@@ -17,7 +17,7 @@ from torch import Tensor
 from data.catalog import open_catalog
 from network.backbones import build_backbone
 from network.methods import build_method
-from network.restore import from_released, initialise, restore
+from network.restore import class_weights, from_released, initialise, restore
 from tool.cam import load_cam
 from tool.checkpoint import load_checkpoint, save_checkpoint
 
@@ -207,6 +207,44 @@ def test_init_of_another_number_of_classes_leaves_the_classifier(released) -> No
     assert "correlation 3 of 3" in line
     assert torch.equal(method.classifier.weight, before)
     assert torch.equal(method.correlation.embed.weight, released_state(3)["f9.weight"])
+
+
+def test_init_of_other_classes_leaves_the_classifier_and_says_so(folder_dataset, tmp_path) -> None:
+    """As many classes, in another order or of other names."""
+    flags = train_flags(folder_dataset, tmp_path / "cam", method="cam", steps=1)
+    assert run("train_fbr.py", *flags).returncode == 0
+    first = tmp_path / "cam" / "checkpoint.pth"
+    assert run("tool/export.py", first).returncode == 0
+    names = (folder_dataset / "classes.txt").read_text().splitlines()
+    before = load_checkpoint(first)["model"]["classifier.weight"]
+    for path in (first, first.with_name("model.safetensors")):
+        for classes in (names, names[::-1]):
+            method = build_method(load_checkpoint(first)["config"] | {"seed": 7})
+            line = initialise(method, path, class_names=tuple(classes))
+            same = classes == names
+            assert torch.equal(method.classifier.weight, before) == same
+            assert f"classifier {int(same)} of 1" in line
+            assert ("left out, as its classes are others: classifier.weight" in line) != same
+    (folder_dataset / "classes.txt").write_text("\n".join(names[::-1]) + "\n")
+    result = init(first, folder_dataset, tmp_path / "again", "--method", "cam")
+    assert "classifier 0 of 1 tensors; left out" in result.stdout
+
+
+def test_init_of_other_classes_keeps_what_does_not_depend_on_them(trained) -> None:
+    config = load_checkpoint(trained)["config"] | {"seed": 7}
+    method = build_method(config)
+    line = initialise(method, trained, class_names=("a", "b", "c"))
+    assert line.endswith("others: classifier.weight")
+    assert class_weights(method) == ["classifier.weight"]
+    assert "project_foreground 1 of 1" in line
+
+
+def test_init_of_a_released_file_names_no_classes(released) -> None:
+    config = {"method": "fbr", "backbone": SLIM, "output_stride": 8, "num_classes": 3}
+    method = build_method(config | {"pretrained": True, "method_config": {}})
+    line = initialise(method, released, class_names=("a", "b", "c"))
+    assert "classifier 1 of 1" in line
+    assert "left out" not in line
 
 
 def test_init_does_not_take_a_bank(trained) -> None:

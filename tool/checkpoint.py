@@ -11,12 +11,18 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from tool.files import atomic_path
+from tool.options import one_line
 
 _FULL = "could not be written: is the disk full?"
 _ABOUT = "fbr_checkpoint"  # the key of the metadata in an exported file
 _KEYS = {"method": str, "config": dict, "model": dict, "step": int}
+_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
+_DTYPES |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+_DEEPEST, _MOST = 8, 100_000  # of a configuration: levels, and values in all
+LARGEST_INT = 2**62
 # what torch.load raises on a damaged file, found by damaging files at random
 _UNREADABLE = (
     RuntimeError,
@@ -30,6 +36,15 @@ _UNREADABLE = (
     MemoryError,
     struct.error,
     zipfile.BadZipFile,
+)
+# and safetensors; a deeply nested text is a RecursionError, which is a RuntimeError
+_NO_SAFETENSORS = (
+    safetensors.SafetensorError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    MemoryError,
 )
 
 
@@ -47,20 +62,23 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a dictionary, corrupt, or a pickle that carries more than tensors and plain
-            types.
+        ValueError: not a dictionary, corrupt, compressed, or a pickle that carries more than
+            tensors and plain types.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
     try:
+        _refuse_compressed(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path}: refused: it is corrupt or carries more than tensors and plain types"
         ) from error
     except _UNREADABLE as error:
-        raise ValueError(f"{path} is not a readable checkpoint (corrupt or truncated)") from error
+        raise ValueError(
+            f"{path} is not a readable checkpoint (corrupt, truncated or compressed)"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content
@@ -91,7 +109,82 @@ def as_checkpoint(content: dict[str, Any], path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not a checkpoint of train_fbr.py: it lacks {', '.join(missing)}"
         )
+    model = plain_tensors(content["model"], path)
+    total = sum(_bytes(tensor) for tensor in model.values())
+    if total > path.stat().st_size:
+        raise ValueError(f"{path}: refused: its tensors share memory, {total} bytes in all")
+    if not _is_plain(content["config"]):
+        raise ValueError(f"{path}: refused: its configuration is more than plain types")
+    if type(content["step"]) is not int or not 0 <= content["step"] < LARGEST_INT:
+        raise ValueError(f"{path}: refused: its step is not a number of steps")
+    for key, holder in (("not_weights", content), ("may_lack", content), ("class_names", None)):
+        if not are_names((content["config"] if holder is None else holder).get(key, [])):
+            raise ValueError(f"{path}: refused: its {key} are no list of names")
     return content
+
+
+def plain_tensors(tensors: dict[Any, Any], path: Path | str) -> dict[str, Tensor]:
+    """`tensors` itself: names to dense tensors of numbers on the CPU that `path` has room for.
+
+    Raises:
+        ValueError: names the first that is something else: sparse, quantised, meta, expanded, ...
+    """
+    largest = Path(path).stat().st_size
+    for name, tensor in tensors.items():
+        reason = _oddity(name, tensor, largest)
+        if reason:
+            raise ValueError(f"{path}: refused: {str(name)[:80]!r} in it is {reason}")
+    return tensors
+
+
+def _oddity(name: Any, tensor: Any, largest: int) -> str | None:
+    """What is odd about an entry of a state dict; None: nothing."""
+    if not isinstance(name, str) or name == "__metadata__" or not name.isprintable():
+        return "not the name of a tensor"
+    if not isinstance(tensor, Tensor):
+        return f"a {type(tensor).__name__}, not a tensor"
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu":
+        return f"a tensor on {tensor.device} of layout {tensor.layout}, not a dense one"
+    if tensor.is_quantized or tensor.dtype not in _DTYPES or tensor.is_neg():
+        return f"a tensor of {tensor.dtype}"
+    if _bytes(tensor) > largest:
+        return f"a tensor of {_bytes(tensor)} bytes in a file of {largest}"
+    return None
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _is_plain(config: dict[Any, Any]) -> bool:
+    """Whether JSON can hold it: names to numbers, text and lists, nested a few levels."""
+    left, seen = [(config, 0)], 0
+    while left:
+        value, depth = left.pop()
+        if isinstance(value, dict | list | tuple):
+            seen += len(value)
+            if depth > _DEEPEST or seen > _MOST:
+                return False
+            if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
+                return False
+            inside = value.values() if isinstance(value, dict) else value
+            left.extend((item, depth + 1) for item in inside)
+        elif isinstance(value, int):
+            if abs(value) > LARGEST_INT:
+                return False
+        elif not isinstance(value, str | float | None):
+            return False
+    return True
+
+
+def _refuse_compressed(path: Path) -> None:
+    """A file of torch stores its tensors as they are; a small one must not unpack to a huge one."""
+    with open(path, "rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"  # as torch tells the old form from the new
+    if zipped:
+        with zipfile.ZipFile(path) as file:
+            if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
+                raise ValueError("it unpacks to more than its size")
 
 
 def save_exported(path: Path | str, checkpoint: dict[str, Any]) -> list[str]:
@@ -104,7 +197,9 @@ def save_exported(path: Path | str, checkpoint: dict[str, Any]) -> list[str]:
         The names that are left out.
     """
     left_out = list(checkpoint.get("not_weights", checkpoint.get("may_lack", ())))
-    model = {n: t.contiguous() for n, t in checkpoint["model"].items() if n not in left_out}
+    kept = {n: t.detach() for n, t in checkpoint["model"].items() if n not in left_out}
+    # copies: safetensors refuses tensors that share memory
+    model = {n: t.clone(memory_format=torch.contiguous_format) for n, t in kept.items()}
     about = {key: checkpoint[key] for key in ("method", "config", "step")}
     about["may_lack"] = left_out
     with atomic_path(path) as temporary:
@@ -115,17 +210,28 @@ def save_exported(path: Path | str, checkpoint: dict[str, Any]) -> list[str]:
     return left_out
 
 
-def _load_exported(path: Path) -> dict[str, Any]:
+def load_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a `.safetensors` file, and what `tool.export` wrote about them, else {}.
+
+    Raises:
+        ValueError: unreadable.
+    """
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
-        content = {**about, "model": safetensors.torch.load_file(path)}
-    except (safetensors.SafetensorError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
-    if not _are_names(content.get("may_lack", [])):
-        raise ValueError(f"{path} is not a file of tool.export: its list of names is none")
-    return as_checkpoint(content, path)
+        if not isinstance(about, dict):
+            raise ValueError("its metadata is not of tool.export")
+        return plain_tensors(safetensors.torch.load_file(path), path), about
+    except _NO_SAFETENSORS as error:
+        reason = one_line(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path} is not a readable .safetensors file: {reason}") from error
 
 
-def _are_names(value: Any) -> bool:
+def _load_exported(path: Path) -> dict[str, Any]:
+    tensors, about = load_safetensors(path)
+    return as_checkpoint({**about, "model": tensors}, path)
+
+
+def are_names(value: Any) -> bool:
+    """Whether it is a list of texts, none of them empty."""
     return isinstance(value, list) and all(isinstance(n, str) and n for n in value)

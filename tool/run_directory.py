@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ from typing import Any
 
 import torch
 
-from tool.checkpoint import load_checkpoint, save_checkpoint
+from tool.checkpoint import LARGEST_INT, load_checkpoint, plain_tensors, save_checkpoint
 from tool.files import atomic_path
 
 CHECKPOINT = "checkpoint.pth"
+_LARGEST_LACK = 2**28  # numbers that a file may leave to be made: the bank's
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
 
 
@@ -86,12 +88,53 @@ def resume_run(
                 f"{path} was made with {name} = {_plain(theirs.get(name))}, this run has "
                 f"{_plain(config[name])}: use the same settings to resume, or another --out"
             )
+    if checkpoint["step"] > config.get("steps", LARGEST_INT):
+        raise ValueError(
+            f"{path} says step {checkpoint['step']}, this run has {config['steps']} steps"
+        )
+    check_optimizer(optimizer, checkpoint.get("optimizer"), path)
     load_state(method, checkpoint["model"], path)
-    try:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: its optimizer does not fit this run ({error})") from error
-    return int(checkpoint["step"])
+    groups = optimizer.state_dict()["param_groups"]  # theirs are the same but for the rate
+    optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
+    return checkpoint["step"]
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, theirs: Any, path: Path) -> None:
+    """A saved optimizer has the groups of this one, and state of its parameters' shapes.
+
+    Groups of two runs with the same settings are equal but for the rate, which each step sets.
+
+    Raises:
+        ValueError: says what does not fit.
+    """
+    parts = ("param_groups", list), ("state", dict)
+    if not isinstance(theirs, dict) or not all(isinstance(theirs.get(n), k) for n, k in parts):
+        raise ValueError(f"{path} holds no optimizer: training cannot resume from it")
+    own = optimizer.state_dict()["param_groups"]
+    groups = theirs["param_groups"]
+    if len(groups) != len(own) or not all(map(_same_group, groups, own)):
+        raise ValueError(f"{path}: its optimizer does not fit this run (other parameter groups)")
+    parameters = dict(enumerate(p for g in optimizer.param_groups for p in g["params"]))
+    for index, state in theirs["state"].items():
+        if type(index) is not int or index not in parameters or not isinstance(state, dict):
+            raise ValueError(f"{path}: its optimizer does not fit this run (other parameters)")
+        tensors = {name: value for name, value in state.items() if value is not None}
+        plain_tensors(tensors, path)
+        shape = parameters[index].shape
+        if any(tensor.shape != shape for tensor in tensors.values()):
+            raise ValueError(f"{path}: its optimizer does not fit this run (other shapes)")
+
+
+def _same_group(group: Any, own: dict[str, Any]) -> bool:
+    """Whether a saved parameter group is `own`, but for the rate; versions of torch add keys."""
+    if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+        return False
+    values = [*group["params"], *(v for k, v in group.items() if k != "params")]
+    if not all(value is None or isinstance(value, int | float | str) for value in values):
+        return False
+    if type(group.get("lr")) not in (int, float) or not math.isfinite(group["lr"]):
+        return False
+    return all(group[name] == own[name] for name in own.keys() & group.keys() - {"lr"})
 
 
 def load_state(
@@ -108,18 +151,40 @@ def load_state(
     """
     own = method.state_dict()
     lacking = {n for n in own if n not in state and n.startswith(tuple(may_lack))}
-    wrong = [n for n in own if n not in lacking and _shape(state.get(n)) != own[n].shape]
-    wrong += [n for n in state if n not in own]
+    wrong = [n for n in own if n not in lacking and not _fits(state.get(n), own[n])]
+    _refuse(path, wrong + [n for n in state if n not in own])
+    method.load_state_dict(state, strict=False)
+
+
+def check_sizes(method: torch.nn.Module, state: dict[str, torch.Tensor], path: Path | str) -> None:
+    """What `method` (on the meta device, so it takes no memory) would hold, `state` holds.
+
+    Raises:
+        ValueError: a tensor has another shape in the file, or the file lacks a huge one.
+    """
+    own = method.state_dict()
+    _refuse(path, [n for n in own if n in state and not _fits(state[n], own[n])])
+    lacking = sum(tensor.numel() for name, tensor in own.items() if name not in state)
+    if lacking > _LARGEST_LACK:
+        raise ValueError(f"{path} describes {lacking} numbers that are not in it")
+
+
+def _refuse(path: Path | str, wrong: Sequence[str]) -> None:
     if wrong:
         raise ValueError(
             f"{path} does not fit this method and number of classes: {len(wrong)} tensors differ, "
             f"first {', '.join(wrong[:3])}"
         )
-    method.load_state_dict(state, strict=False)
 
 
-def _shape(value: Any) -> torch.Size | None:
-    return value.shape if isinstance(value, torch.Tensor) else None
+def _fits(value: torch.Tensor | None, own: torch.Tensor) -> bool:
+    """Whether it can take the place of `own`; whole numbers are counters, which go up from 0."""
+    if value is None or value.shape != own.shape:
+        return False
+    if own.is_floating_point():
+        return value.is_floating_point()
+    counts = value.numel() == 0 or (value.min() >= 0 and value.max() < LARGEST_INT)
+    return not value.is_floating_point() and bool(counts)
 
 
 def weight_names(method: torch.nn.Module) -> list[str]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import pkgutil
+import reprlib
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from tool.keyed import seed_of
 from tool.progress import Progress
 
 Batch = dict[str, Any]
+_LARGEST = 2**31 - 1  # of a count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,24 +199,46 @@ def build_method(config: dict[str, Any]) -> Method:
             `seed` (0 where missing).
 
     Raises:
-        ValueError: unknown method, backbone or hyper-parameter.
+        ValueError: unknown method, backbone or hyper-parameter, or one that cannot be.
     """
     method = find_method(config["method"])
-    known = {field.name for field in dataclasses.fields(method.Config)}
-    unknown = sorted(set(config["method_config"]) - known)
+    known = {field.name: field.default for field in dataclasses.fields(method.Config)}
+    unknown = sorted(set(config["method_config"]) - set(known))
     if unknown:
         raise ValueError(
             f"method {config['method']!r} has no hyper-parameter {', '.join(unknown)}: "
             f"it has {', '.join(sorted(known)) or 'none'}"
         )
+    for name, value in config["method_config"].items():
+        _check_option(name, value, known[name])
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(config.get("seed", 0), "weights"))
         backbone = build_backbone(config["backbone"], output_stride=config["output_stride"])
         if config["pretrained"]:
             backbone.freeze()
-        return method(
-            backbone,
-            config["num_classes"],
-            method.Config(**config["method_config"]),
-            pretrained=config["pretrained"],
+        hyper = method.Config(**config["method_config"])
+        try:
+            return method(backbone, config["num_classes"], hyper, pretrained=config["pretrained"])
+        except RuntimeError as error:  # torch's word for sizes that no memory holds
+            raise ValueError(
+                f"method {config['method']!r} cannot be made with these sizes: {error}"
+            ) from error
+
+
+def _check_option(name: str, value: Any, default: Any) -> None:
+    """A hyper-parameter has its default's type; a `ValueError` says so.
+
+    A count (an int) is not negative, and fits in 32 bits; a float is finite and may be an int.
+    """
+    kind = type(default)
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if fits and kind is int:
+        fits = 0 <= value <= _LARGEST
+    elif fits and kind is float:
+        fits = abs(value) < math.inf  # not so for NaN
+    if not fits:
+        rule = {int: "a count (an int)", float: "a finite number"}.get(kind, f"a {kind.__name__}")
+        raise ValueError(
+            f"the hyper-parameter {name} is {reprlib.repr(value)}: it must be {rule}, "
+            f"like its default {default!r}"
         )
