@@ -8,4 +8,5 @@ if "$PYTHON" -m ruff --version >/dev/null 2>&1; then
   "$PYTHON" -m ruff check .
   "$PYTHON" -m ruff format --check .
 fi
-exec "$PYTHON" -m pytest "$@"
+export OMP_NUM_THREADS=1                     # a process a core
+exec "$PYTHON" -m pytest --numprocesses "${TEST_PROCESSES:-auto}" "$@"

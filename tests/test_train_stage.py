@@ -101,7 +101,7 @@ def test_two_runs_in_one_directory(folder_root, tmp_path) -> None:
     process = start(folder_root, tmp_path, steps=500, workers=0)
     wait_for_step(tmp_path, 1, process)
     second = run("train_fbr.py", *train_flags(folder_root, tmp_path, steps=500))
-    assert_refused(second, "another run", "--out")
+    assert_refused(second, "another run", "another folder")
     assert process.poll() is None, "the first run goes on"
     process.kill()
     process.wait()
