@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from devkits import prepare_coco, write_coco
 from PIL import Image
-from runs import assert_refused, run
+from runs import SMALL, assert_refused, run
 
 import coco14
 from coco14.annotations import draw_mask, read_annotations
@@ -118,3 +119,28 @@ def test_real_annotations() -> None:
         mask = draw_mask(one, overlap="small")
         assert mask.shape == (one.height, one.width)
         assert set(np.unique(mask)) <= {0, *(each.value for each in one.objects)}
+
+
+def test_fbr_with_80_classes_goes_through_all_four_stages(coco, tmp_path) -> None:
+    assert prepare_coco(coco).returncode == 0
+    (coco / "saliency").mkdir()
+    data = ["--dataset", "coco14", "--root", coco, "--list", "train"]
+    for image_id in open_catalog("coco14", coco).ids("train"):
+        Image.new("L", (20, 12), 200).save(coco / "saliency" / f"{image_id}.png")
+    out = tmp_path / "run"
+    small = ["--method", "fbr", "--bank-size", 300, "--num-negatives", 16, "--steps", 2, *SMALL]
+    stages = [
+        ("train_fbr.py", [*data, "--out", out, *small]),
+        (
+            "infer_cam.py",
+            ["--checkpoint", out / "checkpoint.pth", *data, "--out", out / "cam", "--scales", 4],
+        ),
+        ("crf_postprocess.py", ["--cam-dir", out / "cam", *data, "--out", out / "mask"]),
+        ("eval_miou.py", ["--pred-dir", out / "mask", *data, "--json", out / "miou.json"]),
+    ]
+    for script, flags in stages:
+        result = run(script, *flags, *(["--workers", 1] if script.startswith("crf") else []))
+        assert result.returncode == 0, result.stderr
+    assert json.loads((out / "miou.json").read_text())["images"] == 2
+    model = torch.load(out / "checkpoint.pth", weights_only=True)["model"]
+    assert model["classifier.weight"].shape[0] == 81
