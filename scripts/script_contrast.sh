@@ -23,7 +23,7 @@ case "$DATASET" in
   toy)
     ROOT="${ROOT:-out/toy-data}"
     TRAIN_LIST="${TRAIN_LIST:-train}"
-    STEPS="${STEPS:-250}" CROP="${CROP:-224}" SCALES="${SCALES:-1.5 2 2.5}"  # span its zoom in training
+    STEPS="${STEPS:-250}" CROP="${CROP:-224}" SCALES="${SCALES:-2}"   # its zoom in training
     TRAIN_FLAGS="${TRAIN_FLAGS:---momentum 0.9 --lr 0.005 --warmup 50}"      # its schedule is short
     ;;
   voc12)

@@ -62,3 +62,9 @@ def test_a_rate_of_another_step_is_no_obstacle(trained, folder_root, tmp_path) -
     assert run(*stage("resume", folder_root, whole)).returncode == 0
     one, other = load_checkpoint(path)["model"], load_checkpoint(whole)["model"]
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("value", [None, True, False])
+def test_a_run_of_another_device_or_torch_goes_on(value, trained, folder_root, tmp_path) -> None:
+    path = changed(trained, tmp_path, group(fused=value, foreach=value, future_key=1))
+    assert run(*stage("resume", folder_root, path)).returncode == 0

@@ -99,6 +99,9 @@ def resume_run(
     return checkpoint["step"]
 
 
+NOT_COMPARED = {"lr", "fused", "foreach", "capturable", "differentiable"}
+
+
 def check_optimizer(optimizer: torch.optim.Optimizer, theirs: Any, path: Path) -> None:
     """A saved optimizer has the groups of this one, and state of its parameters' shapes.
 
@@ -126,7 +129,10 @@ def check_optimizer(optimizer: torch.optim.Optimizer, theirs: Any, path: Path) -
 
 
 def _same_group(group: Any, own: dict[str, Any]) -> bool:
-    """Whether a saved parameter group is `own`, but for the rate; versions of torch add keys."""
+    """Whether a saved parameter group is `own`, but for the rate and how torch computes it.
+
+    Versions of torch add keys; a run may go on with another one, or on another device.
+    """
     if not isinstance(group, dict) or not isinstance(group.get("params"), list):
         return False
     values = [*group["params"], *(v for k, v in group.items() if k != "params")]
@@ -134,7 +140,7 @@ def _same_group(group: Any, own: dict[str, Any]) -> bool:
         return False
     if type(group.get("lr")) not in (int, float) or not math.isfinite(group["lr"]):
         return False
-    return all(group[name] == own[name] for name in own.keys() & group.keys() - {"lr"})
+    return all(group[name] == own[name] for name in own.keys() & group.keys() - NOT_COMPARED)
 
 
 def load_state(
