@@ -20,7 +20,7 @@ from network.restore import restore
 from tool import dist
 from tool.cam import is_whole, save_cam, strided_size
 from tool.files import claim, locked
-from tool.msf import infer_image, present_rows
+from tool.msf import infer_images, present_rows
 from tool.options import Parser, positive_int, run_stage
 from tool.postprocess import PostProcess, add_crf_flags, crf_settings
 from tool.run_directory import file_hash
@@ -53,22 +53,20 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     if dist.is_main():
         outputs.claim({"checkpoint_sha256": file_hash(args.checkpoint), "scales": list(scales)})
     ids = ids_from(args, catalog)
-    dataset = InferDataset(
-        catalog,
-        ids,
-        scales=scales,
-        mean=method.backbone.mean,
-        std=method.backbone.std,
-        inputs=method.infer_inputs,
-    )
+    dataset = InferDataset(catalog, ids, scales=scales, inputs=method.infer_inputs)
     mine = range(dist.rank(), len(ids), dist.world_size())
     left = [index for index in mine if not outputs.are_whole(ids[index])]
     print(f"{len(mine) - len(left)} of {len(mine)} images are done, {len(left)} to go", flush=True)
-    loader = infer_loader(dataset, indices=left, num_workers=args.num_workers)
-    with outputs:
-        for sample in tqdm(loader, total=len(left), disable=not dist.is_main(), mininterval=1.0):
-            size = strided_size(tuple(sample["size"]), args.cam_stride)
-            outputs.put(sample, infer_image(method, sample, size=size, device=device, amp=args.amp))
+    batches = dataset.batches(left, args.batch_size or (8 if device.type == "cuda" else 1))
+    loader = infer_loader(dataset, batches=batches, num_workers=args.num_workers)
+    bar = tqdm(total=len(left), disable=not dist.is_main(), mininterval=1.0)
+    with outputs, bar:
+        for samples in loader:
+            size = strided_size(tuple(samples[0]["size"]), args.cam_stride)
+            merged = infer_images(method, samples, size=size, device=device, amp=args.amp)
+            for sample, maps in zip(samples, merged, strict=True):
+                outputs.put(sample, maps)
+            bar.update(len(samples))
     dist.stop()
 
 
@@ -145,6 +143,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="pixels a stored value; 4: files a 16th of the size, which stages 3 and 4 enlarge",
     )
     add("--scales", type=float, nargs="+", default=None, help="default: the method's recipe")
+    add(
+        "--batch-size",
+        type=positive_int,
+        help="images of one size at once; default: 8 on a GPU, 1 on a CPU",
+    )
     add("--num-workers", type=int, default=2, help="processes that decode ahead")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
     add("--amp", action="store_true", help="bf16 autocast")

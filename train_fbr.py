@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from data.catalog import Catalog, add_dataset_flags, catalog_from
+from data.colour import Finish
 from data.dataset import TrainDataset
 from data.loader import step_batches
 from data.usable import add_skip_flag, ids_from
@@ -56,8 +57,6 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         catalog,
         ids,
         inputs=method.inputs,
-        mean=method.backbone.mean,
-        std=method.backbone.std,
         crop=args.crop,
         long_side=args.long_side,
         seed=args.seed,
@@ -110,6 +109,7 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
             start=start,
             settings=settings_from(args),
             device=device,
+            finish=Finish(method.backbone.mean, method.backbone.std, device),
             log=log,
             save=lambda done: (
                 dist.is_main()

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from data.catalog import Catalog
-from data.transforms import TrainTransform, mirrored_pair
+from data.transforms import TrainTransform, at_scale
 from tool.keyed import seed_of
 
 ALWAYS = ("image_id", "image", "label", "valid")
@@ -19,7 +19,8 @@ LOADABLE = (*ALWAYS, "saliency")
 class TrainDataset(Dataset):
     """Augmented crops. An index is (epoch, position in `ids`); the draw is keyed by the image id.
 
-    The batch, as the loader collates it; a method names in `inputs` what it needs of it:
+    The batch, as `data.colour.Finish` makes it on the device; a method names in `inputs` what it
+    needs of it:
 
     | key | shape | dtype, range | meaning |
     |---|---|---|---|
@@ -31,8 +32,9 @@ class TrainDataset(Dataset):
     | `seed` | (N, H, W) | int64 0..K, 255 | pseudo label of an earlier stage, 255 = unknown |
     | `cam` | (N, K+1, h, w) | float32 [0, 1] | CAMs of an earlier stage |
 
-    H = W = crop. `image_id`, `image`, `label` and `valid` are always there, `saliency` on demand;
-    no stage makes `seed` and `cam` for training yet.
+    As the loader collates it, `image` and `saliency` are uint8, and (N, 3, 6) `jitter` is still to
+    be applied. H = W = crop. `image_id`, `image`, `label` and `valid` are always there, `saliency`
+    on demand; no stage makes `seed` and `cam` for training yet.
     """
 
     def __init__(
@@ -41,8 +43,6 @@ class TrainDataset(Dataset):
         ids: Sequence[str],
         *,
         inputs: tuple[str, ...],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
         crop: int,
         long_side: tuple[int, int],
         seed: int,
@@ -53,8 +53,6 @@ class TrainDataset(Dataset):
             catalog: where the files are.
             ids: the images, at least one.
             inputs: batch keys that the method needs.
-            mean: of the backbone's input, of 3, in [0, 1].
-            std: likewise.
             crop: H = W of a sample.
             long_side: (low, high) of the longer side before the crop.
             seed: of the run.
@@ -76,13 +74,13 @@ class TrainDataset(Dataset):
         _check_labels(catalog, ids)
         self.catalog, self.ids, self.seed = catalog, list(ids), seed
         self.largest = long_side[1]
-        self.transform = TrainTransform(crop=crop, long_side=long_side, mean=mean, std=std)
+        self.transform = TrainTransform(crop=crop, long_side=long_side)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, object]:
-        """One sample, the class's table without the N; `ValueError` names a broken file."""
+        """One sample as the loader collates it, without the N; `ValueError` names a broken file."""
         epoch, index = key
         image_id = self.ids[index]
         image = self.catalog.read_image(image_id, long_side=self.largest)
@@ -98,7 +96,7 @@ class TrainDataset(Dataset):
 
 
 class InferDataset(Dataset):
-    """Whole images at several scales, each with its mirror."""
+    """Whole images at several scales."""
 
     def __init__(
         self,
@@ -106,8 +104,6 @@ class InferDataset(Dataset):
         ids: Sequence[str],
         *,
         scales: Sequence[float],
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
         inputs: tuple[str, ...] = ("image", "label"),
     ) -> None:
         """Look over the list; no image is decoded.
@@ -116,8 +112,6 @@ class InferDataset(Dataset):
             catalog: where the files are.
             ids: the images, at least one.
             scales: factors on the image's size, in the order of "images".
-            mean: of the backbone's input, of 3, in [0, 1].
-            std: likewise.
             inputs: what the method needs; without "label" a sample has none and no labels are read.
 
         Raises:
@@ -135,25 +129,40 @@ class InferDataset(Dataset):
         if self.with_label:
             _check_labels(catalog, ids)
         self.catalog, self.ids, self.scales = catalog, list(ids), tuple(scales)
-        self.mean, self.std = list(mean), list(std)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def batches(self, indices: Sequence[int], batch_size: int) -> list[list[int]]:
+        """`indices` in lists of at most `batch_size` images of one size.
+
+        Raises:
+            ValueError: a broken image file, named.
+        """
+        if batch_size == 1:
+            return [[index] for index in indices]
+        of_size: dict[tuple[int, int], list[int]] = {}
+        for index in indices:
+            of_size.setdefault(self.catalog.image_size(self.ids[index]), []).append(index)
+        return [
+            same[first : first + batch_size]
+            for same in of_size.values()
+            for first in range(0, len(same), batch_size)
+        ]
 
     def __getitem__(self, index: int) -> dict[str, object]:
         """One image.
 
         Returns:
             "image_id" str; "size" (H, W) ints; "label" (K,) float32 {0, 1}, where asked for;
-            "images" a (2, 3, h, w) float32 tensor a scale: the normalised image and its mirror,
-            h = round(H * scale), w = round(W * scale).
+            "images" a (3, h, w) uint8 tensor a scale, h = round(H * scale), w = round(W * scale).
 
         Raises:
             ValueError: a broken file, named.
         """
         image_id = self.ids[index]
         image = self.catalog.read_image(image_id)
-        images = [mirrored_pair(image, scale, self.mean, self.std) for scale in self.scales]
+        images = [at_scale(image, scale) for scale in self.scales]
         sample = {"image_id": image_id, "size": (image.height, image.width), "images": images}
         if self.with_label:
             sample["label"] = torch.from_numpy(self.catalog.label(image_id))

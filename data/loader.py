@@ -69,9 +69,9 @@ def step_batches(
 
 
 def infer_loader(
-    dataset: Dataset, *, indices: Sequence[int], num_workers: int
-) -> Iterator[dict[str, object]]:
-    """The samples of `indices`, one dictionary each, in order; workers decode ahead.
+    dataset: Dataset, *, batches: Sequence[Sequence[int]], num_workers: int
+) -> Iterator[list[dict[str, object]]]:
+    """Lists of the samples of each list of indices, in order; workers decode ahead.
 
     Raises:
         ValueError: a broken file, also from a worker.
@@ -79,9 +79,8 @@ def infer_loader(
     """
     loader = DataLoader(
         _Guarded(dataset),
-        batch_size=None,
-        sampler=list(indices),
-        collate_fn=_as_it_is,
+        batch_sampler=batches,
+        collate_fn=_uncollated,
         num_workers=num_workers,
         worker_init_fn=_stand_aside,
         generator=_idle_generator(),
@@ -149,8 +148,8 @@ def _collate(samples: list[object]) -> object:
     return default_collate(samples)
 
 
-def _as_it_is(sample: object) -> object:
-    return sample
+def _uncollated(samples: list[object]) -> object:
+    return next((sample for sample in samples if isinstance(sample, _Failure)), samples)
 
 
 def _unwrapped(loader: DataLoader) -> Iterator[dict[str, object]]:

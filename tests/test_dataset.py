@@ -10,10 +10,12 @@ import pytest
 import torch
 from conftest import FOLDER_IMAGES
 from PIL import Image
+from torch.utils.data import default_collate
 
 from data.catalog import Catalog, open_catalog
+from data.colour import Finish
 from data.dataset import InferDataset, TrainDataset
-from data.transforms import normalised, scaled_size
+from data.transforms import scaled_size
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -27,13 +29,19 @@ def catalog(folder_dataset: Path) -> Catalog:
 def training(catalog: Catalog, ids: list[str] | None = None, **changes: object) -> TrainDataset:
     settings = {
         "inputs": ("image", "label", "saliency"),
-        "mean": MEAN,
-        "std": STD,
         "crop": 48,
         "long_side": (40, 90),
         "seed": 0,
     }
     return TrainDataset(catalog, ids or catalog.ids("train"), **(settings | changes))
+
+
+def finished(
+    dataset: TrainDataset, epoch: int, index: int = 0, *, mean: tuple = MEAN, std: tuple = STD
+) -> dict[str, object]:
+    """A sample as a method sees it, without the N."""
+    batch = Finish(mean, std)(default_collate([dataset[epoch, index]]))
+    return {key: value[0] for key, value in batch.items()}
 
 
 def add_image(catalog: Catalog, image: np.ndarray, saliency: np.ndarray) -> list[str]:
@@ -48,7 +56,7 @@ def add_image(catalog: Catalog, image: np.ndarray, saliency: np.ndarray) -> list
 def test_a_sample_has_the_documented_keys(catalog: Catalog) -> None:
     dataset = training(catalog)
     for index, (image_id, (classes, _, _)) in enumerate(FOLDER_IMAGES.items()):
-        sample = dataset[0, index]
+        sample = finished(dataset, 0, index)
         assert set(sample) == {"image_id", "image", "label", "saliency", "valid"}
         assert sample["image_id"] == image_id
         forms = {
@@ -79,7 +87,7 @@ def test_padding_is_mean_colour_invalid_and_not_salient(catalog: Catalog) -> Non
     dataset = training(catalog, ids, crop=80, long_side=(60, 60))
     corners = set()
     for epoch in range(8):
-        sample = dataset[epoch, 0]
+        sample = finished(dataset, epoch)
         valid = sample["valid"]
         rows, columns = valid[0].any(1).nonzero()[:, 0], valid[0].any(0).nonzero()[:, 0]
         assert (len(rows), len(columns), int(valid.sum())) == (60, 40, 2400)
@@ -106,12 +114,12 @@ def test_saliency_follows_the_image(catalog: Catalog) -> None:
     saliency = np.zeros((60, 72), np.uint8)
     saliency[5:25, 40:70] = 255
     image = np.where(saliency[..., None] > 0, 220, 20).astype(np.uint8).repeat(3, axis=2)
-    dataset = training(catalog, add_image(catalog, image, saliency), **PLAIN, crop=64)
+    dataset = training(catalog, add_image(catalog, image, saliency), crop=64)
     sides = []
     for epoch in range(20):
         sample = dataset[epoch, 0]
-        salient = sample["saliency"] > 0.5
-        bright = sample["image"].mean(0, keepdim=True) > 0.33
+        salient = sample["saliency"] > 127
+        bright = sample["image"][:1] > 120
         assert (salient == bright).float().mean() > 0.98
         if salient.any():
             columns = torch.arange(64.0).expand(64, 64)
@@ -126,28 +134,30 @@ def test_large_photographs_are_aligned_too(catalog: Catalog) -> None:
     ids = add_image(catalog, np.zeros((4, 4, 3), np.uint8), saliency)
     (catalog.root / "images" / "new.png").unlink()
     Image.fromarray(saliency).convert("RGB").save(catalog.root / "images" / "new.jpg")
-    sample = training(catalog, ids, **PLAIN, crop=90)[0, 0]
-    bright = sample["image"].mean(0, keepdim=True) > 0.33
-    assert ((sample["saliency"] > 0.5) == bright).float().mean() > 0.98
+    sample = training(catalog, ids, crop=90)[0, 0]
+    bright = sample["image"][:1] > 120
+    assert ((sample["saliency"] > 127) == bright).float().mean() > 0.98
 
 
 def test_colour_jitter_has_its_range(catalog: Catalog) -> None:
     grey = np.full((30, 30, 3), 100, np.uint8)
     blank = np.zeros((30, 30), np.uint8)
-    dataset = training(catalog, add_image(catalog, grey, blank), **PLAIN, crop=8)
-    values = torch.stack([dataset[epoch, 0]["image"].mean() for epoch in range(60)]) * 255
+    dataset = training(catalog, add_image(catalog, grey, blank), crop=8)
+    images = [finished(dataset, epoch, **PLAIN)["image"] for epoch in range(60)]
+    values = torch.stack([image.mean() for image in images]) * 255
     assert 69 <= values.min() < 80
     assert 120 < values.max() <= 131
     red = np.zeros((30, 30, 3), np.uint8) + np.array([200, 80, 80], np.uint8)
     Image.fromarray(red).save(catalog.root / "images" / "new.png")
-    colours = torch.stack([dataset[epoch, 0]["image"].mean((1, 2)) for epoch in range(60)])
+    images = [finished(dataset, epoch, **PLAIN)["image"] for epoch in range(60)]
+    colours = torch.stack([image.mean((1, 2)) for image in images])
     assert (colours[:, 1] - colours[:, 2] > 0.05).any(), "the hue turns to yellow"
     assert (colours[:, 2] - colours[:, 1] > 0.05).any(), "and to violet"
     assert (colours[:, 0] - colours[:, 1:].amax(1) > 0).all(), "but no further"
 
 
 def test_normalisation_is_that_of_the_backbone(catalog: Catalog) -> None:
-    plain, scaled = training(catalog, **PLAIN)[0, 0], training(catalog)[0, 0]
+    plain, scaled = finished(training(catalog), 0, **PLAIN), finished(training(catalog), 0)
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     expected = (plain["image"] - mean) / std * plain["valid"]
     assert 0 <= plain["image"].min() <= plain["image"].max() <= 1
@@ -209,9 +219,9 @@ def test_bad_settings(catalog: Catalog, changes: dict, message: str) -> None:
 
 def test_empty_list(catalog: Catalog) -> None:
     with pytest.raises(ValueError, match="empty"):
-        TrainDataset(catalog, [], inputs=(), mean=MEAN, std=STD, crop=8, long_side=(8, 8), seed=0)
+        TrainDataset(catalog, [], inputs=(), crop=8, long_side=(8, 8), seed=0)
     with pytest.raises(ValueError, match="empty"):
-        InferDataset(catalog, [], scales=(1,), mean=MEAN, std=STD)
+        InferDataset(catalog, [], scales=(1,))
 
 
 def test_saliency_of_another_size_is_an_error(catalog: Catalog) -> None:
@@ -221,35 +231,50 @@ def test_saliency_of_another_size_is_an_error(catalog: Catalog) -> None:
 
 
 def infer(catalog: Catalog, *, ids: list[str] | None = None, **changes: object) -> InferDataset:
-    settings = {"scales": (0.5, 1.0, 1.5), "mean": MEAN, "std": STD}
+    settings = {"scales": (0.5, 1.0, 1.5)}
     return InferDataset(catalog, ids or catalog.ids("train"), **(settings | changes))
 
 
-def test_inference_gives_each_scale_and_its_mirror(catalog: Catalog) -> None:
+def test_inference_gives_each_scale(catalog: Catalog) -> None:
     dataset = infer(catalog)
     for index, (image_id, (_, (width, height), _)) in enumerate(FOLDER_IMAGES.items()):
         sample = dataset[index]
         assert sample["image_id"] == image_id
         assert sample["size"] == (height, width)
         assert (sample["label"].numpy() == catalog.label(image_id)).all()
-        for scale, pair in zip(dataset.scales, sample["images"], strict=True):
-            assert pair.shape == (2, 3, round(height * scale), round(width * scale))
-            assert torch.equal(pair[1], pair[0].flip(-1))
-            assert not torch.equal(pair[1], pair[0])
-    whole = torch.from_numpy(np.array(catalog.read_image(image_id))).permute(2, 0, 1) / 255
-    expected = (whole - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    torch.testing.assert_close(sample["images"][1][0], expected)
+        for scale, image in zip(dataset.scales, sample["images"], strict=True):
+            assert image.shape == (3, round(height * scale), round(width * scale))
+            assert image.dtype == torch.uint8
+    whole = torch.from_numpy(np.array(catalog.read_image(image_id))).permute(2, 0, 1)
+    assert torch.equal(sample["images"][1], whole)
 
 
 def test_inference_resizes_bicubically(catalog: Catalog) -> None:
-    pair = infer(catalog, scales=(2.0,))[0]["images"][0]
+    found = infer(catalog, scales=(2.0,))[0]["images"][0]
     image = catalog.read_image("a1").resize((160, 128), Image.Resampling.BICUBIC)
-    assert torch.equal(pair[0], normalised(image, list(MEAN), list(STD)))
+    assert torch.equal(found, torch.from_numpy(np.array(image)).permute(2, 0, 1))
+
+
+def test_inference_batches_images_of_one_size(catalog: Catalog) -> None:
+    for index in range(4):
+        catalog.read_image("a1").save(catalog.root / "images" / f"new{index}.png")
+    names = ["new0", "d6", "new1", "new2", "a1", "b-4", "new3"]
+    dataset = infer(catalog, ids=names, inputs=("image",))
+    everything = range(len(dataset))
+    assert dataset.batches(everything, 1) == [[index] for index in everything]
+    for batch_size in (2, 3, 50):
+        batches = dataset.batches(everything, batch_size)
+        assert sorted(i for batch in batches for i in batch) == list(everything)
+        for batch in batches:
+            assert len(batch) <= batch_size
+            assert len({dataset[index]["size"] for index in batch}) == 1
+    assert dataset.batches([6, 5, 0, 1], 3) == [[6, 0], [5], [1]]
+    assert dataset.batches(everything, 50) == [[0, 2, 3, 4, 6], [1], [5]]
 
 
 def test_tiny_images_keep_a_pixel(catalog: Catalog) -> None:
     ids = add_image(catalog, np.zeros((1, 30, 3), np.uint8), np.zeros((1, 30), np.uint8))
-    assert infer(catalog, ids=ids, scales=(0.25,))[0]["images"][0].shape == (2, 3, 1, 8)
+    assert infer(catalog, ids=ids, scales=(0.25,))[0]["images"][0].shape == (3, 1, 8)
     assert training(catalog, ids)[0, 0]["valid"].any()
     assert scaled_size(1, 1, 0.01) == (1, 1)
 

@@ -16,8 +16,10 @@ from network.methods import build_method
 from tool.cam import Cam, at_size, load_cam
 from tool.checkpoint import load_checkpoint
 from tool.mask import load_mask
-from tool.msf import infer_image
+from tool.msf import infer_images
 from tool.writer import BackgroundWriter
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +66,35 @@ def test_equals_the_method_on_one_image(trained, folder_root, tmp_path) -> None:
     method.eval()
     catalog = open_catalog("folder", folder_root)
     ids = catalog.ids("train")
-    backbone = method.backbone
-    dataset = InferDataset(catalog, ids, scales=(0.5, 1), mean=backbone.mean, std=backbone.std)
-    sample = dataset[0]
-    expected = infer_image(method, sample, device=torch.device("cpu"))["cam"]
+    sample = InferDataset(catalog, ids, scales=(0.5, 1))[0]
+    expected = infer_images(method, [sample], device=CPU)[0]["cam"]
     got = load_cam(tmp_path / f"{ids[0]}.npy")
     rows = expected[torch.from_numpy(got.class_index.astype(int)) - 1]
     np.testing.assert_allclose(got.cam, rows.numpy(), atol=1e-3)
+
+
+def test_batches_of_one_size_give_what_single_images_give(
+    trained, folder_dataset, tmp_path
+) -> None:
+    root = folder_dataset
+    with Image.open(open_catalog("folder", root).image_path("a1")) as image:
+        for turn in range(5):
+            image.transform(image.size, Image.Transform.AFFINE, (1, 0, 7 * turn, 0, 1, 0)).save(
+                root / "images" / f"more{turn}.png"
+            )
+    with open(root / "labels.csv", "a") as labels, open(root / "lists/train.txt", "a") as names:
+        for turn, classes in enumerate(("disc", "disc", "", "disc", "disc")):
+            labels.write(f"more{turn},{classes}\n")
+            names.write(f"more{turn}\n")
+    for size in (1, 3):
+        result = infer(trained, root, tmp_path / str(size), "--batch-size", size)
+        assert result.returncode == 0, result.stderr
+    files = sorted(path.name for path in (tmp_path / "1").glob("*.npy"))
+    assert len(files) == 13
+    for name in files:
+        one, three = (load_cam(tmp_path / size / name) for size in ("1", "3"))
+        assert one.class_index.tolist() == three.class_index.tolist()
+        np.testing.assert_allclose(one.cam, three.cam, atol=1e-3)
 
 
 def test_a_mirrored_image_gives_a_mirrored_cam(trained) -> None:
@@ -78,14 +102,13 @@ def test_a_mirrored_image_gives_a_mirrored_cam(trained) -> None:
     method = build_method(checkpoint["config"])
     method.load_state_dict(checkpoint["model"])
     method.eval()
-    image = torch.rand(1, 3, 48, 64, generator=torch.Generator().manual_seed(1))
-    pair = torch.cat([image, image.flip(-1)])
-    label = torch.ones(3)
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8, generator=generator)
     samples = [
-        {"image_id": "x", "size": (48, 64), "label": label, "images": [images]}
-        for images in (pair, pair.flip(0))
+        {"image_id": "x", "size": (48, 64), "label": torch.ones(3), "images": [images]}
+        for images in (image, image.flip(-1))
     ]
-    one, other = (infer_image(method, s, device=torch.device("cpu"))["cam"] for s in samples)
+    one, other = (maps["cam"] for maps in infer_images(method, samples, device=CPU))
     assert torch.allclose(one, other.flip(-1), atol=1e-5)
     assert one.amax(dim=(1, 2)).min() > 0.99, "each class is over its maximum"
 
@@ -178,7 +201,7 @@ def test_strided_cams_are_small_and_score_nearly_alike(trained, folder_root, tmp
         result = run("eval_miou.py", "--pred-dir", out, *data, "--sweep", "--json", json_file)
         assert result.returncode == 0, result.stderr
         miou[stride] = np.array(json.loads(json_file.read_text())["sweep"])[:, 1]
-    assert np.abs(miou[1] - miou[4]).max() < 3
+    assert np.abs(miou[1] - miou[4]).mean() < 2
     for image_id in open_catalog("folder", folder_root).ids("train"):
         full, small = (load_cam(tmp_path / f"cam{s}" / f"{image_id}.npy") for s in (1, 4))
         assert small.size == (-(-full.size[0] // 4), -(-full.size[1] // 4))

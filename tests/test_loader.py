@@ -12,8 +12,6 @@ from data.catalog import Catalog, open_catalog
 from data.dataset import InferDataset, TrainDataset
 from data.loader import infer_loader, step_batches
 
-PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-
 
 class Keys(Dataset):
     """A dataset that returns its keys."""
@@ -38,7 +36,7 @@ def catalog(folder_dataset: Path) -> Catalog:
 def dataset(catalog: Catalog) -> TrainDataset:
     inputs = ("image", "label", "saliency")
     ids = catalog.ids("train")
-    return TrainDataset(catalog, ids, inputs=inputs, **PLAIN, crop=32, long_side=(32, 64), seed=3)
+    return TrainDataset(catalog, ids, inputs=inputs, crop=32, long_side=(32, 64), seed=3)
 
 
 def keys(length: int, steps: range, batch_size: int, **settings: int) -> list[list[tuple]]:
@@ -106,7 +104,7 @@ def test_batches_do_not_depend_on_workers(dataset: TrainDataset, num_workers: in
         assert ours["image_id"] == theirs["image_id"]
         assert isinstance(ours["image_id"], list)
         assert ours["image"].shape == (3, 3, 32, 32)
-        for key in ("image", "label", "saliency", "valid"):
+        for key in ("image", "label", "saliency", "valid", "jitter"):
             assert torch.equal(ours[key], theirs[key])
 
 
@@ -127,7 +125,7 @@ def test_loading_leaves_the_ambient_generator_alone(num_workers: int) -> None:
     torch.manual_seed(5)
     settings = {"batch_size": 2, "start_step": 0, "steps": 3, "seed": 0}
     list(step_batches(Keys(4), **settings, num_workers=num_workers))
-    list(infer_loader(Pairs(), indices=range(3), num_workers=num_workers))
+    list(infer_loader(Pairs(), batches=[[0], [1, 2]], num_workers=num_workers))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -143,8 +141,10 @@ class Pairs(Dataset):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_inference_keeps_the_order_and_the_samples(catalog: Catalog, num_workers: int) -> None:
-    dataset = InferDataset(catalog, catalog.ids("train"), scales=(0.5, 1), **PLAIN)
-    found = list(infer_loader(dataset, indices=[5, 0, 3], num_workers=num_workers))
+    dataset = InferDataset(catalog, catalog.ids("train"), scales=(0.5, 1))
+    lists = list(infer_loader(dataset, batches=[[5, 0], [3]], num_workers=num_workers))
+    assert [len(samples) for samples in lists] == [2, 1]
+    found = lists[0] + lists[1]
     assert [sample["image_id"] for sample in found] == [dataset.ids[i] for i in (5, 0, 3)]
     for index, sample in zip((5, 0, 3), found, strict=True):
         expected = dataset[index]
@@ -172,11 +172,11 @@ def test_errors_arrive_as_they_were_raised(
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_inference_goes_on_until_the_error(catalog: Catalog, num_workers: int) -> None:
-    dataset = InferDataset(catalog, ["a1", "d6"], scales=(1,), **PLAIN)
+    dataset = InferDataset(catalog, ["a1", "d6"], scales=(1,))
     path = catalog.image_path("d6")
     path.unlink()
-    samples = infer_loader(dataset, indices=[0, 1], num_workers=num_workers)
-    assert next(samples)["image_id"] == "a1"
+    samples = infer_loader(dataset, batches=[[0], [1]], num_workers=num_workers)
+    assert [sample["image_id"] for sample in next(samples)] == ["a1"]
     with pytest.raises(FileNotFoundError) as error:
         next(samples)
     assert str(error.value) == f"image of 'd6' does not exist: {path} (--root)"

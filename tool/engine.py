@@ -130,15 +130,11 @@ def set_rates(optimizer: torch.optim.Optimizer, progress: Progress, settings: Se
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch on `device`, images channels_last."""
-    moved = {}
-    for key, value in batch.items():
-        if isinstance(value, Tensor):
-            value = value.to(device, non_blocking=True)
-            if key == "image":
-                value = value.contiguous(memory_format=torch.channels_last)
-        moved[key] = value
-    return moved
+    """The batch with its tensors on `device`."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
 
 
 def split(batch: dict[str, Any], parts: int) -> Iterator[dict[str, Any]]:
@@ -156,6 +152,7 @@ def fit(
     start: Progress,
     settings: Settings,
     device: torch.device,
+    finish: Callable[[dict[str, Any]], dict[str, Any]],
     log: RunLog | None,
     save: Callable[[int], None],
 ) -> int | None:
@@ -164,6 +161,7 @@ def fit(
     Args:
         method: on `device`; obeys the contract of `network.methods`.
         batches: this rank's, one a step, beginning at `start.step`.
+        finish: makes the batch, on the device, what the method expects.
         log: rank 0's; None elsewhere.
         save: writes a checkpoint that says how many steps are done.
 
@@ -183,7 +181,7 @@ def fit(
     with Interrupt() as interrupt, bar:
         for step, batch in enumerate(batches, start=start.step):
             progress = dataclasses.replace(start, step=step)
-            batch = to_device(batch, device)
+            batch = finish(to_device(batch, device))
             factor = set_rates(optimizer, progress, settings)
             take_step(model, method, optimizer, batch, progress, settings, history)
             done = step + 1

@@ -1,7 +1,8 @@
-"""Multi-scale and flip: one image at several scales with its mirror, merged by its method."""
+"""Multi-scale and flip: images at several scales with their mirrors, merged by their method."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,36 +12,58 @@ from tool.cam import Cam
 
 
 @torch.inference_mode()
-def infer_image(
+def infer_images(
     method: nn.Module,
-    sample: dict[str, Any],
+    samples: Sequence[dict[str, Any]],
     *,
     device: torch.device,
     size: tuple[int, int] | None = None,
     amp: bool = False,
-) -> dict[str, Tensor]:
-    """The merged maps of one image.
+) -> list[dict[str, Tensor]]:
+    """The merged maps of images of one size, all together through the network.
 
     Args:
         method: in `eval()`, on `device`.
-        sample: of `data.dataset.InferDataset`: `images`, one (2, 3, h, w) a scale, `size`, `label`
-            (K,).
-        size: (H, W) of the maps; None: the image's.
+        samples: of `data.dataset.InferDataset`, at least one: `images`, one (3, h, w) uint8 a
+            scale, `size`, and what else the method asked for.
+        size: (H, W) of the maps; None: the images'.
         amp: bf16 autocast.
 
     Returns:
-        {name: (C, H, W)} on the device.
+        {name: (C, H, W)} on the device, one a sample.
     """
-    size = size or tuple(sample["size"])
-    batch: dict[str, Any] = {"size": size, "image_id": [sample["image_id"]]}
-    if "label" in sample:
-        batch["label"] = sample["label"][None].to(device)
+    batch: dict[str, Any] = {"image_id": [sample["image_id"] for sample in samples]}
+    if "label" in samples[0]:
+        batch["label"] = torch.stack([sample["label"] for sample in samples]).to(device)
     scores = []
-    for images in sample["images"]:
-        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+    for images in zip(*(sample["images"] for sample in samples), strict=True):
+        eight_bit = torch.stack(images).to(device, non_blocking=True)
+        pairs = mirrored_pairs(eight_bit, method.backbone.mean, method.backbone.std)
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            scores.append(method.score(batch | {"image": images}).float())
-    return method.merge(scores, batch)
+            scores.append(method.score(batch | {"image": pairs}).float())
+    merged = []
+    for i in range(len(samples)):
+        one = {key: value[i : i + 1] for key, value in batch.items()}
+        one["size"] = size or tuple(samples[i]["size"])
+        merged.append(method.merge([score[2 * i : 2 * i + 2] for score in scores], one))
+    return merged
+
+
+def mirrored_pairs(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images and their mirrors as a network takes them.
+
+    Args:
+        image: (B, 3, h, w) uint8.
+        mean: of the network's input, of 3, in [0, 1].
+        std: likewise.
+
+    Returns:
+        (2B, 3, h, w) float32, (x / 255 - mean) / std, channels_last: each image, then its mirror.
+    """
+    mean, std = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (mean, std))
+    straight = image.float().div_(255).sub_(mean).div_(std)
+    pairs = torch.stack([straight, straight.flip(-1)], dim=1).flatten(0, 1)
+    return pairs.contiguous(memory_format=torch.channels_last)
 
 
 def present_rows(maps: Tensor, label: Tensor | None, *, has_background: bool) -> Cam:

@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from data.files import decode
-from data.transforms import mirrored_pair
+from data.transforms import at_scale
 from network.methods import Method
 from network.restore import restore
 from tool.dist import pick_device
 from tool.files import atomic_path
-from tool.msf import infer_image
+from tool.msf import infer_images, mirrored_pairs
 from tool.options import Parser, positive_int, run_stage
 from tool.picture import heat, label_colours, strip
 
@@ -66,8 +66,9 @@ def chosen_classes(args: argparse.Namespace, names: list[str]) -> list[int]:
 @torch.inference_mode()
 def strongest(method: Method, image: Image.Image, top: int, device: torch.device) -> list[int]:
     """The 0-based classes whose score maps are highest on average, in their order."""
-    pair = mirrored_pair(image, 1.0, list(method.backbone.mean), list(method.backbone.std))
-    score = method.score({"image": pair.to(device)}).mean(dim=(0, 2, 3))
+    eight_bit = at_scale(image, 1.0)[None].to(device)
+    pair = mirrored_pairs(eight_bit, method.backbone.mean, method.backbone.std)
+    score = method.score({"image": pair}).mean(dim=(0, 2, 3))
     score = score[1:] if method.has_background else score
     return sorted(score.topk(min(top, len(score))).indices.tolist())
 
@@ -76,16 +77,15 @@ def class_maps(
     method: Method, image: Image.Image, chosen: list[int], num_classes: int, device: torch.device
 ) -> torch.Tensor:
     """(K, H, W) CAMs of the chosen 0-based classes, 0 elsewhere."""
-    mean, std = list(method.backbone.mean), list(method.backbone.std)
     label = torch.zeros(num_classes)
     label[chosen] = 1
     sample = {
         "image_id": "image",
         "size": (image.height, image.width),
-        "images": [mirrored_pair(image, scale, mean, std) for scale in method.recipe.scales],
+        "images": [at_scale(image, scale) for scale in method.recipe.scales],
         "label": label,
     }
-    cam = infer_image(method, sample, device=device)["cam"].float().cpu()
+    cam = infer_images(method, [sample], device=device)[0]["cam"].float().cpu()
     return cam[1:] if method.has_background else cam
 
 

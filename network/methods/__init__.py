@@ -102,7 +102,15 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def score(self, batch: Batch) -> Tensor:
-        """(2, C, h, w) non-negative maps of one image at one scale and of its mirror."""
+        """Maps of images at one scale and of their mirrors.
+
+        Args:
+            batch: `image` (2B, 3, H, W): B images of one size, each followed by its mirror; `label`
+                (B, K) where it is known.
+
+        Returns:
+            (2B, C, h, w), non-negative for the `merge` below.
+        """
         raise NotImplementedError
 
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
