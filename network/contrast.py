@@ -12,10 +12,12 @@ P class slots, M query slots a class, n negatives. Nothing here asks the device 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tool import dist
 from tool.progress import Progress
@@ -218,7 +220,7 @@ def info_nce(
     """InfoNCE of each query against its class's positive and its class's negatives.
 
     Args:
-        query: (P, M, D), need not be normalised; receives the gradient.
+        query: (P, M, D), unit vectors, as `query_embedding` gives them; receives the gradient.
         positive: (P, D), constant. negative: (P, n, D), constant.
         temperature: divides the cosine similarity, which is in [-1, 1].
 
@@ -230,21 +232,44 @@ def info_nce(
     Differs from the release: there the cosine runs over the wrong axis and the queries are
     detached.
     """
-    query, negative = unit(query), unit(negative.detach())
+    negative = unit(negative.detach())
     to_positive = (query * unit(positive.detach())[:, None]).sum(dim=2)
-    # one constant, the largest possible logit, steadies the exponentials: no pass for a maximum
-    largest = query.new_full((), 1 / temperature)
-    logit = torch.baddbmm(-largest, query / temperature, negative.transpose(1, 2))
-    negatives = logit.exp().sum(dim=2).clamp(min=torch.finfo(logit.dtype).tiny).log() + largest
-    mean_negative = (query.detach() * negative.mean(dim=1)[:, None]).sum(dim=2)
+    negatives = _LogSumExpCosine.apply(query, negative, temperature)
+    mean_negative = (query.detach() @ negative.mean(dim=1)[:, :, None])[:, :, 0]
     loss = F.softplus(negatives - to_positive / temperature)
     return loss, to_positive.detach(), mean_negative
+
+
+class _LogSumExpCosine(torch.autograd.Function):
+    """log sum_r exp(query . negative_r / T), (P, M), of unit vectors; a gradient to queries alone.
+
+    The softmax over the negatives, which autograd would write out once more, is never formed: its
+    product with the negatives is scaled row by row.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, negative: Tensor, temperature: float) -> Tensor:
+        # one constant, the largest possible logit, steadies the exponentials: no pass for a maximum
+        largest = query.new_full((), -1 / temperature)
+        logit = torch.baddbmm(largest, query, negative.transpose(1, 2), alpha=1 / temperature)
+        weight = logit.exp_()
+        total = weight.sum(dim=2).clamp(min=torch.finfo(weight.dtype).tiny)
+        ctx.save_for_backward(weight, negative, total)
+        ctx.temperature = temperature
+        return total.log() + 1 / temperature
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        weight, negative, total = ctx.saved_tensors
+        scale = gradient / (total * ctx.temperature)
+        return (weight @ negative).mul_(scale[:, :, None]), None, None
 
 
 def query_embedding(
     embedding: Tensor, queries: Queries, progress: Progress
 ) -> tuple[Tensor, Tensor]:
-    """This rank's queries, with gradient.
+    """This rank's queries as unit vectors, with gradient.
 
     Args:
         embedding: (N, D, g, g) of this rank.
@@ -255,7 +280,7 @@ def query_embedding(
     flat = embedding.float().movedim(1, -1).flatten(0, 2)
     local = queries.cell - progress.rank * len(flat)
     here = queries.chosen & (local >= 0) & (local < len(flat))
-    return flat[local.clamp(0, len(flat) - 1)], here
+    return unit(flat)[local.clamp(0, len(flat) - 1)], here
 
 
 def class_balanced_mean(

@@ -80,7 +80,7 @@ def test_info_nce_equals_its_definition_in_loops(temperature: float) -> None:
     torch.manual_seed(2)
     query, positive, negative = torch.randn(2, 3, 4), torch.randn(2, 4), torch.randn(2, 5, 4)
     loss, to_positive, to_negative = contrast.info_nce(
-        query, positive, negative, temperature=temperature
+        contrast.unit(query), positive, negative, temperature=temperature
     )
     for p in range(2):
         for m in range(3):
@@ -99,19 +99,34 @@ def test_info_nce_trains_the_queries_only_and_pulls_them_to_the_positive() -> No
     query, positive, negative = (
         torch.randn(shape, requires_grad=True) for shape in ((1, 2, 4), (1, 4), (1, 6, 4))
     )
-    loss, *cosines = contrast.info_nce(query, positive, negative, temperature=0.5)
+    unit = contrast.unit
+    loss, *cosines = contrast.info_nce(unit(query), positive, negative, temperature=0.5)
     loss.sum().backward()
     assert positive.grad is None
     assert negative.grad is None
     assert not any(value.requires_grad for value in cosines)
     moved = query.detach() - 0.1 * query.grad
-    after, *_ = contrast.info_nce(moved, positive, negative, temperature=0.5)
+    after, *_ = contrast.info_nce(unit(moved), positive, negative, temperature=0.5)
     assert after.sum() < loss.sum()
+
+
+def test_the_gradient_of_info_nce_is_that_of_its_definition() -> None:
+    generator = torch.Generator().manual_seed(4)
+    query, positive, negative = (
+        contrast.unit(torch.randn(shape, generator=generator, dtype=torch.float64))
+        for shape in ((2, 3, 4), (2, 4), (2, 5, 4))
+    )
+
+    def loss(query: torch.Tensor) -> torch.Tensor:
+        return contrast.info_nce(query, positive, negative, temperature=0.1)[0]
+
+    assert torch.autograd.gradcheck(loss, query.requires_grad_())
 
 
 def test_zero_embeddings_give_finite_losses_and_gradients() -> None:
     query = torch.zeros(1, 3, 4, requires_grad=True)
-    loss, *_ = contrast.info_nce(query, torch.zeros(1, 4), torch.zeros(1, 5, 4), temperature=0.5)
+    nothing = contrast.unit(query)
+    loss, *_ = contrast.info_nce(nothing, torch.zeros(1, 4), torch.zeros(1, 5, 4), temperature=0.5)
     loss.sum().backward()
     assert loss.isfinite().all()
     assert query.grad.isfinite().all()
