@@ -20,6 +20,7 @@ from network.restore import restore
 from tool import dist
 from tool.cam import is_whole, save_cam, strided_size
 from tool.files import claim, locked
+from tool.machine import spare_cores
 from tool.msf import infer_images, present_rows
 from tool.options import Parser, positive_int, run_stage
 from tool.postprocess import PostProcess, add_crf_flags, crf_settings
@@ -148,7 +149,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=positive_int,
         help="images of one size at once; default: 8 on a GPU, 1 on a CPU",
     )
-    add("--num-workers", type=int, default=2, help="processes that decode ahead")
+    add("--num-workers", type=int, default=spare_cores(), help="processes that decode ahead")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
     add("--amp", action="store_true", help="bf16 autocast")
     add_crf_flags(parser.add_argument_group("masks"))

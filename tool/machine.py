@@ -1,0 +1,25 @@
+"""What the machine at hand has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import torch
+
+
+def spare_cores() -> int:
+    """Loader processes: beside a GPU a share of the cores, at most 8; else cores - 2, at most 2.
+
+    A network on two cores is slower with a loader beside it than with one that takes turns.
+    """
+    cores = os.cpu_count() or 1
+    if torch.cuda.is_available():
+        return min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return min(2, max(0, cores - 2))
+
+
+def cpp_compiler() -> str | None:
+    """The C++ compiler that torch.compile would take, if there is one."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    return next(filter(None, (shutil.which(name) for name in names if name)), None)
