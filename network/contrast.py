@@ -30,14 +30,14 @@ def full_precision(like: Tensor) -> torch.autocast:
     return torch.autocast(like.device.type, enabled=False)
 
 
-def pseudo_labels(score: Tensor, label: Tensor, *, bg_score: float) -> Tensor:
+def pseudo_labels(score: Tensor, label: Tensor, *, bg_score: float | Tensor) -> Tensor:
     """The class of each cell: the best present class, or 0 where none is above `bg_score`.
 
     Args:
         score: (G, K, g, g) in [0, 1], the normalised refined CAM.
         label: (G, K).
-        bg_score: constant score of the background. (A softmax over both would not change the
-            argmax.)
+        bg_score: score of the background, constant or (G, g, g). (A softmax over both would not
+            change the argmax.)
 
     Returns:
         (G, g, g) int64 in 0..K.
@@ -95,7 +95,13 @@ class Cells:
 
 @torch.no_grad()
 def view_cells(
-    embedding: Tensor, refined_cam: Tensor, label: Tensor, *, bg_score: float, background: bool
+    embedding: Tensor,
+    refined_cam: Tensor,
+    label: Tensor,
+    *,
+    bg_score: float | Tensor,
+    background: bool,
+    top_share: int = 16,
 ) -> Cells:
     """Gather one view of all ranks and find its pseudo labels and prototypes.
 
@@ -103,13 +109,17 @@ def view_cells(
         embedding: (N, D, g, g) of this rank.
         refined_cam: (N, K, g, g) foreground channels, normalised to [0, 1] per image and class.
         label: (N, K).
+        bg_score: score of the background in the pseudo labels, constant or (N, g, g).
+        top_share: a prototype is made of g * g / `top_share` cells.
         background: make a background prototype too, from the cells where every class is lowest;
             else its row is zero and not valid.
     """
     embedding, label = dist.gather(embedding.float()), dist.gather(label)
     score = dist.gather(refined_cam.float()) * label[:, :, None, None]
+    if isinstance(bg_score, Tensor):
+        bg_score = dist.gather(bg_score.float())
     pseudo = pseudo_labels(score, label, bg_score=bg_score)
-    top = max(1, score.shape[-2] * score.shape[-1] // 16)
+    top = max(1, score.shape[-2] * score.shape[-1] // top_share)
     maps = torch.cat([1 - score.amax(1, True), score], dim=1)
     contributes = F.pad(label, (1, 0), value=float(background))
     prototype, valid = class_prototypes(embedding, maps, contributes, top=top)

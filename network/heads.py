@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +62,46 @@ class BackgroundSegmentation(nn.Module):
     def forward(self, normalised: Tensor) -> Tensor:
         """(N, D, h, w) of `normalised` -> (N, 1, h, w) logits."""
         return self.classifier(self.dropout(normalised))
+
+
+class LabelConditioning(nn.Module):
+    """Channels of a feature map weighed by what the image's label says: f * Linear(label).
+
+    Args:
+        num_classes: K. channels: of the feature map.
+
+    Source: AMN (M. Lee et al., CVPR 2022), section 3.3.
+    """
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(num_classes, channels)
+
+    def forward(self, feature: Tensor, label: Tensor) -> Tensor:
+        """(N, D, h, w), (N, K) -> (N, D, h, w)."""
+        return feature * self.embed(label)[:, :, None, None].to(feature.dtype)
+
+
+class Aspp(nn.Module):
+    """Atrous spatial pyramid: dilated 3x3 convolutions of one map, summed.
+
+    Source: DeepLab-v2 (L.-C. Chen et al., TPAMI 2018).
+    """
+
+    def __init__(
+        self, channels: int, num_maps: int, *, dilations: Sequence[int] = (6, 12, 18, 24)
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Conv2d(channels, num_maps, 3, padding=d, dilation=d) for d in dilations
+        )
+        for branch in self.branches:
+            nn.init.normal_(branch.weight, std=0.01)
+            nn.init.zeros_(branch.bias)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(N, D, h, w) -> (N, num_maps, h, w)."""
+        return sum(branch(feature) for branch in self.branches)
 
 
 class PixelCorrelation(nn.Module):

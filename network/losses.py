@@ -5,6 +5,8 @@ Letters: N batch, K foreground classes, h w cells. `label` is (N, K) in {0, 1}, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,6 +50,11 @@ def min_max(maps: Tensor) -> Tensor:
 def with_background_label(label: Tensor) -> Tensor:
     """(N, K) -> (N, K+1, 1, 1) with a leading 1 for the background."""
     return F.pad(label, (1, 0), value=1.0)[:, :, None, None]
+
+
+def mean_of_views(terms: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Each named term's mean over the views."""
+    return {name: sum(view[name] for view in terms) / len(terms) for name in terms[0]}
 
 
 def classification(logit: Tensor, label: Tensor) -> Tensor:
@@ -142,3 +149,32 @@ def cross_refinement(cam: Tensor, refined_cam: Tensor, label: Tensor) -> Tensor:
     difference = (target - min_max(refined_cam) * present).abs()  # 0 for absent classes
     cells = cam.shape[-2] * cam.shape[-1]
     return global_mean(difference.sum(), present.sum() * cells)
+
+
+def balanced_cross_entropy(logit: Tensor, seed: Tensor, *, smoothing: float) -> Tensor:
+    """Label-smoothed cross entropy of each pixel against a seed, background and foreground alike.
+
+    Args:
+        logit: (N, K+1, H, W), background first.
+        seed: (N, H, W) int64 in 0..K, 255 where unknown.
+        smoothing: eps: the seed's class has the target 1 - eps, each other eps / K.
+
+    Returns:
+        Scalar: half the mean over background pixels and half the mean over foreground pixels of the
+        global batch. Where there are none of one kind its half is 0, attached to the graph.
+
+    Source: AMN (M. Lee et al., CVPR 2022), balanced loss and label smoothing.
+    """
+    known = seed != 255
+    target = seed.masked_fill(~known, 0)[:, None]
+    log_prob = logit.log_softmax(dim=1)
+    own = log_prob.gather(1, target)[:, 0]
+    num_others = logit.shape[1] - 1
+    others = (log_prob.sum(dim=1) - own) / num_others
+    loss = -((1 - smoothing) * own + smoothing * others)
+    background, foreground = known & (seed == 0), known & (seed > 0)
+    halves = [
+        global_mean((loss * part).sum(), part.sum().to(loss.dtype))
+        for part in (background, foreground)
+    ]
+    return (halves[0] + halves[1]) / 2

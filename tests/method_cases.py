@@ -33,18 +33,23 @@ def make_method(
 
 
 def make_batch(label: list[list[int]] | Tensor, *, side: int = SIDE, seed: int = 0) -> dict:
-    """A batch of noise for these labels (N, K); the saliency is a bright square."""
+    """A batch of noise for these labels (N, K); saliency and seed are squares."""
     label = torch.as_tensor(label, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     images = len(label)
     saliency = 0.1 * torch.rand(images, 1, side, side, generator=generator)
     saliency[:, :, side // 4 : side // 2, side // 4 : side // 2] += 0.8
+    seed_mask = torch.full((images, side, side), 255)
+    seed_mask[:, side // 2 :] = 0
+    present = torch.where(label.amax(dim=1) > 0, label.argmax(dim=1) + 1, 0)
+    seed_mask[:, side // 8 : side // 2, side // 8 : side // 2] = present[:, None, None]
     return {
         "image_id": [f"image {i}" for i in range(images)],
         "image": torch.randn(images, 3, side, side, generator=generator),
         "label": label,
         "saliency": saliency,
         "valid": torch.ones(images, 1, side, side, dtype=torch.bool),
+        "seed": seed_mask,
     }
 
 

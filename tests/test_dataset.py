@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 from data.catalog import Catalog, open_catalog
 from data.colour import Finish
 from data.dataset import InferDataset, TrainDataset
-from data.transforms import scaled_size
+from data.transforms import RandomLongSide, scaled_size
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -30,9 +30,9 @@ def training(catalog: Catalog, ids: list[str] | None = None, **changes: object) 
     settings = {
         "inputs": ("image", "label", "saliency"),
         "crop": 48,
-        "long_side": (40, 90),
         "seed": 0,
     }
+    settings["resize"] = RandomLongSide(*changes.pop("long_side", (40, 90)))
     return TrainDataset(catalog, ids or catalog.ids("train"), **(settings | changes))
 
 
@@ -219,7 +219,7 @@ def test_bad_settings(catalog: Catalog, changes: dict, message: str) -> None:
 
 def test_empty_list(catalog: Catalog) -> None:
     with pytest.raises(ValueError, match="empty"):
-        TrainDataset(catalog, [], inputs=(), crop=8, long_side=(8, 8), seed=0)
+        TrainDataset(catalog, [], inputs=(), crop=8, resize=RandomLongSide(8, 8), seed=0)
     with pytest.raises(ValueError, match="empty"):
         InferDataset(catalog, [], scales=(1,))
 

@@ -18,7 +18,7 @@ from method_cases import (
     second_step,
 )
 
-from network.methods import fbr as fbr_module
+from network import nroi_contrast
 from network.methods import ppc as ppc_module
 from tool.progress import Progress
 
@@ -54,7 +54,7 @@ def test_fbr_contrasts_nothing_where_there_is_nothing_to_contrast() -> None:
 
 @pytest.mark.parametrize(
     ("name", "module", "function"),
-    [("fbr", fbr_module, "info_nce"), ("ppc", ppc_module, "prototype_cross_entropy")],
+    [("fbr", nroi_contrast, "info_nce"), ("ppc", ppc_module, "prototype_cross_entropy")],
 )
 def test_the_contrast_is_not_autocast(
     monkeypatch: pytest.MonkeyPatch, name: str, module, function: str
@@ -98,7 +98,7 @@ def test_an_accelerator_computes_all_classes_with_the_same_result(
 ) -> None:
     batch = make_batch(MIXED)
     some = first_steps(make_method("fbr"), batch)
-    monkeypatch.setattr(fbr_module, "class_slots", lambda label: torch.arange(label.shape[1]))
+    monkeypatch.setattr(nroi_contrast, "class_slots", lambda label: torch.arange(label.shape[1]))
     every = first_steps(make_method("fbr"), batch)
     for term in ("nce_fg", "nce_nroi"):
         assert every[term].item() == pytest.approx(some[term].item(), rel=1e-5)

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from data.catalog import Catalog, open_catalog
 from data.dataset import InferDataset, TrainDataset
 from data.loader import infer_loader, step_batches
+from data.transforms import RandomLongSide
 
 
 class Keys(Dataset):
@@ -36,7 +37,8 @@ def catalog(folder_dataset: Path) -> Catalog:
 def dataset(catalog: Catalog) -> TrainDataset:
     inputs = ("image", "label", "saliency")
     ids = catalog.ids("train")
-    return TrainDataset(catalog, ids, inputs=inputs, crop=32, long_side=(32, 64), seed=3)
+    resize = RandomLongSide(32, 64)
+    return TrainDataset(catalog, ids, inputs=inputs, crop=32, resize=resize, seed=3)
 
 
 def keys(length: int, steps: range, batch_size: int, **settings: int) -> list[list[tuple]]:

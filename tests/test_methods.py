@@ -16,10 +16,11 @@ from method_cases import (
 )
 from torch import Tensor
 
-from network.methods import build_method, find_method
+from network.methods import Method, build_method, find_method
 from tool.progress import Progress
 
 TERMS = [(name, term) for name in METHODS for term in make_method(name).weights()]
+WITH_DEFAULT_MERGE = [name for name in METHODS if find_method(name).merge is Method.merge]
 WITH_BANK = [name for name in METHODS if "bank" in dict(make_method(name).named_children())]
 
 
@@ -109,7 +110,7 @@ def test_bfloat16_autocast_is_finite_and_near(name: str) -> None:
     sum(terms.values()).backward()
     assert all(term.isfinite() and term.dtype == torch.float32 for term in terms.values())
     exact = method(batch, Progress())
-    for term in ("cls", "sal"):
+    for term in ("cls", "sal", "pixel"):
         if term in terms:
             assert terms[term].item() == pytest.approx(exact[term].item(), rel=0.05)
 
@@ -122,7 +123,8 @@ def test_a_step_is_determined_by_its_key(name: str) -> None:
         values.append(first_steps(make_method(name), batch))
     assert all(torch.equal(values[0][term], values[1][term]) for term in values[0])
     method = make_method(name, pretrained=True)
-    one, other = (method(batch, Progress(step=step))["cls"] for step in (0, 1))
+    main = next(iter(method.weights()))
+    one, other = (method(batch, Progress(step=step))[main] for step in (0, 1))
     assert one != other  # dropout
 
 
@@ -132,19 +134,38 @@ def test_evaluation_reaches_every_module_and_scores_are_deterministic(name: str)
     assert all(module.training for module in method.modules())
     method.eval()
     assert not any(module.training for module in method.modules())
-    pair = {"image": make_batch(MIXED[:2])["image"]}
+    batch = make_batch(MIXED[:2])
+    pair = {"image": batch["image"], "label": batch["label"][:1]}
     with torch.no_grad():
         one = method.score(pair)
         torch.manual_seed(1)
         assert torch.equal(method.score(pair), one)
-    assert one.shape == (2, 5, 8, 8)
-    assert one.min() >= 0
+    assert one.shape[0] == 2
+    assert one.shape[1] in (5, 6)
+    assert name not in WITH_DEFAULT_MERGE or (one.min() >= 0 and one.shape[1] == 5)
     several = torch.cat([pair["image"].flip(0), pair["image"]])
+    labels = batch["label"].flip(0)
     with torch.no_grad():
-        assert torch.allclose(method.score({"image": several})[2:], one, atol=1e-5)
+        two = method.score({"image": several, "label": labels})
+    assert torch.allclose(two[2:], one, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_merged_maps_have_the_image_size_present_classes_and_the_unit_range(name: str) -> None:
+    method = make_method(name)
+    channels = 5 if name in WITH_DEFAULT_MERGE else 6
+    scores = [torch.rand(2, channels, side, side + 2) for side in (6, 9)]
+    label = torch.tensor([[1.0, 0, 0, 1, 0]])
+    seed = torch.randint(0, 2, (1, 12, 20))
+    for present in (label, 0 * label):
+        batch = {"size": (12, 20), "label": present, "seed": seed, "cam": torch.rand(1, 5, 3, 5)}
+        cam = method.merge(scores, batch)["cam"]
+        assert cam.shape == (5, 12, 20)
+        assert 0 <= cam.min() <= cam.max() <= 1
+        assert (cam.amax(dim=(1, 2)) > 0).tolist() == present[0].bool().tolist()
+
+
+@pytest.mark.parametrize("name", WITH_DEFAULT_MERGE)
 def test_merging_masks_by_the_label_and_undoes_the_mirror(name: str) -> None:
     method = make_method(name)
     score = torch.rand(1, 5, 6, 8)

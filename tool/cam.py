@@ -51,17 +51,24 @@ def at_size(cam: Cam, size: tuple[int, int]) -> Cam:
     Raises:
         ValueError: another size.
     """
+    check_size(cam, size)
     if cam.size == size or not cam.class_index.size:
         return cam
-    if not any(cam.size == strided_size(size, stride) for stride in range(2, 33)):
-        raise ValueError(
-            f"the CAM is {cam.size[1]}x{cam.size[0]}, its image is {size[1]}x{size[0]}"
-        )
     import cv2
 
     flip = (size[1], size[0])
     maps = [cv2.resize(row, flip, interpolation=cv2.INTER_LINEAR) for row in cam.cam]
     return Cam(cam.class_index, np.stack(maps))
+
+
+def check_size(cam: Cam, size: tuple[int, int]) -> None:
+    """`ValueError` unless the maps have the image's size (H, W), or a stored stride of it."""
+    if not cam.class_index.size or cam.size == size:
+        return
+    if not any(cam.size == strided_size(size, stride) for stride in range(2, 33)):
+        raise ValueError(
+            f"the CAM is {cam.size[1]}x{cam.size[0]}, its image is {size[1]}x{size[0]}"
+        )
 
 
 def strided_size(size: tuple[int, int], stride: int) -> tuple[int, int]:

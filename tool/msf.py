@@ -33,8 +33,9 @@ def infer_images(
         {name: (C, H, W)} on the device, one a sample.
     """
     batch: dict[str, Any] = {"image_id": [sample["image_id"] for sample in samples]}
-    if "label" in samples[0]:
-        batch["label"] = torch.stack([sample["label"] for sample in samples]).to(device)
+    for name, value in samples[0].items():
+        if isinstance(value, Tensor):
+            batch[name] = torch.stack([sample[name] for sample in samples]).to(device)
     scores = []
     for images in zip(*(sample["images"] for sample in samples), strict=True):
         eight_bit = torch.stack(images).to(device, non_blocking=True)

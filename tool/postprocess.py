@@ -197,6 +197,14 @@ class PostProcess:
             temporary.write_text(json.dumps(settings, indent=1) + "\n")
 
 
+def made_from(folder: Path) -> Any:
+    """How the masks or seeds of a folder are made, as `PostProcess.claim` noted it; else None."""
+    try:
+        return json.loads((folder / SETTINGS).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def _check_settings(path: Path, settings: dict) -> None:
     try:
         before = json.loads(path.read_text())

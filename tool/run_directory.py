@@ -124,7 +124,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, theirs: Any, path: Path) -
         tensors = {name: value for name, value in state.items() if value is not None}
         plain_tensors(tensors, path)
         shape = parameters[index].shape
-        if any(tensor.shape != shape for tensor in tensors.values()):
+        if any(tensor.shape not in (shape, ()) for tensor in tensors.values()):  # (): Adam's count
             raise ValueError(f"{path}: its optimizer does not fit this run (other shapes)")
 
 
@@ -135,7 +135,10 @@ def _same_group(group: Any, own: dict[str, Any]) -> bool:
     """
     if not isinstance(group, dict) or not isinstance(group.get("params"), list):
         return False
-    values = [*group["params"], *(v for k, v in group.items() if k != "params")]
+    values = [*group["params"]]
+    for name, value in group.items():
+        pair = isinstance(value, tuple)  # Adam's betas
+        values += [] if name == "params" else value if pair else [value]
     if not all(value is None or isinstance(value, int | float | str) for value in values):
         return False
     if type(group.get("lr")) not in (int, float) or not math.isfinite(group["lr"]):

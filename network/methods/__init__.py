@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from network.backbones import Backbone, build_backbone
 from network.dropout import begin_step
 from network.losses import over_maximum
+from network.options import option as option
 from tool.keyed import seed_of
 from tool.progress import Progress
 
@@ -33,16 +34,26 @@ class Recipe:
 
     Attributes:
         steps, batch_size: of the whole run; the batch is the global one.
+        epochs: where it is given, `steps` follows from it and the length of the list.
         crop: side in pixels. long_side: range of the resized image's longer side.
-        lr: of pretrained weights. momentum, weight_decay: SGD's. power: of the polynomial decay.
+        scale: where it is given, the range of the factor of the resize, in place of `long_side`.
+        jitter: change the colours too.
+        optimizer: "sgd" or "adam". lr: of pretrained weights.
+        rates: factors on it, for pretrained weights and biases, new weights and biases.
+        momentum: SGD's. weight_decay: on weights. power: of the polynomial decay; 0: constant.
         scales: of the inference.
     """
 
     steps: int = 20_000
+    epochs: float | None = None
     batch_size: int = 8
     crop: int = 448
     long_side: tuple[int, int] = (448, 768)
+    scale: tuple[float, float] | None = None
+    jitter: bool = True
+    optimizer: str = "sgd"
     lr: float = 0.01
+    rates: tuple[float, float, float, float] = (1, 2, 10, 20)
     momentum: float = 0.0
     weight_decay: float = 5e-4
     power: float = 0.9
@@ -53,10 +64,11 @@ class Recipe:
         low, high = self.long_side
         return round(low * crop / self.crop), round(high * crop / self.crop)
 
-
-def option(default: Any, help_text: str) -> Any:
-    """A field of a method's `Config` that becomes a flag with this help."""
-    return dataclasses.field(default=default, metadata={"help": help_text})
+    def steps_for(self, images: int, batch_size: int) -> int:
+        """Steps of the whole run on a list of `images`."""
+        if self.epochs is None:
+            return self.steps
+        return max(1, round(self.epochs * images / batch_size))
 
 
 class Method(nn.Module):
@@ -154,7 +166,7 @@ class Method(nn.Module):
         return {}
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Four groups: pretrained weights x1, biases x2, new weights x10, new biases x20.
+        """Four groups, each with its factor of the recipe's `rates` on the learning rate.
 
         Weight decay acts on weights only. Norm scales count as biases.
         """
@@ -167,7 +179,7 @@ class Method(nn.Module):
         return [
             {
                 "params": parameters,
-                "lr": lr * (10 if new else 1) * (2 if bias else 1),
+                "lr": lr * self.recipe.rates[2 * new + bias],
                 "weight_decay": 0.0 if bias else weight_decay,
             }
             for (new, bias), parameters in sorted(groups.items(), key=lambda item: item[0])

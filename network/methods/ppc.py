@@ -19,6 +19,7 @@ from network.losses import (
     classification,
     cross_refinement,
     equivariance,
+    mean_of_views,
     min_max,
     min_pool,
     over_maximum,
@@ -212,8 +213,3 @@ class Ppc(Eps):
             "cam": over_maximum(view.score.softmax(dim=1)[:, 1:])[0] * mask,
             "refined CAM": over_maximum(view.refined_cam[:, 1:])[0] * mask,
         }
-
-
-def mean_of_views(terms: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Each named term's mean over the views."""
-    return {name: sum(view[name] for view in terms) / len(terms) for name in terms[0]}

@@ -1,0 +1,78 @@
+"""`fbr_amn`: FBR on the AMN host, from image labels alone.
+
+Source: FBR (X. Yin et al., IEEE TCSVT 2024), the setting without saliency.
+Differs from the released code: both contrastive terms carry a gradient; pseudo labels are those of
+the image's classes; a batch of one class is no error; background segmentation is on, as in the
+paper's figure. The README lists the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from network.backbones import Backbone
+from network.contrast import full_precision, view_cells
+from network.heads import projection
+from network.methods import Batch, option
+from network.methods.amn import Amn
+from network.nroi_contrast import NroiConfig, NroiContrast
+from tool.progress import Progress
+
+
+class FbrAmn(NroiContrast, Amn):
+    """AMN with FBR's projections, bank and contrast on its label-conditioned features."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Config(NroiConfig, Amn.Config):
+        """AMN's, and FBR's with the values for this host."""
+
+        width: int = option(128, "channels D of the embedding")
+        quantile: float = option(0.4, "scores above this quantile are confident, not hard queries")
+        bank_size: int = option(100_000, "NROIs the bank keeps")
+        weight_nce_nroi: float = option(0.05, "weight of the pixel-to-NROI contrast")
+
+    def __init__(
+        self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
+    ) -> None:
+        super().__init__(backbone, num_classes, config, pretrained=pretrained)
+        channels = backbone.taps["high"].channels
+        self.project_foreground = projection(channels, config.width)
+        self.add_background(channels)
+
+    def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """`pixel`, `bg_seg`, `nce_fg` and `nce_nroi`."""
+        label, valid = batch["label"], batch["valid"]
+        feature = self.conditioned(batch["image"], label)
+        logit = self.classifier(feature).float()
+        prob = logit.softmax(dim=1)
+        background = self.project_background(feature).float()
+        normalised = self.segment_background.normalised(background)
+        terms = {
+            "pixel": self.pixel_loss(logit, batch["seed"]),
+            "bg_seg": self.background_segmentation(normalised, prob[:, 1:], label, valid),
+        }
+        embedding = F.relu(self.project_foreground(feature)).float()
+        with full_precision(embedding):
+            cells = view_cells(
+                embedding,
+                prob[:, 1:],
+                label,
+                bg_score=prob[:, 0],
+                background=False,
+                top_share=32,
+            )
+            return terms | self.fbr_contrast(
+                [embedding], [cells], label, [background], valid, progress
+            )
+
+    def weights(self) -> dict[str, float]:
+        """`pixel` has weight 1; the others are `weight_NAME` of the config."""
+        prefix = "weight_"
+        values = dataclasses.asdict(self.config).items()
+        return super().weights() | {
+            k.removeprefix(prefix): v for k, v in values if k.startswith(prefix)
+        }

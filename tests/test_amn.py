@@ -1,0 +1,146 @@
+"""AMN and FBR on it: the balanced loss, the label's part, the merged maps, corner cases."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from method_cases import MIXED, ONE_CLASS, first_steps, make_batch, make_method
+
+from network.heads import Aspp, LabelConditioning
+from network.losses import balanced_cross_entropy
+from tool.progress import Progress
+
+AMN = ("amn", "fbr_amn")
+
+
+def test_the_balanced_loss_equals_its_definition_in_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logit = torch.randn(2, 4, 3, 3, generator=generator)
+    seed = torch.tensor([[[0, 0, 1], [255, 3, 0], [0, 0, 0]], [[2, 255, 0], [0, 0, 0], [0, 0, 0]]])
+    sums, counts = [0.0, 0.0], [0, 0]
+    for n in range(2):
+        for y in range(3):
+            for x in range(3):
+                own = int(seed[n, y, x])
+                if own == 255:
+                    continue
+                log_prob = logit[n, :, y, x].log_softmax(0).tolist()
+                target = [0.6 if k == own else 0.4 / 3 for k in range(4)]
+                kind = int(own > 0)
+                sums[kind] -= sum(t * p for t, p in zip(target, log_prob, strict=True))
+                counts[kind] += 1
+    expected = (sums[0] / counts[0] + sums[1] / counts[1]) / 2
+    assert balanced_cross_entropy(logit, seed, smoothing=0.4).item() == pytest.approx(expected)
+
+
+def test_without_smoothing_it_is_cross_entropy_of_each_kind() -> None:
+    logit, seed = torch.randn(1, 3, 2, 4), torch.tensor([[[0, 0, 0, 2], [0, 1, 255, 0]]])
+    halves = [
+        F.cross_entropy(logit, seed.masked_fill(part, 255), ignore_index=255)
+        for part in (seed > 0, seed == 0)
+    ]
+    loss = balanced_cross_entropy(logit, seed, smoothing=0.0)
+    torch.testing.assert_close(loss, sum(halves) / 2)
+
+
+@pytest.mark.parametrize("value", [0, 2, 255])
+def test_a_crop_of_one_kind_or_of_none_is_finite(value: int) -> None:
+    logit = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = balanced_cross_entropy(logit, torch.full((1, 4, 4), value), smoothing=0.4)
+    loss.backward()
+    assert loss.isfinite()
+    assert logit.grad.isfinite().all()
+    assert (loss == 0) == (value == 255)
+    assert (logit.grad.abs().max() == 0) == (value == 255)
+
+
+def test_unknown_pixels_say_nothing_and_known_ones_pull() -> None:
+    logit = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    seed = torch.tensor([[[255, 2], [0, 255]]])
+    balanced_cross_entropy(logit, seed, smoothing=0.4).backward()
+    assert logit.grad[0, :, 0, 0].abs().max() == 0
+    assert logit.grad[0, 2, 0, 1] < 0 < logit.grad[0, 0, 0, 1]
+    assert logit.grad[0, 0, 1, 0] < 0 < logit.grad[0, 2, 1, 0]
+
+
+def test_label_conditioning_is_linear_in_the_label() -> None:
+    layer, feature = LabelConditioning(3, 5), torch.rand(2, 5, 4, 4)
+    label = torch.tensor([[1.0, 0, 1], [0, 0, 0]])
+    out = layer(feature, label)
+    weight = layer.embed.weight[:, 0] + layer.embed.weight[:, 2] + layer.embed.bias
+    torch.testing.assert_close(out[0], feature[0] * weight[:, None, None])
+    torch.testing.assert_close(out[1], feature[1] * layer.embed.bias[:, None, None])
+
+
+def test_aspp_sums_its_branches_and_keeps_the_size() -> None:
+    head = Aspp(4, 3)
+    assert [branch.dilation for branch in head.branches] == [(d, d) for d in (6, 12, 18, 24)]
+    feature = torch.rand(1, 4, 9, 7)
+    torch.testing.assert_close(head(feature), sum(b(feature) for b in head.branches))
+    assert head(feature).shape == (1, 3, 9, 7)
+
+
+@pytest.mark.parametrize("name", AMN)
+def test_the_label_changes_the_scores_and_dropout_is_off_in_inference(name: str) -> None:
+    method = make_method(name).eval()
+    image = make_batch(ONE_CLASS)["image"]
+    label = torch.eye(5)[:1]
+    with torch.no_grad():
+        one, again = (method.score({"image": image, "label": label}) for _ in range(2))
+        other = method.score({"image": image, "label": label.roll(1)})
+    assert torch.equal(one, again)
+    assert not torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("name", AMN)
+def test_merging_keeps_probabilities_where_the_seed_is_background(name: str) -> None:
+    method = make_method(name)
+    logit = torch.randn(1, 6, 6, 10)
+    pair = torch.cat([logit, logit.flip(-1)])
+    label = torch.tensor([[0.0, 1, 0, 0, 1]])
+    seed = torch.full((1, 6, 10), 255)
+    seed[:, :3] = 0
+    batch = {"size": (6, 10), "label": label, "seed": seed}
+    cam = method.merge([pair, pair], batch)["cam"]
+    prob = logit.softmax(dim=1)[0, 1:]
+    for k in (1, 4):
+        stretched = (prob[k] - prob[k].min()) / (prob[k].max() - prob[k].min())
+        torch.testing.assert_close(cam[k, :3], prob[k, :3])
+        torch.testing.assert_close(cam[k, 3:], stretched[3:], atol=1e-4, rtol=0)
+
+
+def test_a_batch_of_one_class_has_no_other_foreground() -> None:
+    method = make_method("fbr_amn")
+    terms = first_steps(method, make_batch(ONE_CLASS))
+    assert terms["nce_fg"] == 0
+    assert all(term.isfinite() for term in terms.values())
+
+
+def test_fbr_adds_to_amn_and_leaves_its_term_alone() -> None:
+    batch = make_batch(MIXED)
+    plain, fbr = make_method("amn"), make_method("fbr_amn")
+    fbr.load_state_dict(plain.state_dict(), strict=False)
+    plain.dropout.probability = fbr.dropout.probability = 0.0
+    one, two = (method(batch, Progress()) for method in (plain, fbr))
+    assert set(one) < set(two)
+    torch.testing.assert_close(one["pixel"], two["pixel"])
+    assert set(two) == {"pixel", "bg_seg", "nce_fg", "nce_nroi"}
+
+
+def test_the_recipe_is_adam_without_a_schedule() -> None:
+    method = make_method("amn", pretrained=True)
+    assert (method.recipe.optimizer, method.recipe.power) == ("adam", 0.0)
+    assert method.recipe.steps_for(10_582, 16) == math.floor(5 * 10_582 / 16 + 0.5)
+    old = {id(p) for p in method.backbone.parameters()}
+    for group in method.param_groups(5e-6, 1e-4):
+        for parameter in group["params"]:
+            assert group["lr"] == pytest.approx(5e-6 if id(parameter) in old else 1e-4)
+
+
+@pytest.mark.parametrize("config", [{"smoothing": 1.0}, {"dropout": -0.1}])
+def test_bad_settings_are_named(config: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(config))):
+        make_method("amn", **config)
