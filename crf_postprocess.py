@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from data.catalog import add_dataset_flags, catalog_from
 from data.usable import add_skip_flag, ids_from
+from tool import dist
 from tool.files import locked
 from tool.options import Parser, positive_int, run_stage
+from tool.parallel import default_workers
 from tool.postprocess import PostProcess, add_crf_flags, crf_settings
 from tool.predictions import require_files
 
@@ -25,23 +28,30 @@ def parser() -> Parser:
     add("--cam-dir", type=Path, required=True, help="folder with ID.npy, from infer_cam.py")
     add("--out", type=Path, required=True, help="folder for ID.png; masks that are there stay")
     add_crf_flags(parser)
-    add("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes")
+    add("--workers", type=positive_int, default=default_workers(), help="processes a rank")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Post-process every image of a list."""
+    """Post-process every image of a list; under torchrun each rank its share."""
     args = parser().parse_args(argv)
-    catalog = catalog_from(args)
-    image_ids = ids_from(args, catalog)
-    require_files(args.cam_dir, image_ids, ".npy", what="CAMs", stage="infer_cam.py")
-    work = PostProcess(catalog, args.cam_dir, args.out, **crf_settings(args))
-    with locked(args.out):
-        work.claim(image_ids)
-        done = work.over(image_ids, workers=args.workers)
-        progress = tqdm(done, total=len(image_ids), desc="crf", unit="image", disable=None)
-        written = sum(progress)
-    print(f"{args.out}: {written} written, {len(image_ids) - written} were there")
+    with dist.ranks(), contextlib.ExitStack() as held:
+        with dist.agreed():
+            catalog = catalog_from(args)
+            image_ids = ids_from(args, catalog)
+            require_files(args.cam_dir, image_ids, ".npy", what="CAMs", stage="infer_cam.py")
+            work = PostProcess(catalog, args.cam_dir, args.out, **crf_settings(args))
+            if dist.is_main():
+                held.enter_context(locked(args.out))
+                work.claim(image_ids)
+        with dist.agreed():
+            mine = dist.share(image_ids)
+            done = dist.watched(work.over(mine, workers=args.workers))
+            quiet = None if dist.is_main() else True
+            written = sum(tqdm(done, total=len(mine), desc="crf", unit="image", disable=quiet))
+        written = int(dist.sum_over_ranks(np.array(written)))
+        if dist.is_main():
+            print(f"{args.out}: {written} written, {len(image_ids) - written} were there")
 
 
 if __name__ == "__main__":

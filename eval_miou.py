@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from data.catalog import Catalog, add_dataset_flags, catalog_from
 from data.usable import add_skip_flag, ids_from
+from tool import dist
 from tool.evaluation import PRED_255, Evaluation
 from tool.metrics import Sweep
 from tool.options import Parser, run_stage
@@ -38,20 +39,40 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Score a folder of predictions."""
+    """Score a folder of predictions; under torchrun each rank counts its share."""
     args = parser().parse_args(argv)
-    catalog = catalog_from(args)
-    image_ids = ids_from(args, catalog, masks=True)
-    predictions = Predictions.find(args.pred_dir, image_ids)
+    with dist.ranks():
+        with dist.agreed():
+            catalog = catalog_from(args)
+            image_ids = ids_from(args, catalog, masks=True)
+            predictions = Predictions.find(args.pred_dir, image_ids)
+            evaluation = evaluation_from(args, catalog, image_ids, predictions)
+            mine, quiet = dist.share(image_ids), None if dist.is_main() else True
+            seen = tqdm(mine, desc="eval", unit="image", disable=quiet)
+            for image_id in dist.watched(seen):
+                score_image(image_id, catalog, predictions, evaluation, args.context)
+        evaluation.sum_up(dist.sum_over_ranks)
+        if dist.is_main():
+            protocol = protocol_of(args, catalog, image_ids, predictions)
+            report(args, catalog, evaluation, protocol)
+
+
+def evaluation_from(
+    args: argparse.Namespace, catalog: Catalog, image_ids: Sequence[str], predictions: Predictions
+) -> Evaluation:
+    """What the flags ask to count; an error where the files for it are not there."""
     if args.sweep and predictions.kind == "mask":
         raise ValueError(f"--sweep needs CAMs: {args.pred_dir} holds masks")
     if args.context is not None:
         require_files(args.context, image_ids, ".png", what="context masks", stage="data.toy")
     sweep = Sweep.empty(catalog.num_classes) if args.sweep else None
-    evaluation = Evaluation(catalog.num_classes, args.bg_threshold, args.pred_255, sweep)
-    for image_id in tqdm(image_ids, desc="eval", unit="image", disable=None):
-        score_image(image_id, catalog, predictions, evaluation, args.context)
-    protocol = protocol_of(args, catalog, image_ids, predictions)
+    return Evaluation(catalog.num_classes, args.bg_threshold, args.pred_255, sweep)
+
+
+def report(
+    args: argparse.Namespace, catalog: Catalog, evaluation: Evaluation, protocol: dict
+) -> None:
+    """Print the table; write the JSON document and the curve where they are asked for."""
     document = document_of(evaluation, catalog.class_names, protocol)
     if args.context is not None:
         document["leak"] = leak_of(evaluation, catalog.class_names)

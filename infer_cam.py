@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from data.dataset import InferDataset
 from data.earlier import add_earlier_flags, earlier_from
 from data.loader import infer_loader
 from data.usable import add_skip_flag, ids_from
-from network.methods import method_names
+from network.methods import Method, method_names
 from network.restore import restore
 from tool import dist
 from tool.cam import is_whole, save_cam, strided_size
@@ -24,6 +23,7 @@ from tool.files import claim, locked
 from tool.machine import spare_cores
 from tool.msf import infer_images, present_rows
 from tool.options import Parser, positive_int, run_stage
+from tool.parallel import default_workers
 from tool.postprocess import PostProcess, add_crf_flags, crf_settings
 from tool.run_directory import file_hash
 from tool.writer import BackgroundWriter
@@ -33,15 +33,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the CAMs, or the masks, of a list."""
     args = parse(argv)
     device = dist.pick_device(args.device)
-    dist.start(device)
-    with contextlib.ExitStack() as stack:
-        for folder in filter(None, (args.out, args.masks) if dist.is_main() else ()):
-            stack.enter_context(locked(folder))
-        run(args, device)
+    with dist.ranks(device), contextlib.ExitStack() as held:
+        with dist.agreed():
+            if dist.is_main():
+                for folder in filter(None, (args.out, args.masks)):
+                    held.enter_context(locked(folder))
+            method, dataset, outputs = prepare(args, device)
+        infer(args, device, method, dataset, outputs)
 
 
-def run(args: argparse.Namespace, device: torch.device) -> None:
-    """Infer this rank's share of the images that are not done."""
+def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Method, InferDataset, Outputs]:
+    """Build what infers, from what, to where; the folders are claimed."""
     catalog = catalog_from(args)
     method, _ = restore(
         args.checkpoint,
@@ -58,7 +60,19 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
     dataset = InferDataset(
         catalog, ids, scales=scales, inputs=method.infer_inputs, earlier=earlier_from(args)
     )
-    mine = range(dist.rank(), len(ids), dist.world_size())
+    return method, dataset, outputs
+
+
+def infer(
+    args: argparse.Namespace,
+    device: torch.device,
+    method: Method,
+    dataset: InferDataset,
+    outputs: Outputs,
+) -> None:
+    """Infer this rank's share of the images that are not done."""
+    ids = dataset.ids
+    mine = dist.share(range(len(ids)))
     left = [index for index in mine if not outputs.are_whole(ids[index])]
     print(f"{len(mine) - len(left)} of {len(mine)} images are done, {len(left)} to go", flush=True)
     batches = dataset.batches(left, args.batch_size or (8 if device.type == "cuda" else 1))
@@ -71,7 +85,6 @@ def run(args: argparse.Namespace, device: torch.device) -> None:
             for sample, maps in zip(samples, merged, strict=True):
                 outputs.put(sample, maps)
             bar.update(len(samples))
-    dist.stop()
 
 
 class Outputs(contextlib.ExitStack):
@@ -157,7 +170,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
     add("--amp", action="store_true", help="bf16 autocast")
     add_crf_flags(parser.add_argument_group("masks"))
-    add("--crf-workers", type=positive_int, default=os.cpu_count() or 1, help="CRF processes")
+    add("--crf-workers", type=positive_int, default=default_workers(), help="CRF processes a rank")
     args = parser.parse_args(argv)
     if args.out is None and args.masks is None:
         parser.error("--out for CAMs, --masks for masks, or both")

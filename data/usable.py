@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from data.catalog import Catalog
+from tool import dist
 from tool.options import one_line
 
 
@@ -37,9 +38,10 @@ def ids_from(
     if not args.skip_bad_images:
         return ids
     bad = bad_images(catalog, ids, saliency=saliency, masks=masks)
-    for image_id, reason in bad.items():
-        print(f"skipped {image_id}: {reason}", file=sys.stderr)
-    print(f"--skip-bad-images: {len(bad)} of {len(ids)} images skipped", file=sys.stderr)
+    if dist.is_main():
+        for image_id, reason in bad.items():
+            print(f"skipped {image_id}: {reason}", file=sys.stderr)
+        print(f"--skip-bad-images: {len(bad)} of {len(ids)} images skipped", file=sys.stderr)
     if len(bad) == len(ids):
         raise ValueError(f"none of the {len(ids)} images of {args.list} can be read")
     return [image_id for image_id in ids if image_id not in bad]

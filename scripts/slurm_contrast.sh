@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# FBR on several machines under SLURM, one process a GPU: `sbatch scripts/slurm_contrast.sh`. An example: adjust the
-# #SBATCH lines to your cluster. The result does not depend on the number of GPUs (the batch is global), and a job that
-# ran into its time limit goes on when it is submitted again, also on another number of nodes.
+# FBR on several machines under SLURM, all four stages, one process a GPU: `sbatch scripts/slurm_contrast.sh`.
+# An example: adjust the #SBATCH lines to your cluster. The result does not depend on the number of GPUs (the batch is
+# global), and a job that ran into its time limit goes on when it is submitted again, also on another number of nodes.
 #SBATCH --job-name=fbr
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -26,6 +26,7 @@ ranks=("$PYTHON" -m torch.distributed.run --nnodes "$SLURM_JOB_NUM_NODES" --npro
 # shellcheck disable=SC2086  # TRAIN_FLAGS is a list of words
 srun "${ranks[@]}" train_fbr.py --method fbr "${data[@]}" --list "$TRAIN_LIST" --out "$OUT" --amp \
   ${WEIGHTS:+--weights "$WEIGHTS"} ${TRAIN_FLAGS:-}
-srun "${ranks[@]}" infer_cam.py --checkpoint "$OUT/checkpoint.pth" "${data[@]}" --list "$TRAIN_LIST" \
-  --masks "$OUT/mask" --amp
-"$PYTHON" eval_miou.py --pred-dir "$OUT/mask" "${data[@]}" --list "${SCORE_LIST:-train}" --json "$OUT/miou.json"
+srun "${ranks[@]}" infer_cam.py --checkpoint "$OUT/checkpoint.pth" "${data[@]}" --list "$TRAIN_LIST" --out "$OUT/cam" \
+  --cam-stride "${CAM_STRIDE:-1}" --amp      # 4 where the CAMs are too many for the disk: a COCO dump is over 100 GB
+srun "${ranks[@]}" crf_postprocess.py --cam-dir "$OUT/cam" "${data[@]}" --list "$TRAIN_LIST" --out "$OUT/mask"
+srun "${ranks[@]}" eval_miou.py --pred-dir "$OUT/mask" "${data[@]}" --list "${SCORE_LIST:-train}" --json "$OUT/miou.json"

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import assert_refused, run, train_flags
+from runs import assert_refused, run, run_ranks, train_flags
 
 from data.catalog import open_catalog
 from data.dataset import InferDataset
 from network.methods import build_method
 from tool.cam import Cam, at_size, load_cam
 from tool.checkpoint import load_checkpoint
+from tool.files import claim
 from tool.mask import load_mask
 from tool.msf import infer_images
 from tool.writer import BackgroundWriter
@@ -209,3 +210,13 @@ def test_strided_cams_are_small_and_score_nearly_alike(trained, folder_root, tmp
         assert np.abs(enlarged.cam - full.cam).mean() < 0.05 if full.cam.size else True
     with pytest.raises(ValueError, match="its image is 80x60"):
         at_size(Cam(np.array([1], np.uint8), np.zeros((1, 7, 10), np.float32)), (60, 80))
+
+
+def test_a_refused_folder_gets_nothing_from_any_rank(trained, folder_root, tmp_path) -> None:
+    out = tmp_path / "cam"
+    out.mkdir()
+    claim(out, {"checkpoint_sha256": "of another"})
+    flags = ["--checkpoint", trained, "--dataset", "folder", "--root", folder_root, "--out", out]
+    flags += ["--scales", 0.25, "--num-workers", 0, "--device", "cpu"]
+    assert_refused(run_ranks(2, tmp_path / "texts", "infer_cam.py", *flags), "another run")
+    assert {file.name for file in out.iterdir()} == {".lock", "made_from.json"}

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tool import dist
+
 
 @dataclasses.dataclass(frozen=True)
 class DenseCRF:
@@ -107,7 +109,7 @@ BACKENDS = ("auto", "torch", "pydensecrf")
 
 
 def pick_backend(name: str) -> tuple[str, str]:
-    """What computes the CRF, and where: (`torch` or `pydensecrf`, `cpu` or `cuda`).
+    """What computes the CRF, and where: (`torch` or `pydensecrf`, `cpu` or this rank's GPU).
 
     `auto` is torch on a GPU, else pydensecrf where it is installed, else torch. Torch is imported
     only where it may be needed.
@@ -121,7 +123,7 @@ def pick_backend(name: str) -> tuple[str, str]:
     gpu = name != "pydensecrf" and _has_gpu()
     if name == "pydensecrf" or (name == "auto" and installed and not gpu):
         return "pydensecrf", "cpu"
-    return "torch", "cuda" if gpu else "cpu"
+    return "torch", dist.local_cuda() if gpu else "cpu"
 
 
 def _has_gpu() -> bool:

@@ -1,40 +1,189 @@
-"""Several processes (torchrun) seen as one: gathers, means over the global batch."""
+"""Several processes (torchrun) seen as one: gathers, means over the global batch, shares of a list.
+
+Torch is imported by what needs it: the stages that compute without it start in a tenth of the time.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-import torch.distributed as distributed
-from torch import Tensor, nn
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Item = TypeVar("Item")
+
+PATIENCE = datetime.timedelta(days=7)  # a rank whose share was done waits for one whose was not
+_FAILED = "a_rank_failed"
 
 
-def start(device: torch.device) -> None:
-    """Join the process group that torchrun announces in the environment; alone, do nothing."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+class _Stopped(Exception):
+    """Another rank failed."""
+
+
+def start(device: torch.device | None = None, *, timeout: datetime.timedelta | None = None) -> None:
+    """Join the process group that torchrun announces in the environment; alone, do nothing.
+
+    Args:
+        device: where the ranks compute; None: nothing but counts is exchanged.
+        timeout: of waiting for another rank; None: torch's default.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or _group():
+        return
+    import torch.distributed as distributed
+
+    gpu = device is not None and device.type == "cuda"
+    distributed.init_process_group("nccl" if gpu else "gloo", timeout=timeout)
 
 
 def stop() -> None:
     """Leave the process group, if any."""
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
+    if group := _group():
+        group.destroy_process_group()
+
+
+@contextlib.contextmanager
+def ranks(device: torch.device | None = None) -> Iterator[None]:
+    """Inside, this process is one of the ranks that torchrun announces; the argument of `start`.
+
+    After an error the group is not left: on GPUs that can wait for ranks that are still at work.
+    """
+    start(device, timeout=PATIENCE if device is None else None)
+    yield
+    stop()
+
+
+@contextlib.contextmanager
+def agreed() -> Iterator[None]:
+    """What the ranks do inside succeeds on all of them or ends all of them, with one message.
+
+    Leaving it waits for every rank. Inside, ranks do not wait for each other: one that failed would
+    not come.
+
+    Raises:
+        Exception: what was raised inside, on the first of the ranks where something was.
+        SystemExit: 2, on the other ranks.
+        ChildProcessError: another rank died.
+    """
+    if not _group():
+        yield
+        return
+    error = None
+    try:
+        yield
+    except _Stopped:
+        pass
+    except Exception as caught:
+        error = caught
+    try:
+        failed = _tell_of_failure(error is not None)
+    except ChildProcessError:
+        if error is None:
+            raise
+        raise error from None
+    if error is not None and failed.argmax() == rank():
+        raise error
+    if failed.any():
+        raise SystemExit(2)
+
+
+def _tell_of_failure(mine: bool) -> np.ndarray:
+    """Whether each rank failed, (world_size,) int64; those still at work hear of this one's."""
+    if mine:
+        with _others_alive():
+            _store().set(_FAILED, "1")
+    return sum_over_ranks(mine * (np.arange(world_size()) == rank()))
+
+
+def watched(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, for use inside `agreed`: no further one once another rank has failed."""
+    with contextlib.ExitStack() as stack:
+        if hasattr(items, "close"):  # a generator, which ends its processes
+            stack.callback(items.close)
+        for item in items:
+            with _others_alive():
+                if _group() and _store().check([_FAILED]):
+                    raise _Stopped
+            yield item
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """This rank's part: every N-th of the items, those of all ranks together are each item once."""
+    return items[rank() :: world_size()]
+
+
+def sum_over_ranks(counts: np.ndarray) -> np.ndarray:
+    """Counts int64 of any shape -> their sum over all ranks, exact; alone, as they are.
+
+    Raises:
+        ChildProcessError: another rank died.
+    """
+    group = _group()
+    if group is None:
+        return counts
+    import torch
+
+    total = torch.from_numpy(np.array(counts, np.int64)).to(_meeting_device())
+    with _others_alive():
+        group.all_reduce(total)
+    return total.cpu().numpy()
+
+
+@contextlib.contextmanager
+def _others_alive() -> Iterator[None]:
+    """What torch raises inside when a rank is gone becomes a line that a user understands."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ChildProcessError(f"another rank is gone ({error}): run again to go on") from error
+
+
+def _group() -> ModuleType | None:
+    """`torch.distributed` where this process is one of a group; joining one has imported it."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed if distributed is not None and distributed.is_initialized() else None
+
+
+def _store() -> torch.distributed.Store:
+    """The notes that all ranks read and write at any time."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
+
+def _meeting_device() -> str:
+    """Where tensors lie that the ranks exchange."""
+    group = _group()
+    return "cuda" if group and group.get_backend() == "nccl" else "cpu"
 
 
 def rank() -> int:
     """Index of this process, 0 when alone."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    group = _group()
+    return group.get_rank() if group else 0
 
 
 def world_size() -> int:
     """Number of processes, 1 when alone."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    group = _group()
+    return group.get_world_size() if group else 1
 
 
-def barrier() -> None:
-    """Wait for every process."""
-    if distributed.is_initialized():
-        distributed.barrier()
+def local_cuda() -> str:
+    """The GPU of this process: `cuda`, under torchrun `cuda:0`, `cuda:1`, ... by local rank."""
+    import torch
+
+    if "LOCAL_RANK" not in os.environ:
+        return "cuda"
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % max(1, torch.cuda.device_count())}"
 
 
 def pick_device(name: str) -> torch.device:
@@ -43,6 +192,8 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ValueError: `cuda` was asked for and there is none.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
@@ -61,6 +212,8 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
         ValueError: there is such a norm and the ranks are on CPUs, where it cannot be taken over
             them: the result would depend on their number.
     """
+    from torch import nn
+
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if world_size() == 1 or not norms:
         return module
@@ -74,12 +227,14 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
 
 def gather(tensor: Tensor) -> Tensor:
     """(N, ...) of this rank -> (world_size * N, ...) of all, in rank order, without gradient."""
+    import torch
+
     tensor = tensor.detach()
     if world_size() == 1:
         return tensor
     tensor = tensor.contiguous()
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    distributed.all_gather(parts, tensor)
+    torch.distributed.all_gather(parts, tensor)
     return torch.cat(parts)
 
 
@@ -96,13 +251,7 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
 
 def agree(flag: bool) -> bool:
     """True when any rank says True: every rank stops at the same step."""
-    if world_size() == 1:
-        return flag
-    told = torch.tensor([int(flag)])
-    if distributed.get_backend() == "nccl":
-        told = told.to(torch.cuda.current_device())
-    distributed.all_reduce(told, op=distributed.ReduceOp.MAX)
-    return bool(told.item())
+    return bool(sum_over_ranks(np.array(int(flag))) > 0)
 
 
 def is_main() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -68,6 +69,18 @@ class Evaluation:
     def add_context(self, context: np.ndarray, mask: np.ndarray, label: np.ndarray) -> None:
         """Count the leak of one image; the arguments are those of `count_leak`."""
         self.leak += count_leak(context, mask, label)
+
+    def sum_up(self, total: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Put the sum over several evaluations in the place of each count.
+
+        Args:
+            total: int64 counts of any shape -> their sum, as `tool.dist.sum_over_ranks`.
+        """
+        self.confusion, self.leak = total(self.confusion), total(self.leak)
+        pixels, rows = total(np.array([self.unknown_pixels, self.background_rows], np.int64))
+        self.unknown_pixels, self.background_rows = int(pixels), int(rows)
+        if self.sweep is not None:
+            self.sweep = Sweep(total(self.sweep.histogram), total(self.sweep.true))
 
     def scores(self) -> Scores:
         """The scores at the threshold, or of the masks; `ValueError` when no pixel was scored."""

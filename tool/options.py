@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -23,7 +24,8 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help lists the flags)\n")
+        line = f"{self.prog}: error: {message} (--help lists the flags)\n"
+        self.exit(2, None if int(os.environ.get("RANK", 0)) else line)  # all ranks have these flags
 
 
 def one_line(error: BaseException) -> str:

@@ -19,6 +19,11 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _work: Callable | None = None
 
 
+def default_workers() -> int:
+    """A process a core, of the cores that torchrun's processes on this machine leave to each."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
 def map_processes(
     function: Callable[[Item], Result], items: Sequence[Item], *, workers: int
 ) -> Iterator[Result]:
