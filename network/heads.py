@@ -104,6 +104,62 @@ class Aspp(nn.Module):
         return sum(branch(feature) for branch in self.branches)
 
 
+class BoundaryHead(nn.Module):
+    """Boundaries of classes from all taps of a backbone.
+
+    Args:
+        channels: of the taps.
+
+    Source: IRN (J. Ahn et al., CVPR 2019), the boundary branch.
+    """
+
+    def __init__(self, channels: Sequence[int], *, width: int = 32) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(_normed(number, width, groups=4) for number in channels)
+        self.fuse = nn.Conv2d(width * len(channels), 1, 1)
+
+    def forward(self, taps: Sequence[Tensor], size: tuple[int, int] | torch.Size) -> Tensor:
+        """Taps (N, D, ., .) -> logits (N, 1, *size)."""
+        maps = [F.relu(resize(b(t), size)) for b, t in zip(self.branches, taps, strict=True)]
+        return self.fuse(torch.cat(maps, dim=1))
+
+
+class DisplacementHead(nn.Module):
+    """For each cell a vector to the centre of its object, in cells, from all taps of a backbone.
+
+    Args:
+        channels: of the five taps, shallow first.
+
+    Source: IRN (J. Ahn et al., CVPR 2019), the displacement branch.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], *, widths: Sequence[int] = (64, 128, 256, 256, 256)
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            _normed(number, width, groups=16)
+            for number, width in zip(channels, widths, strict=True)
+        )
+        self.deep = _normed(sum(widths[2:]), 256, groups=16)
+        self.all = _normed(sum(widths[:2]) + 256, 256, groups=16)
+        self.vector = nn.Conv2d(256, 2, 1, bias=False)
+
+    def forward(self, taps: Sequence[Tensor], size: tuple[int, int] | torch.Size) -> Tensor:
+        """Taps (N, D, ., .) -> (N, 2, *size), (y, x)."""
+        maps = [b(t) for b, t in zip(self.branches, taps, strict=True)]
+        middle = maps[2].shape[-2:]
+        deep = F.relu(torch.cat([resize(m, middle) for m in maps[2:]], dim=1))
+        deep = resize(F.relu(self.deep(deep)), size)
+        shallow = [F.relu(resize(m, size)) for m in maps[:2]]
+        return self.vector(F.relu(self.all(torch.cat([*shallow, deep], dim=1))))
+
+
+def _normed(channels: int, width: int, *, groups: int) -> nn.Sequential:
+    """A 1x1 convolution without bias, and its GroupNorm."""
+    return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.GroupNorm(groups, width))
+
+
 class PixelCorrelation(nn.Module):
     """PCM: spreads a CAM over cells that look alike, by an affinity learned on shallow features.
 

@@ -1,0 +1,155 @@
+"""IRN: its losses on hand-made pairs, frozen taps, and the walk of earlier CAMs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from method_cases import MIXED, make_batch, make_method
+
+from network.affinity import affinity_losses, displacement_losses, pair_labels
+from network.heads import BoundaryHead, DisplacementHead
+from tool.progress import Progress
+from tool.random_walk import pairs_within, path_affinity, random_walk
+
+NEAR = pairs_within(2)  # (0, 1), (1, -1), (1, 0), (1, 1)
+
+
+def test_pairs_are_told_apart_by_their_seeds() -> None:
+    seed = torch.tensor([[[0, 0, 1], [255, 1, 1]]])
+    labels = pair_labels(seed, NEAR)
+    right = NEAR.offsets.index((0, 1))
+    assert labels.background[0, right].tolist() == [[True, False, False], [False] * 3]
+    assert labels.foreground[0, right].tolist() == [[False] * 3, [False, True, False]]
+    assert labels.different[0, right].tolist() == [[False, True, False], [False] * 3]
+    down = NEAR.offsets.index((1, 0))
+    assert labels.different[0, down].tolist() == [[False, True, False], [False] * 3]
+    assert labels.foreground[0, down].tolist() == [[False, False, True], [False] * 3]
+    total = labels.background.int() + labels.foreground + labels.different
+    assert total.max() == 1
+    assert not total[:, :, 1].any(dim=1)[:, 0].any(), "an unknown cell is in no pair"
+
+
+def test_affinity_losses_equal_their_definition() -> None:
+    seed = torch.tensor([[[0, 0, 1, 1]]])
+    labels = pair_labels(seed, NEAR)
+    affinity = torch.zeros(1, len(NEAR.offsets), 1, 4)
+    affinity[0, NEAR.offsets.index((0, 1)), 0, :3] = torch.tensor([0.9, 0.4, 0.7])
+    terms = affinity_losses(affinity, labels)
+    assert terms["aff_background"].item() == pytest.approx(-math.log(0.9), abs=1e-4)
+    assert terms["aff_different"].item() == pytest.approx(-math.log(0.6), abs=1e-4)
+    assert terms["aff_foreground"].item() == pytest.approx(-math.log(0.7), abs=1e-4)
+
+
+def test_boundaries_where_classes_meet_have_the_least_loss() -> None:
+    seed = torch.zeros(1, 8, 8, dtype=torch.long)
+    seed[:, :, 4:] = 2
+    pairs = pairs_within(4)
+    labels = pair_labels(seed, pairs)
+
+    def total(edge: torch.Tensor) -> float:
+        return sum(affinity_losses(path_affinity(edge, pairs), labels).values()).item()
+
+    meets, inside, nowhere = torch.zeros(3, 1, 8, 8)
+    meets[..., 3:5] = inside[..., 1:3] = 1
+    assert total(meets) < total(nowhere)
+    assert total(meets) < total(inside)
+
+
+def test_cells_that_point_to_one_place_have_no_displacement_loss() -> None:
+    seed = torch.full((1, 6, 7), 1)
+    seed[:, :, 4:] = 0
+    labels = pair_labels(seed, NEAR)
+    y, x = torch.meshgrid(torch.arange(6.0), torch.arange(7.0), indexing="ij")
+    towards = torch.stack([2.5 - y, 1.5 - x])[None]
+    towards[..., 4:] = 0.3
+    terms = displacement_losses(towards, labels, NEAR)
+    assert terms["dp_foreground"].item() == pytest.approx(0, abs=1e-6)
+    assert terms["dp_background"].item() == pytest.approx(0, abs=1e-6)
+    away = displacement_losses(-towards, labels, NEAR)
+    assert away["dp_foreground"] > 1
+    still = displacement_losses(0 * towards, labels, NEAR)
+    assert still["dp_background"] == 0
+    assert still["dp_foreground"] > 0
+
+
+@pytest.mark.parametrize("value", [0, 1, 255])
+def test_a_seed_of_one_kind_is_finite(value: int) -> None:
+    method, batch = make_method("irn", radius=3), make_batch(MIXED[:2])
+    batch["seed"] = torch.full_like(batch["seed"], value)
+    terms = method(batch, Progress())
+    sum(terms.values()).backward()
+    assert all(term.isfinite() for term in terms.values())
+    assert terms["aff_different"] == 0
+    assert (terms["aff_background"] > 0) == (value == 0)
+    assert (terms["aff_foreground"] > 0) == (value == 1)
+
+
+def test_the_backbone_is_frozen() -> None:
+    for pretrained in (False, True):
+        method = make_method("irn", pretrained=pretrained, radius=3)
+        assert not any(p.requires_grad for p in method.backbone.parameters())
+        before = {n: t.clone() for n, t in method.backbone.state_dict().items()}
+        method(make_batch(MIXED[:2]), Progress())
+        after = method.backbone.state_dict()
+        assert all(torch.equal(before[n], after[n]) for n in before), "nor do its norms move"
+    groups = method.param_groups(0.1, 1e-4)
+    assert [group["lr"] for group in groups] == [0.1, 1.0]
+    trainable = [p for p in method.parameters() if p.requires_grad]
+    assert sorted(map(id, trainable)) == sorted(id(p) for g in groups for p in g["params"])
+
+
+def test_heads_bring_taps_of_any_stride_to_one_size() -> None:
+    taps = [torch.rand(1, c, s, s + 1) for c, s in ((4, 16), (8, 16), (8, 8), (16, 4), (16, 4))]
+    channels = [tap.shape[1] for tap in taps]
+    assert BoundaryHead(channels)(taps, (15, 13)).shape == (1, 1, 15, 13)
+    assert DisplacementHead(channels)(taps, (15, 13)).shape == (1, 2, 15, 13)
+
+
+def test_merging_is_the_walk_within_the_boundaries_over_its_maximum() -> None:
+    method = make_method("irn", exponent=6)
+    generator = torch.Generator().manual_seed(0)
+    logit = 4 * torch.randn(1, 1, 9, 12, generator=generator)
+    pair = torch.cat([logit, logit.flip(-1)])
+    label = torch.tensor([[0.0, 1, 0, 1, 0]])
+    earlier = torch.rand(1, 5, 9, 12, generator=generator)
+    cam = method.merge([pair], {"size": (9, 12), "label": label, "cam": earlier})["cam"]
+    walked = random_walk(earlier[0, [1, 3]], logit[0, 0].sigmoid(), steps=64)
+    torch.testing.assert_close(cam[[1, 3]], walked / walked.max(), atol=1e-5, rtol=1e-4)
+    assert cam.max() == 1
+    assert cam[[0, 2, 4]].abs().max() == 0
+
+
+def test_a_wall_keeps_a_class_on_its_side() -> None:
+    method = make_method("irn")
+    logit = torch.full((2, 1, 10, 12), -20.0)
+    logit[..., 5:7] = 20.0
+    earlier = torch.zeros(1, 5, 10, 12)
+    earlier[0, 2, 4:6, 1:3] = 1
+    batch = {"size": (10, 12), "label": torch.eye(5)[2:3], "cam": earlier}
+    cam = method.merge([logit], batch)["cam"][2]
+    assert cam[:, :5].min() > 0.9, "it fills its side"
+    assert cam[:, 7:].max() < 1e-6
+
+
+def test_an_image_without_cam_is_empty_and_powers_sharpen() -> None:
+    logit = torch.full((2, 1, 6, 6), 20.0)  # nothing moves
+    logit[:] = -20.0
+    label, size = torch.eye(5)[:1], (24, 24)
+    empty = {"size": size, "label": label, "cam": torch.zeros(1, 5, 6, 6)}
+    assert make_method("irn").merge([logit], empty)["cam"].abs().max() == 0
+    earlier = torch.rand(1, 5, 6, 6)
+    batch = {"size": size, "label": label, "cam": earlier}
+    plain, sharp = (
+        make_method("irn", power=p, exponent=0).merge([logit], batch)["cam"] for p in (1.0, 3.0)
+    )
+    assert sharp.mean() < plain.mean()
+
+
+@pytest.mark.parametrize(
+    "config", [{"radius": 1}, {"beta": 0.0}, {"power": -1.0}, {"exponent": 99}]
+)
+def test_bad_settings_are_named(config: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(config))):
+        make_method("irn", **config)
