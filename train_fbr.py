@@ -58,7 +58,8 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
     ids = ids_from(args, catalog, saliency="saliency" in find_method(args.method).inputs)
     if args.steps is None:
         whole = catalog.ids(args.list)  # also with --skip-bad-images: a run may go on with it
-        args.steps = find_method(args.method).recipe.steps_for(len(whole), args.batch_size)
+        recipe = find_method(args.method).recipe
+        args.steps = recipe.steps_for(len(whole), args.batch_size, args.epochs)
     config = run_config(args, catalog)
     method = build_method(config)
     dataset = TrainDataset(

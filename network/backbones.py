@@ -46,11 +46,15 @@ class Backbone(nn.Module):
 
     def freeze(self) -> None:
         """Freeze the stem and every BatchNorm, as all hosts do on pretrained weights."""
-        freeze_batch_norm_2d(self)
+        self.freeze_norms()
         fold_frozen_norms(self)
         for name, parameter in self.named_parameters():
             if name.startswith(self.stem):
                 parameter.requires_grad_(False)
+
+    def freeze_norms(self) -> None:
+        """Make every BatchNorm a constant map."""
+        freeze_batch_norm_2d(self)
 
     def forward(self, image: Tensor, names: Sequence[str] = ("high",)) -> dict[str, Tensor]:
         """(N, 3, H, W), normalised -> {name: (N, D, h, w)}, every map >= 0."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tool.cam import Cam
+from tool.cam import Cam, cam_mask
 from tool.crf import DenseCRF, Preset, label_unary, score_unary
 
 
@@ -53,6 +53,20 @@ def mask_task(image: np.ndarray, cam: Cam, preset: Preset, *, alpha: float) -> T
     else:
         unary = score_unary(score)
     return Task([unary], lambda labellings: _values(index)[labellings[0]])
+
+
+def threshold_task(image: np.ndarray, cam: Cam, threshold: float) -> Task:
+    """The mask of a CAM without CRF: nothing to ask one for.
+
+    Args:
+        image: (H, W, 3) uint8.
+        cam: of the image's size.
+        threshold: what the best class must exceed, where the CAM has no background row.
+    """
+    if not cam.foreground().class_index.size:
+        return _nothing_to_ask(image)
+    _same_size(image, cam)
+    return Task([], lambda _: cam_mask(cam, threshold))
 
 
 def seed_task(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import traceback
@@ -52,6 +53,14 @@ def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def positive_float(text: str) -> float:
+    """An `argparse` type: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{value} is not a number above 0")
+    return value
 
 
 def positive_int(text: str) -> int:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tool.cam import Cam, as_stored, at_size, load_cam
 from tool.crf import BACKENDS, PRESETS, Preset, pick_backend, preset_of
-from tool.crf_tasks import Task, mask_task, seed_task, solve, solve_batch
+from tool.crf_tasks import Task, mask_task, seed_task, solve, solve_batch, threshold_task
 from tool.files import atomic_path
 from tool.mask import load_mask, save_mask
 from tool.options import positive_int
@@ -48,6 +48,7 @@ class PostProcess:
         preset: of the CRF.
         alpha: of the background (1 - max)^alpha of CAMs without a background row.
         seed: (FG, BG) for a confident seed in place of a mask.
+        threshold: for a mask without CRF: foreground is what exceeds it.
         backend: of the CRF, as `tool.crf.pick_backend` gives it.
         device: where torch computes.
     """
@@ -58,6 +59,7 @@ class PostProcess:
     preset: Preset
     alpha: float
     seed: tuple[float, float] | None = None
+    threshold: float | None = None
     backend: str = "auto"
     device: str = "cpu"
 
@@ -68,6 +70,8 @@ class PostProcess:
             raise ValueError(
                 f"seed thresholds FG {self.seed[0]:g} BG {self.seed[1]:g}: 0<=BG<=FG<=1"
             )
+        if self.threshold is not None and (self.seed or not 0 <= self.threshold <= 1):
+            raise ValueError(f"--no-crf {self.threshold:g}: within [0, 1], and not with --seed")
         if self.seed is not None and not self.preset.from_labels:
             raise ValueError("a seed needs a preset on labels: label50, label20 or aff80")
 
@@ -111,6 +115,8 @@ class PostProcess:
 
     def task(self, image: np.ndarray, cam: Cam) -> Task:
         """The mask, or the seed, of an image (H, W, 3) uint8."""
+        if self.threshold is not None:
+            return threshold_task(image, cam, self.threshold)
         if self.seed is None:
             return mask_task(image, cam, self.preset, alpha=self.alpha)
         labels = len(cam.foreground().class_index) + 1
@@ -175,6 +181,8 @@ class PostProcess:
 
     def settings(self) -> dict[str, Any]:
         """How a mask is made, in plain types; backends agree, so it does not name one."""
+        if self.threshold is not None:
+            return {"threshold": self.threshold}
         return {
             "preset": dataclasses.asdict(self.preset),
             "alpha": self.alpha,
@@ -237,6 +245,12 @@ def add_crf_flags(parser: argparse.ArgumentParser) -> None:
         "for CAMs with a background row, factors on that row (SFC: 1 0.5)",
     )
     add(
+        "--no-crf",
+        type=float,
+        metavar="T",
+        help="masks without CRF: foreground where the best class is above T (IRN's: 0.25)",
+    )
+    add(
         "--backend",
         choices=BACKENDS,
         default="auto",
@@ -254,6 +268,7 @@ def crf_settings(args: argparse.Namespace) -> dict[str, Any]:
         "preset": preset_of(name, iterations),
         "alpha": args.alpha,
         "seed": tuple(args.seed) if args.seed else None,
+        "threshold": args.no_crf,
         "backend": backend,
         "device": device,
     }

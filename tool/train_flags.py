@@ -6,18 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from tool.machine import spare_cores
-from tool.options import Parser, positive_int
+from tool.options import Parser, positive_float, positive_int
 
 
 def add_recipe_flags(parser: Parser, recipe: Any) -> None:
     """What a method's recipe (`network.methods.Recipe`) sets."""
     add = parser.add_argument
-    add(
-        "--steps",
-        type=positive_int,
-        default=None if recipe.epochs else recipe.steps,
-        help=f"optimizer steps of the whole run; None: {recipe.epochs} epochs",
-    )
+    length = f"{recipe.epochs} epochs" if recipe.epochs else f"{recipe.steps} steps"
+    add("--steps", type=positive_int, help=f"optimizer steps of the whole run; default: {length}")
+    add("--epochs", type=positive_float, help="in place of --steps: how often each image is seen")
     add("--batch-size", type=positive_int, default=recipe.batch_size, help="a step's, of all ranks")
     add("--crop", type=positive_int, default=recipe.crop, help="side of the training crop, pixels")
     add(

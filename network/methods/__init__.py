@@ -64,11 +64,12 @@ class Recipe:
         low, high = self.long_side
         return round(low * crop / self.crop), round(high * crop / self.crop)
 
-    def steps_for(self, images: int, batch_size: int) -> int:
-        """Steps of the whole run on a list of `images`."""
-        if self.epochs is None:
+    def steps_for(self, images: int, batch_size: int, epochs: float | None = None) -> int:
+        """Steps of the whole run on a list of `images`; by `epochs`, else the recipe's."""
+        epochs = epochs or self.epochs
+        if epochs is None:
             return self.steps
-        return max(1, round(self.epochs * images / batch_size))
+        return max(1, round(epochs * images / batch_size))
 
 
 class Method(nn.Module):

@@ -69,7 +69,7 @@ class Irn(Method):
             )
         super().__init__(backbone, num_classes, config, pretrained=pretrained)
         if not pretrained:
-            backbone.freeze()
+            backbone.freeze_norms()
         backbone.requires_grad_(False)
         channels = [tap.channels for tap in backbone.taps.values()]
         self.boundary = BoundaryHead(channels)

@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# FBR from image labels alone: CAMs -> seeds -> AMN (+ FBR) -> seeds -> IRN -> pseudo masks, mIoU. No saliency.
+#
+#   bash scripts/script_amn.sh                           the embedded dataset, fbr_amn; minutes on two CPU cores
+#   DATASET=voc12 ROOT=.../VOC2012 WEIGHTS=.../resnet50.pth bash scripts/script_amn.sh
+#                                                        the paper's setting; one GPU
+#   DATASET=coco14 ROOT=.../COCO WEIGHTS=... bash scripts/script_amn.sh
+# METHOD=cam|amn|fbr_amn: what makes the CAMs that IRN refines (cam: the classifier's own). IRN=0 stops before IRN.
+# SEED=0  OUT=out/...  BACKBONE=...  CAM_OUT=... (a finished first stage of another run) are further settings.
+# Each stage restarts where it stopped. Masks are scored on SCORE_LIST; the checkpoint is the last step's.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
+
+METHOD="${METHOD:-fbr_amn}"
+DATASET="${DATASET:-toy}"
+SEED="${SEED:-0}"
+BG=0.25                                                          # of the final masks
+case "$DATASET" in
+  toy)
+    ROOT="${ROOT:-out/toy-data}" TRAIN_LIST="${TRAIN_LIST:-train}"
+    SHORT=1 CAM_SCALES="${CAM_SCALES:-2}" IRN_SCALES="${IRN_SCALES:-2}"
+    ;;
+  voc12) TRAIN_LIST="${TRAIN_LIST:-train_aug}" ;;
+  coco14) TRAIN_LIST="${TRAIN_LIST:-train}" BG=0.22 ;;
+  *) TRAIN_LIST="${TRAIN_LIST:-train}" SHORT="${SHORT:-1}" ;;
+esac
+if [ "${SHORT:-0}" = 1 ]; then                                   # a few hundred images on a CPU
+  size=(--crop 224 --long-side 224 384 --batch-size 8)
+  CAM_FLAGS="${CAM_FLAGS:---steps 150 --momentum 0.9 --lr 0.005 --warmup 50}"
+  AMN_FLAGS="${AMN_FLAGS:---steps 150 --lr 0.00005}"
+  IRN_FLAGS="${IRN_FLAGS:---steps 60}"
+  cam_size=("${size[@]}") amn_size=("${size[@]}") irn_size=("${size[@]}")
+else                                                             # IRN's and AMN's settings
+  BACKBONE="${BACKBONE:-resnet50}"
+  cam_size=(--crop 512 --long-side 320 640 --batch-size 16)
+  CAM_FLAGS="${CAM_FLAGS:---epochs 5 --lr 0.1 --weight-decay 1e-4}" AMN_FLAGS="${AMN_FLAGS:-}" IRN_FLAGS="${IRN_FLAGS:-}"
+  CAM_SCALES="${CAM_SCALES:-1 0.5 1.5 2}"
+  amn_size=() irn_size=()
+fi
+ROOT="${ROOT:?set ROOT to the folder of the dataset}"
+SCORE_LIST="${SCORE_LIST:-train}"
+MASK_LIST="${MASK_LIST:-$TRAIN_LIST}"
+OUT="${OUT:-out/$DATASET-$METHOD-seed$SEED}"
+CAM_OUT="${CAM_OUT:-$OUT/1-cam}"
+data=(--dataset "$DATASET" --root "$ROOT")
+network=(--seed "$SEED" ${BACKBONE:+--backbone "$BACKBONE"} ${WEIGHTS:+--weights "$WEIGHTS"})
+score=("${data[@]}" --list "$SCORE_LIST")
+[ "$DATASET" = toy ] && score+=(--context "$ROOT/context")
+
+train() {  # method, folder, flags ...
+  "$PYTHON" train_fbr.py --method "$1" "${data[@]}" --list "$TRAIN_LIST" --out "$2" "${network[@]}" "${@:3}"
+}
+infer() {  # folder, flags ...
+  "$PYTHON" infer_cam.py --checkpoint "$1/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$1/cam" "${@:2}"
+}
+seeds() {  # folder of CAMs, folder of seeds, thresholds
+  "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2" --seed "$3" "$4"
+}
+masks() {  # folder of CAMs, folder, flags ...
+  "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2/mask" "${@:3}"
+  [ "${SCORE:-1}" = 0 ] && return
+  "$PYTHON" eval_miou.py --pred-dir "$1" "${score[@]}" --bg-threshold "$BG" --sweep --json "$2/miou_cam.json"
+  "$PYTHON" eval_miou.py --pred-dir "$2/mask" "${score[@]}" --json "$2/miou.json"
+}
+
+# shellcheck disable=SC2086  # the FLAGS and SCALES are lists of words
+train cam "$CAM_OUT" "${cam_size[@]}" $CAM_FLAGS
+# shellcheck disable=SC2086
+infer "$CAM_OUT" --scales $CAM_SCALES
+seeds "$CAM_OUT/cam" "$CAM_OUT/seed" 0.30 0.05
+source="$CAM_OUT" power=1.0
+if [ "$METHOD" != cam ]; then
+  source="$OUT/2-$METHOD" power=1.3
+  # shellcheck disable=SC2086
+  train "$METHOD" "$source" --seed-dir "$CAM_OUT/seed" "${amn_size[@]}" $AMN_FLAGS
+  # shellcheck disable=SC2086
+  infer "$source" --seed-dir "$CAM_OUT/seed" --scales $CAM_SCALES
+  seeds "$source/cam" "$source/seed" 0.45 0.15
+fi
+masks "$source/cam" "$source"
+[ "${IRN:-1}" = 1 ] || exit 0
+# shellcheck disable=SC2086
+train irn "$OUT/3-irn" --seed-dir "$source/seed" --power "$power" "${irn_size[@]}" $IRN_FLAGS
+# shellcheck disable=SC2086
+infer "$OUT/3-irn" --cam-dir "$source/cam" ${IRN_SCALES:+--scales $IRN_SCALES}
+masks "$OUT/3-irn/cam" "$OUT/3-irn" --no-crf "$BG"
