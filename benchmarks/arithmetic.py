@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,12 +39,12 @@ def backbone_flops(
         copy = build_backbone(backbone.name, output_stride=output_stride).eval()
     for name, parameter in copy.named_parameters():
         parameter.requires_grad_(name in trained)
-    totals = [0, 0]
-    for call in calls:
-        forward, back = flops_of(copy, call, backward=backward)
-        totals[0] += forward
-        totals[1] += back
-    return totals[0], totals[1]
+    forward = backward_too = 0
+    for call, times in Counter(calls).items():
+        one, one_backward = flops_of(copy, call, backward=backward)
+        forward += times * one
+        backward_too += times * one_backward
+    return forward, backward_too
 
 
 def flops_of(module: nn.Module, call: Call, *, backward: bool) -> tuple[int, int]:

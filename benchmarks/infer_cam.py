@@ -78,7 +78,10 @@ def speed(args: argparse.Namespace, device: torch.device) -> None:
         f"images, {num_classes} classes, scales {', '.join(map(str, scales))} and flip, "
         f"{'bf16' if args.amp else 'float32'}, {device_name(device)}"
     )
-    flops = sum(operations(method, sample, args.output_stride) for sample in samples)
+    calls = [Call((2, *image.shape), ("high",)) for sample in samples for image in sample["images"]]
+    flops, _ = backbone_flops(
+        method.backbone, calls, output_stride=args.output_stride, backward=False
+    )
     peak = peak_tflops(device, args.peak_tflops)
     print(f"backbone: {flops / len(samples) / 1e9:.1f} GFLOP an image")
     print("| batch size | images a batch, mean | images/s | backbone's operations |")
@@ -124,12 +127,6 @@ def noise(args: argparse.Namespace, scales: Sequence[float]) -> tuple[Samples, i
 def random_image(rng: np.random.Generator, size: Sequence[int]) -> Image.Image:
     """An image (H, W) of random colours."""
     return Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
-
-
-def operations(method: Method, sample: dict[str, Any], output_stride: int) -> int:
-    """Floating point operations of the backbone for an image at all its scales, with mirrors."""
-    calls = [Call((2, *image.shape), ("high",)) for image in sample["images"]]
-    return backbone_flops(method.backbone, calls, output_stride=output_stride, backward=False)[0]
 
 
 def batches_of(samples: Samples, size: int) -> list[Samples]:
