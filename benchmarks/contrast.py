@@ -6,6 +6,7 @@ cells, forward and backward, on random embeddings; the backbone is not in it.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Sequence
@@ -20,19 +21,30 @@ from tool.progress import Progress
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print median, fastest and slowest of the repeats."""
+    """Print median, fastest and slowest of the repeats, a line for each K."""
     parser = Parser(prog="benchmarks.contrast", description=__doc__)
     add = parser.add_argument
     add("--batch-size", type=positive_int, default=8, help="images")
     add("--cells", type=positive_int, default=16, help="cells a side of a view")
-    add("--classes", type=positive_int, default=20, help="K")
+    add("--classes", type=positive_int, nargs="+", default=[20], help="K")
     add("--present", type=positive_int, default=2, help="classes an image")
     add("--repeats", type=positive_int, default=20, help="timed steps")
     add("--device", default="cpu", help="cpu or cuda")
     args = parser.parse_args(argv)
-    device = torch.device(args.device)
-    method = fbr(args.classes).to(device).train()
-    views, background = inputs(args, device, method.config.width)
+    for num_classes in args.classes:
+        times = measure(args, num_classes, torch.device(args.device))
+        print(
+            f"contrast step, batch {args.batch_size}, two views of {args.cells}x{args.cells} "
+            f"cells, {num_classes} classes, {args.device}, {torch.get_num_threads()} threads: "
+            f"median {statistics.median(times):.1f} ms (fastest {min(times):.1f}, slowest "
+            f"{max(times):.1f})"
+        )
+
+
+def measure(args: argparse.Namespace, num_classes: int, device: torch.device) -> list[float]:
+    """Milliseconds of each repeat; three before are not counted."""
+    method = fbr(num_classes).to(device).train()
+    views, background = inputs(args, num_classes, device, method.config.width)
     times = []
     for step in range(args.repeats + 3):
         progress = Progress(step=step, steps=args.repeats + 3)
@@ -41,12 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - started))
-    times = times[3:]
-    print(
-        f"contrast step, batch {args.batch_size}, two views of {args.cells}x{args.cells} cells, "
-        f"{args.classes} classes, {device}, {torch.get_num_threads()} threads: median "
-        f"{statistics.median(times):.1f} ms (fastest {min(times):.1f}, slowest {max(times):.1f})"
-    )
+    return times[3:]
 
 
 def fbr(num_classes: int) -> Fbr:
@@ -63,16 +70,16 @@ def fbr(num_classes: int) -> Fbr:
 
 
 def inputs(
-    args: object, device: torch.device, width: int
+    args: argparse.Namespace, num_classes: int, device: torch.device, width: int
 ) -> tuple[tuple[View, View], list[torch.Tensor]]:
     """Two views of smooth random maps, as a network gives them, and their background embeddings."""
     generator = torch.Generator().manual_seed(0)
-    size = (args.batch_size, args.classes)
+    size = (args.batch_size, num_classes)
     order = torch.rand(size, generator=generator).argsort(dim=1)
     label = (order < args.present).float().to(device)
     views, background = [], []
     for _ in range(2):
-        maps = torch.rand(args.batch_size, args.classes + 1, 4, 4, generator=generator)
+        maps = torch.rand(args.batch_size, num_classes + 1, 4, 4, generator=generator)
         maps = torch.nn.functional.interpolate(maps, size=(args.cells,) * 2, mode="bilinear")
         shape = (args.batch_size, width, args.cells, args.cells)
         embedding = torch.rand(shape, generator=generator).to(device).requires_grad_()

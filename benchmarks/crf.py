@@ -1,13 +1,15 @@
 """`python -m benchmarks.crf`: the CRF in torch against pydensecrf, time and agreement.
 
 On the photographs of a folder, or on noise: seconds an image of each preset, on one thread of a CPU
-(and on a GPU with --device cuda, `--batch` images at once), and how far the two are apart.
+(and on a GPU with --device cuda, `--batch` images at once), for numbers of labels, and how far the
+two are apart.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,23 +22,27 @@ from data.files import IMAGE_SUFFIXES, decode
 from tool.crf import PRESETS, Preset, label_unary, score_unary
 from tool.options import Parser, positive_int, run_stage
 
+NOISE = (375, 500)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table."""
     args = parse(argv)
     torch.set_num_threads(1)
-    images = photographs(args.images, args.count) if args.images else [noise((375, 500))]
+    size = tuple(args.size) if args.size else None
+    images = photographs(args.images, args.count, size) if args.images else [noise(size or NOISE)]
     installed = importlib.util.find_spec("pydensecrf") is not None
-    print(f"{len(images)} images, {args.labels} labels, torch on {args.device}, batch {args.batch}")
-    print("| preset | pydensecrf s | torch s | ratio | argmax agrees | mean difference |")
-    print("|---|---|---|---|---|---|")
-    for name in args.presets:
-        rows = [compare(PRESETS[name], image, args, installed) for image in images]
+    of_size = "x".join(map(str, size)) if size else "own sizes" if args.images else "375x500"
+    print(f"{len(images)} images of {of_size}, torch on {args.device}, batch {args.batch}")
+    print("| preset | labels | pydensecrf s | torch s | ratio | argmax agrees | mean difference |")
+    print("|---|---|---|---|---|---|---|")
+    for name, labels in itertools.product(args.presets, args.labels):
+        rows = [compare(PRESETS[name], image, labels, args, installed) for image in images]
         theirs, ours, agree, apart = (
             statistics.median(column) for column in zip(*rows, strict=True)
         )
         print(
-            f"| {name} | {theirs:.2f} | {ours:.3f} | {ours / theirs:.2f} | {agree:.3%} "
+            f"| {name} | {labels} | {theirs:.2f} | {ours:.3f} | {ours / theirs:.2f} | {agree:.3%} "
             f"| {apart:.1e} |"
         )
 
@@ -45,21 +51,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
     parser = Parser(prog="benchmarks.crf", description=__doc__)
     add = parser.add_argument
-    add("--images", type=Path, help="folder of photographs; None: noise of 500x375")
+    add("--images", type=Path, help="folder of photographs; None: noise")
+    add("--size", type=positive_int, nargs=2, metavar=("H", "W"), help="resize to this size")
     add("--count", type=positive_int, default=4, help="photographs, the first by name")
-    add("--labels", type=positive_int, default=3, help="labels, background included")
+    add("--labels", type=positive_int, nargs="+", default=[3], help="labels, with background")
     add("--presets", nargs="+", choices=tuple(PRESETS), default=["psa80", "label50", "dlv2"])
     add("--batch", type=positive_int, default=1, help="copies of an image at once, in torch")
     add("--device", default="cpu", choices=("cpu", "cuda"), help="of torch")
     return parser.parse_args(argv)
 
 
-def photographs(folder: Path, count: int) -> list[np.ndarray]:
-    """The first images of a folder, (H, W, 3) uint8."""
+def photographs(folder: Path, count: int, size: tuple[int, int] | None) -> list[np.ndarray]:
+    """The first images of a folder, (H, W, 3) uint8, resized where a size (H, W) is given."""
     paths = sorted(path for path in folder.iterdir() if path.suffix in IMAGE_SUFFIXES)[:count]
     if not paths:
         raise FileNotFoundError(f"{folder} has no photographs")
-    return [np.asarray(decode(path, "RGB")) for path in paths]
+    images = [decode(path, "RGB") for path in paths]
+    return [np.asarray(image.resize(size[::-1]) if size else image) for image in images]
 
 
 def noise(size: tuple[int, int]) -> np.ndarray:
@@ -83,10 +91,10 @@ def energies(preset: Preset, image: np.ndarray, labels: int) -> np.ndarray:
 
 
 def compare(
-    preset: Preset, image: np.ndarray, args: argparse.Namespace, installed: bool
+    preset: Preset, image: np.ndarray, labels: int, args: argparse.Namespace, installed: bool
 ) -> tuple[float, float, float, float]:
     """Seconds of pydensecrf and of torch an image, agreement, mean difference; NaN where absent."""
-    unary, crf = energies(preset, image, args.labels), preset.crf
+    unary, crf = energies(preset, image, labels), preset.crf
 
     def in_torch() -> np.ndarray:
         copies = [image] * args.batch, [unary] * args.batch

@@ -8,10 +8,10 @@ Files are read in both, as eval_miou.py does. The released code takes 48 s for 6
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from tool.cam import Cam, save_cam
 from tool.evaluation import Evaluation
 from tool.mask import load_mask, save_mask
 from tool.metrics import THRESHOLDS, Sweep
+from tool.options import Parser, positive_int, run_stage
 from tool.predictions import Predictions
 
 NUM_CLASSES = 20
@@ -57,12 +58,13 @@ def evaluate(root: Path, ids: list[str], threshold: float, *, sweep: bool) -> Ev
     return evaluation
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print both times, their ratio, and whether the results are the same."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--files", type=int, default=100, help="number of CAM files")
-    parser.add_argument("--separate", type=int, default=10, help="separate evaluations to time")
-    args = parser.parse_args()
+    parser = Parser(prog="benchmarks.sweep", description=__doc__)
+    add = parser.add_argument
+    add("--files", type=positive_int, default=100, help="CAM files")
+    add("--separate", type=positive_int, default=10, help="separate evaluations to time")
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         ids = write_files(Path(name), args.files, (375, 500))
         times = []
@@ -85,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_stage(main)

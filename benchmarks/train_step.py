@@ -1,59 +1,62 @@
 """`python -m benchmarks.train_step`: where a training step's time goes, in milliseconds.
 
-Load (augmentation in this process), forward with the terms, backward, optimizer and bank, images a
-second and peak memory, on a dataset (the embedded one by default).
+On a dataset, the embedded one by default, twice. Taken *apart*: loading in this process, the
+device's part of the augmentation, the backbone, every function that heads and terms call (without
+the functions in it), the backward of each term down to the backbone's taps, the backbone's
+backward, optimizer and bank. And *whole*, as the engine takes it, waiting for the device at its end
+only: images a second. The share of the card's peak arithmetic is that of the convolutions and
+matrix products of the backbone.
 """
 
 from __future__ import annotations
 
 import argparse
+import platform
 import resource
+import shutil
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 
+from benchmarks.apart import STEPS, UNTIMED, Bench, apart
+from benchmarks.arithmetic import Call, backbone_flops, peak_tflops, share_of_peak
+from benchmarks.timing import Timer
 from data.catalog import add_dataset_flags, catalog_from
+from data.colour import Finish
 from data.dataset import TrainDataset
 from data.loader import step_batches
+from network.dropout import KeyedDropout
 from network.methods import Method, build_method, method_names
+from network.pretrained import load_pretrained
 from tool.dist import pick_device
-from tool.engine import to_device, total_loss
+from tool.engine import History, Settings, take_step, to_device
 from tool.options import Parser, positive_int, run_stage
 from tool.progress import Progress
+
+COMPILERS = ("c++", "g++", "clang++")
+PARTS = ("load", "to device", "finish", "backbone forward", "heads and terms forward")
+PARTS += ("backward of all terms", "backbone backward", "optimizer", "bank")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the breakdown of one method's step."""
     args = parse(argv)
-    device = pick_device(args.device)
-    catalog = catalog_from(args)
-    config = {
-        "method": args.method,
-        "backbone": args.backbone,
-        "output_stride": args.output_stride,
-        "num_classes": catalog.num_classes,
-        "pretrained": True,
-        "method_config": {},
-    }
-    method = build_method(config).to(device, memory_format=torch.channels_last).train()
-    dataset = TrainDataset(
-        catalog,
-        catalog.ids(args.list),
-        inputs=method.inputs,
-        mean=method.backbone.mean,
-        std=method.backbone.std,
-        crop=args.crop,
-        long_side=method.recipe.long_side_for(args.crop),
-        seed=0,
+    bench = prepare(args)
+    timer, calls = apart(bench)
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    steps = whole(bench)
+    print(
+        f"{args.method}, {args.backbone}, output stride {args.output_stride}, crop {args.crop}, "
+        f"batch {args.batch_size}, {'bf16' if args.amp else 'float32'}"
+        f"{', compiled' if args.compile else ''}, {device_name(bench.device)}; "
+        f"medians of {args.repeats} steps"
     )
-    batches = step_batches(
-        dataset, batch_size=args.batch_size, start_step=0, steps=args.repeats + 2, seed=0
-    )
-    times = measure(method, batches, device, amp=args.amp, steps=args.repeats + 2)
-    report(args, times, device)
+    report_parts(timer.medians())
+    report_step(args, steps, bench.device)
+    report_arithmetic(args, bench, calls, timer.medians(), statistics.median(steps))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -61,61 +64,164 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="benchmarks.train_step", description=__doc__)
     add = parser.add_argument
     add_dataset_flags(parser, list_name="train")
-    add("--method", default="fbr", choices=method_names(), help="what to train")
-    add("--backbone", default="timm:tf_efficientnet_lite0", help="as in train_fbr.py")
-    add("--output-stride", type=positive_int, default=16, help="pixels a cell")
+    add_network_flags(parser)
     add("--crop", type=positive_int, default=224, help="pixels")
     add("--batch-size", type=positive_int, default=8, help="images")
     add("--repeats", type=positive_int, default=10, help="timed steps")
+    add("--compile", action="store_true", help="torch.compile the backbone; needs a C++ compiler")
+    args = parser.parse_args(argv)
+    if args.compile and not any(map(shutil.which, COMPILERS)):
+        parser.error(f"--compile needs a compiler, and there is no {' or '.join(COMPILERS)}")
+    return args
+
+
+def add_network_flags(parser: Parser) -> None:
+    """What network, and where it runs."""
+    add = parser.add_argument
+    add("--method", default="fbr", choices=method_names(), help="as in train_fbr.py")
+    add("--backbone", default="timm:tf_efficientnet_lite0", help="as in train_fbr.py")
+    add("--output-stride", type=positive_int, default=16, help="pixels a cell")
+    add("--weights", metavar="W", help="as in train_fbr.py; None: random ones, frozen likewise")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
     add("--amp", action="store_true", help="bf16 autocast")
-    return parser.parse_args(argv)
+    add("--peak-tflops", type=float, help="the device's, dense; None: that of a known card")
 
 
-def measure(
-    method: Method, batches: Any, device: torch.device, *, amp: bool, steps: int
-) -> dict[str, list[float]]:
-    """Milliseconds of each part of each step; the weights are random, which costs the same."""
-    optimizer = torch.optim.SGD(method.param_groups(0.0, 0.0))
-    times: dict[str, list[float]] = {}
-
-    def part(name: str, call: Callable[[], Any]) -> Any:
-        started = time.perf_counter()
-        result = call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.setdefault(name, []).append(1000 * (time.perf_counter() - started))
-        return result
-
-    batches = iter(batches)
-    for step in range(steps):
-        progress = Progress(step=step, steps=steps)
-        batch = part("load", lambda: to_device(next(batches), device))
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            batch = part("backbone alone", lambda b=batch: method.backbone(b["image"]) and b)
-            terms = part("forward", lambda b=batch, p=progress: method(b, p))
-        loss = total_loss(terms, method.weights())
-        part("backward", loss.backward)
-        part("optimizer and bank", lambda p=progress: (optimizer.step(), method.after_step(p)))
-    return {name: values[2:] for name, values in times.items()}
+def build(args: argparse.Namespace, num_classes: int, device: torch.device) -> Method:
+    """The method of `add_network_flags`, frozen where training freezes pretrained weights."""
+    config = {
+        "method": args.method,
+        "backbone": args.backbone,
+        "output_stride": args.output_stride,
+        "num_classes": num_classes,
+        "pretrained": True,
+        "method_config": {},
+    }
+    method = build_method(config)
+    if args.weights is not None:
+        load_pretrained(method.backbone, args.weights)
+    return method.to(device, memory_format=torch.channels_last)
 
 
-def report(args: argparse.Namespace, times: dict[str, list[float]], device: torch.device) -> None:
-    """Print medians, images a second and memory."""
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    step = sum(medians[name] for name in ("forward", "backward", "optimizer and bank"))
-    print(
-        f"{args.method}, {args.backbone}, batch {args.batch_size}, crop {args.crop}, {device}, "
-        f"{torch.get_num_threads()} threads"
+def prepare(args: argparse.Namespace) -> Bench:
+    """Method, optimizer and loader as train_fbr.py has them; the rate is 0."""
+    device, catalog = pick_device(args.device), catalog_from(args)
+    method = build(args, catalog.num_classes, device).train()
+    if args.compile:
+        compile_backbone(method)
+    recipe = method.recipe
+    dataset = TrainDataset(
+        catalog,
+        catalog.ids(args.list),
+        inputs=method.inputs,
+        crop=args.crop,
+        long_side=recipe.long_side_for(args.crop),
+        seed=0,
     )
-    for name, value in medians.items():
-        print(f"  {name:20s} {value:9.1f} ms")
-    print(f"  step without load    {step:9.1f} ms, {1000 * args.batch_size / step:.1f} images/s")
+    steps = 2 * (args.repeats + UNTIMED)
+    return Bench(
+        method,
+        torch.optim.SGD(
+            method.param_groups(0.0, recipe.weight_decay),
+            momentum=recipe.momentum,
+            fused=device.type == "cuda",
+        ),
+        step_batches(dataset, batch_size=args.batch_size, start_step=0, steps=steps, seed=0),
+        Finish(method.backbone.mean, method.backbone.std, device),
+        device,
+        args.amp,
+        args.repeats,
+    )
+
+
+def compile_backbone(method: Method) -> None:
+    """Compile the backbone, once for each size of a view, around its dropouts.
+
+    These take a name of their own at each step, for which they would be compiled anew.
+    """
+    for module in method.backbone.modules():
+        if isinstance(module, KeyedDropout):
+            module.forward = torch.compiler.disable(module.forward)
+    method.backbone.compile(dynamic=False)
+
+
+def whole(bench: Bench) -> list[float]:
+    """Milliseconds of steps as the engine takes them, from a batch on the device."""
+    timer, history = Timer(bench.device), History()
+    settings = Settings(steps=STEPS, batch_size=0, amp=bench.amp)
+    milliseconds = []
+    for step in range(bench.repeats + UNTIMED):
+        batch = to_device(next(bench.batches), bench.device)
+        progress = Progress(step=step, steps=STEPS)
+        timer.wait()
+        started = time.perf_counter()
+        batch = bench.finish(batch)
+        take_step(bench.method, bench.method, bench.optimizer, batch, progress, settings, history)
+        timer.wait()
+        milliseconds.append(1000 * (time.perf_counter() - started))
+    return milliseconds[UNTIMED:]
+
+
+def report_parts(medians: dict[str, float]) -> None:
+    """Print the parts; under the forward and the backward of the terms what they consist of."""
+    functions = {name: value for name, value in medians.items() if "." in name}
+    functions["the method itself"] = medians["method"]
+    alone = {
+        name.removeprefix("backward of "): value
+        for name, value in medians.items()
+        if name.startswith("backward of ") and name not in PARTS
+    }
+    medians = medians | {"heads and terms forward": sum(functions.values())}
+    details = {"heads and terms forward": functions, "backward of all terms": alone}
+    for part in PARTS:
+        line(part, medians[part], indent=2)
+        if part == "backward of all terms":
+            print("    each term alone, down to the taps (what terms share counts in each):")
+        for name, value in sorted(details.get(part, {}).items(), key=lambda item: -item[1]):
+            line(name, value, indent=4)
+
+
+def line(name: str, milliseconds: float, *, indent: int) -> None:
+    """Print one row."""
+    print(f"{' ' * indent}{name:{46 - indent}s} {milliseconds:9.2f} ms")
+
+
+def report_step(args: argparse.Namespace, steps: list[float], device: torch.device) -> None:
+    """Print what the whole step takes."""
+    median = statistics.median(steps)
+    print(
+        f"step, without load: median {median:.1f} ms (fastest {min(steps):.1f}, slowest "
+        f"{max(steps):.1f}), {1000 * args.batch_size / median:.2f} images/s"
+    )
     if device.type == "cuda":
-        print(f"  peak GPU memory      {torch.cuda.max_memory_allocated() / 2**30:9.2f} GiB")
+        print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"  peak process memory  {peak:9.2f} GiB")
+    print(f"peak process memory: {peak:.2f} GiB")
+
+
+def report_arithmetic(
+    args: argparse.Namespace,
+    bench: Bench,
+    calls: Sequence[Call],
+    medians: dict[str, float],
+    step: float,
+) -> None:
+    """Print the backbone's operations, and the share of the peak that they reach."""
+    backbone, peak = bench.method.backbone, peak_tflops(bench.device, args.peak_tflops)
+    forward, backward = backbone_flops(backbone, calls, output_stride=args.output_stride)
+    print(
+        f"backbone: {forward / 1e9:.1f} GFLOP forward, {backward / 1e9:.1f} GFLOP backward a step"
+    )
+    alone = medians["backbone forward"] + medians["backbone backward"]
+    print(f"  in its own time: {share_of_peak(forward + backward, alone, peak)}")
+    print(f"  in the whole step: {share_of_peak(forward + backward, step, peak)}")
+
+
+def device_name(device: torch.device) -> str:
+    """The card, or the processor and its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

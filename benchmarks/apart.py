@@ -1,0 +1,128 @@
+"""A training step taken apart: the device is waited for at the boundary of every part."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.arithmetic import Call
+from benchmarks.timing import Timer, timed_functions
+from network import contrast, heads, losses, nroi, prototypes
+from network.methods import Method
+from tool.engine import to_device, total_loss
+from tool.progress import Progress
+
+LIBRARIES = (contrast, heads, losses, nroi, prototypes)
+UNTIMED = 3  # first steps: the second is the first with a filled bank
+STEPS = 1000  # of the run that the steps pretend to belong to
+
+
+@dataclasses.dataclass
+class Bench:
+    """What is measured.
+
+    Attributes:
+        batches: of the loader, at least 2 * (`repeats` + `UNTIMED`).
+        finish: makes a batch on the device what the method expects.
+        amp: bf16 autocast.
+        repeats: timed steps of each measurement.
+    """
+
+    method: Method
+    optimizer: torch.optim.Optimizer
+    batches: Iterator[dict[str, Any]]
+    finish: Callable[[dict[str, Any]], dict[str, Any]]
+    device: torch.device
+    amp: bool
+    repeats: int
+
+
+class Detached(nn.Module):
+    """A backbone cut off from what follows: the taps that it gives are leaves.
+
+    Attributes:
+        taps: as the backbone declares them.
+        real, leaves: since `begin`, the backbone's maps and what was given in their place.
+        calls: since `begin`.
+    """
+
+    def __init__(self, backbone: nn.Module, timer: Timer) -> None:
+        super().__init__()
+        self.backbone, self.timer, self.taps = backbone, timer, backbone.taps
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the last step."""
+        self.real: list[Tensor] = []
+        self.leaves: list[Tensor] = []
+        self.calls: list[Call] = []
+
+    def forward(self, image: Tensor, names: Sequence[str] = ("high",)) -> dict[str, Tensor]:
+        """See `Backbone.forward`."""
+        with self.timer.part("backbone forward"):
+            taps = self.backbone(image, names)
+        leaves = {name: tap.detach().requires_grad_() for name, tap in taps.items()}
+        self.calls.append(Call(tuple(image.shape), tuple(names)))
+        self.real += taps.values()
+        self.leaves += leaves.values()
+        return leaves
+
+
+def apart(bench: Bench) -> tuple[Timer, list[Call]]:
+    """The times of the parts of steps, and how a step calls the backbone."""
+    method, timer = bench.method, Timer(bench.device)
+    cut = Detached(method.backbone, timer)
+    users = [sys.modules[item.__module__] for item in type(method).__mro__]
+    method.backbone = cut
+    try:
+        with timed_functions(timer, users, LIBRARIES):
+            for step in range(bench.repeats + UNTIMED):
+                cut.begin()
+                one_step(bench, cut, Progress(step=step, steps=STEPS))
+                timer.end_lap()
+    finally:
+        method.backbone = cut.backbone
+    del timer.laps[:UNTIMED]
+    return timer, cut.calls
+
+
+def one_step(bench: Bench, cut: Detached, progress: Progress) -> None:
+    """What the engine does in a step, and each term's backward by itself."""
+    method, timer = bench.method, cut.timer
+    with timer.part("load"):
+        batch = next(bench.batches)
+    with timer.part("to device"):
+        batch = to_device(batch, bench.device)
+    with timer.part("finish"):
+        batch = bench.finish(batch)
+    bench.optimizer.zero_grad(set_to_none=True)
+    with (
+        timer.part("method"),
+        torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.amp),
+    ):
+        terms = method(method.before_losses(batch, progress), progress)
+    inputs = cut.leaves + head_parameters(method, cut)
+    for name, term in terms.items():
+        with timer.part(f"backward of {name}"):
+            torch.autograd.grad(term, inputs, retain_graph=True, allow_unused=True)
+    with timer.part("backward of all terms"):
+        total_loss(terms, method.weights()).backward()
+    pairs = [(tap, leaf.grad) for tap, leaf in zip(cut.real, cut.leaves, strict=True)]
+    reached = [(tap, grad) for tap, grad in pairs if grad is not None and tap.requires_grad]
+    with timer.part("backbone backward"):
+        torch.autograd.backward(*map(list, zip(*reached, strict=True)))
+    with timer.part("optimizer"):
+        bench.optimizer.step()
+    with timer.part("bank"):
+        method.after_step(progress)
+
+
+def head_parameters(method: Method, cut: Detached) -> list[nn.Parameter]:
+    """The trained parameters outside the backbone."""
+    inside = {id(parameter) for parameter in cut.backbone.parameters()}
+    return [p for p in method.parameters() if p.requires_grad and id(p) not in inside]

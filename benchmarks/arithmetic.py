@@ -1,0 +1,87 @@
+"""How many floating point operations a backbone takes, and what a card could do at most."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from network.backbones import Backbone, build_backbone
+
+# dense bf16 TFLOP/s (of the V100: fp16) by a part of the name that torch gives the card
+PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "V100": 125, "RTX 4090": 165}
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call of a backbone: the shape (N, 3, H, W) of its image, and the taps asked for."""
+
+    shape: tuple[int, ...]
+    taps: tuple[str, ...]
+
+
+def backbone_flops(
+    backbone: Backbone, calls: Sequence[Call], *, output_stride: int, backward: bool = True
+) -> tuple[int, int]:
+    """Operations of the forward and of the backward of some calls; a multiply-add counts 2.
+
+    Only convolutions and matrix products count. They are counted on a copy without data, in which
+    the same parameters are frozen, so that it is instant and independent of the machine.
+    """
+    trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
+    with torch.device("meta"):
+        copy = build_backbone(backbone.name, output_stride=output_stride).eval()
+    for name, parameter in copy.named_parameters():
+        parameter.requires_grad_(name in trained)
+    forward = backward_too = 0
+    for call, times in Counter(calls).items():
+        one, one_backward = flops_of(copy, call, backward=backward)
+        forward += times * one
+        backward_too += times * one_backward
+    return forward, backward_too
+
+
+def flops_of(module: nn.Module, call: Call, *, backward: bool) -> tuple[int, int]:
+    """Operations of the forward and of the backward of one call of a module on `meta`."""
+    mapping = {torch.ops.aten.convolution_backward: convolution_backward_flops}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        maps = module(torch.empty(call.shape, device="meta"), call.taps)
+        forward = counter.get_total_flops()
+        if backward:
+            sum(tap.sum() for tap in maps.values()).backward()
+    return forward, counter.get_total_flops() - forward
+
+
+def convolution_backward_flops(
+    grad: Sequence[int], feature: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any
+) -> int:
+    """Operations of a convolution's gradients, from the shapes of what it is called with.
+
+    Each of the two, of the input and of the weight, costs what the forward costs. (torch's own
+    count takes a depthwise convolution for a full one.)
+    """
+    del feature
+    wants_feature, wants_weight, _ = rest[-1]
+    return 2 * math.prod(grad) * math.prod(weight[1:]) * (wants_feature + wants_weight)
+
+
+def peak_tflops(device: torch.device, given: float | None) -> float | None:
+    """The `given` peak, else that of a known card, else None."""
+    if given is not None or device.type != "cuda":
+        return given
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+
+def share_of_peak(flops: float, milliseconds: float, peak: float | None) -> str:
+    """In words: what was reached, and its share of `peak` TFLOP/s."""
+    reached = flops / milliseconds / 1e9
+    if peak is None:
+        return f"{reached:.3g} TFLOP/s; share of peak: give --peak-tflops"
+    return f"{reached:.3g} TFLOP/s; share of peak: {reached / peak:.1%} of {peak:g} TFLOP/s"

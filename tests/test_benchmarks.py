@@ -1,0 +1,221 @@
+"""The benchmarks run, print what they promise, and count and time rightly."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from method_cases import MIXED, make_batch, make_method
+from runs import Result, assert_refused, run
+from torch import nn
+
+from benchmarks import apart, arithmetic, timing
+from benchmarks.arithmetic import Call, backbone_flops, flops_of, peak_tflops, share_of_peak
+from network import losses
+from network.backbones import build_backbone
+from network.dropout import KeyedDropout
+from network.methods import method_names
+from tool.engine import total_loss
+from tool.progress import Progress
+
+CPU = torch.device("cpu")
+TAPS = ("low", "mid", "high")
+SLIM = ["--backbone", "resnet38d_slim", "--output-stride", 8, "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread: None) -> Iterator[None]:
+    """`benchmarks.crf` sets the number of threads: the fixture puts it back."""
+    return one_thread
+
+
+class Convolution(nn.Module):
+    """One convolution, called as a backbone is."""
+
+    def __init__(self, *args: int, **kwargs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(*args, **kwargs, device="meta")
+
+    def forward(self, image: torch.Tensor, taps: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        return {name: self.conv(image) for name in taps}
+
+
+def milliseconds(result: Result) -> dict[str, float]:
+    """The rows `NAME  1.23 ms` of a report."""
+    rows = re.findall(r"^ +(\S.*?) +([\d.]+) ms$", result.stdout, re.MULTILINE)
+    return {name: float(value) for name, value in rows}
+
+
+def test_the_operations_of_a_convolution() -> None:
+    conv = Convolution(6, 10, 3, padding=1, bias=False)
+    forward, backward = flops_of(conv, Call((2, 6, 8, 5), ("high",)), backward=True)
+    assert forward == 2 * 2 * 8 * 5 * 10 * 6 * 9
+    assert backward == forward  # of the weight alone: the image has no gradient
+
+
+def test_the_operations_of_a_depthwise_convolution() -> None:
+    conv = Convolution(6, 6, 3, padding=1, groups=6)
+    forward, backward = flops_of(conv, Call((2, 6, 8, 5), ("high",)), backward=True)
+    assert forward == backward == 2 * 2 * 8 * 5 * 6 * 9
+
+
+def test_the_operations_of_the_real_backbone() -> None:
+    """The field's 811 GFLOP at 448 px have FBR's heads in them, 13 GFLOP."""
+    with torch.device("meta"):
+        backbone = build_backbone("resnet38d")
+    forward, backward = backbone_flops(backbone, [Call((1, 3, 448, 448), TAPS)], output_stride=8)
+    assert forward == pytest.approx(811e9, rel=0.02)
+    assert backward == pytest.approx(2 * forward, rel=0.02)
+
+
+def test_what_is_frozen_needs_no_backward() -> None:
+    frozen, free = build_backbone("resnet38d_slim"), build_backbone("resnet38d_slim")
+    frozen.freeze()
+    calls = [Call((1, 3, 64, 64), TAPS)]
+    assert (
+        backbone_flops(frozen, calls, output_stride=8)[0]
+        == (backbone_flops(free, calls, output_stride=8)[0])
+    )
+    assert backbone_flops(frozen, calls, output_stride=8)[1] < (
+        0.95 * backbone_flops(free, calls, output_stride=8)[1]
+    )
+    assert backbone_flops(frozen, calls, output_stride=8, backward=False)[1] == 0
+
+
+def test_the_share_of_the_peak(monkeypatch) -> None:
+    assert "share of peak: 40.0% of 50 TFLOP/s" in share_of_peak(2e12, 100.0, 50.0)
+    assert "20 TFLOP/s; share of peak: give --peak-tflops" in share_of_peak(2e12, 100.0, None)
+    assert peak_tflops(CPU, None) is None
+    assert peak_tflops(CPU, 3.0) == 3.0
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    assert peak_tflops(torch.device("cuda"), None) == arithmetic.PEAK_TFLOPS["H100"]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some other card")
+    assert peak_tflops(torch.device("cuda"), None) is None
+
+
+def test_exclusive_times_sum_to_the_total() -> None:
+    timer = timing.Timer(CPU)
+    started = time.perf_counter()
+    for _ in range(2):
+        with timer.part("outer"):
+            time.sleep(0.01)
+            for _ in range(2):
+                with timer.part("inner"), timer.part("innermost"):
+                    time.sleep(0.01)
+        timer.end_lap()
+    total = 1000 * (time.perf_counter() - started)
+    assert sum(sum(lap.values()) for lap in timer.laps) <= total
+    medians = timer.medians()
+    assert list(medians) == ["innermost", "inner", "outer"]
+    assert medians["innermost"] >= 20 > medians["inner"]
+    assert 10 <= medians["outer"] < medians["innermost"] + 10
+
+
+def test_functions_are_timed_where_they_were_imported_and_put_back() -> None:
+    before = [vars(module).copy() for module in (losses, *apart.LIBRARIES)]
+    timer = timing.Timer(CPU)
+    with timing.timed_functions(timer, [], apart.LIBRARIES):
+        from network.heads import resize
+
+        resize(torch.rand(1, 1, 4, 4), (2, 2))
+        assert losses.resize is not before[0]["resize"]
+    timer.end_lap()
+    assert list(timer.medians()) == ["losses.resize"]
+    assert [vars(module) for module in (losses, *apart.LIBRARIES)] == before
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_step_apart_has_the_gradients_of_a_whole_one(name) -> None:
+    method, other = make_method(name).train(), make_method(name).train()
+    for module in (*method.modules(), *other.modules()):
+        if isinstance(module, KeyedDropout):  # its draws go by its name, which `Detached` changes
+            module.probability = 0.0
+    batch, progress = make_batch(MIXED), Progress(step=0, steps=10)
+    total_loss(other(batch, progress), other.weights()).backward()
+    parts = apart.Detached(method.backbone, timing.Timer(CPU))
+    method.backbone = parts
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.0)
+    bench = apart.Bench(method, optimizer, iter([batch]), dict, CPU, amp=False, repeats=1)
+    apart.one_step(bench, parts, progress)
+    method.backbone = parts.backbone
+    for (key, ours), theirs in zip(method.named_parameters(), other.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), key
+        if ours.grad is not None:
+            assert torch.allclose(ours.grad, theirs.grad, rtol=1e-3, atol=1e-6), key
+
+
+def test_train_step(folder_root: Path) -> None:
+    flags = ["--dataset", "folder", "--root", folder_root, "--crop", 64, "--batch-size", 2]
+    result = run("benchmarks/train_step.py", *flags, *SLIM, "--repeats", 1, "--peak-tflops", 0.5)
+    assert result.returncode == 0, result.stderr
+    rows = milliseconds(result)
+    parts = ["load", "finish", "backbone forward", "backbone backward", "optimizer", "bank"]
+    functions = ["losses.saliency_match", "contrast.info_nce", "nroi.kmeans", "the method itself"]
+    functions += ["heads.PixelCorrelation.forward", "prototypes.prototype_cross_entropy"]
+    terms = list(make_method("fbr").weights())
+    assert {*parts, *functions, *terms} <= set(rows)
+    inside = sum(value for name, value in rows.items() if re.match(r"\w+\.|the method", name))
+    assert inside == pytest.approx(rows["heads and terms forward"], abs=0.5)
+    for words in ("step, without load: median", "images/s", "peak process memory", "GFLOP forward"):
+        assert words in result.stdout
+    assert len(re.findall(r"share of peak: [\d.]+% of 0.5 TFLOP/s", result.stdout)) == 2
+
+
+def test_compiling_needs_a_compiler(monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert_refused(run("benchmarks/train_step.py", "--compile"), "--compile", "compiler")
+
+
+def test_infer_cam_on_a_dataset_and_on_noise(folder_root: Path) -> None:
+    flags = [*SLIM, "--scales", 0.5, 1, "--batch-size", 1, 2]
+    result = run(
+        "benchmarks/infer_cam.py",
+        *flags,
+        "--dataset",
+        "folder",
+        "--root",
+        folder_root,
+        "--images",
+        3,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "decoding and resizing" in result.stdout
+    rows = r"^\| [12] \| [\d.]+ \| [\d.]+ \| [\d.]+ TFLOP/s; share of peak: give --peak-tflops \|$"
+    assert len(re.findall(rows, result.stdout, re.MULTILINE)) == 2
+    noise = run("benchmarks/infer_cam.py", *flags, "--size", 32, 40, "--images", 4)
+    assert len(re.findall(rows, noise.stdout, re.MULTILINE)) == 2
+    assert "| 2 | 2.0 |" in noise.stdout
+
+
+def test_infer_cam_reports_memory() -> None:
+    flags = ["--memory", 20, "--scales", 1, "--batch-size", 2, "--num-workers", 1]
+    result = run("benchmarks/infer_cam.py", *flags, *SLIM)
+    assert result.returncode == 0, result.stderr
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \| \d+ \|$", result.stdout, re.MULTILINE)
+    assert [int(row[0]) for row in rows] == list(range(2, 21, 2))
+    assert all(float(row[1]) > 50 for row in rows)
+    assert float(rows[0][2]) > 50
+    assert re.search(r"from image 4 to image 20: this process [+-][\d.]+ MiB", result.stdout)
+
+
+def test_contrast_takes_several_numbers_of_classes() -> None:
+    flags = ["--cells", 4, "--batch-size", 2, "--repeats", 1, "--classes", 3, 5]
+    result = run("benchmarks/contrast.py", *flags)
+    assert re.findall(r"(\d) classes, cpu, 1 threads: median", result.stdout) == ["3", "5"]
+
+
+def test_crf_takes_sizes_and_several_numbers_of_labels() -> None:
+    flags = ["--size", 12, 16, "--labels", 2, 3, "--presets", "psa80"]
+    result = run("benchmarks/crf.py", *flags)
+    assert "1 images of 12x16" in result.stdout
+    assert re.findall(r"^\| psa80 \| (\d) \|", result.stdout, re.MULTILINE) == ["2", "3"]
+
+
+def test_sweep_equals_separate_evaluations() -> None:
+    result = run("benchmarks/sweep.py", "--files", 2, "--separate", 1)
+    assert "100 thresholds in one pass" in result.stdout
+    assert "bit for bit: True" in result.stdout
