@@ -115,7 +115,8 @@ def one_step(bench: Bench, cut: Detached, progress: Progress) -> None:
     pairs = [(tap, leaf.grad) for tap, leaf in zip(cut.real, cut.leaves, strict=True)]
     reached = [(tap, grad) for tap, grad in pairs if grad is not None and tap.requires_grad]
     with timer.part("backbone backward"):
-        torch.autograd.backward(*map(list, zip(*reached, strict=True)))
+        if reached:  # irn's backbone is frozen whole
+            torch.autograd.backward(*map(list, zip(*reached, strict=True)))
     with timer.part("optimizer"):
         bench.optimizer.step()
     with timer.part("bank"):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import platform
 import resource
-import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -26,16 +25,17 @@ from benchmarks.timing import Timer
 from data.catalog import add_dataset_flags, catalog_from
 from data.colour import Finish
 from data.dataset import TrainDataset
+from data.earlier import add_earlier_flags, earlier_from
 from data.loader import step_batches
-from network.dropout import KeyedDropout
+from data.transforms import RandomLongSide
 from network.methods import Method, build_method, method_names
 from network.pretrained import load_pretrained
 from tool.dist import pick_device
 from tool.engine import History, Settings, take_step, to_device
+from tool.machine import cpp_compiler
 from tool.options import Parser, positive_int, run_stage
 from tool.progress import Progress
 
-COMPILERS = ("c++", "g++", "clang++")
 PARTS = ("load", "to device", "finish", "backbone forward", "heads and terms forward")
 PARTS += ("backward of all terms", "backbone backward", "optimizer", "bank")
 
@@ -64,14 +64,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="benchmarks.train_step", description=__doc__)
     add = parser.add_argument
     add_dataset_flags(parser, list_name="train")
+    add_earlier_flags(parser)
     add_network_flags(parser)
     add("--crop", type=positive_int, default=224, help="pixels")
     add("--batch-size", type=positive_int, default=8, help="images")
     add("--repeats", type=positive_int, default=10, help="timed steps")
     add("--compile", action="store_true", help="torch.compile the backbone; needs a C++ compiler")
     args = parser.parse_args(argv)
-    if args.compile and not any(map(shutil.which, COMPILERS)):
-        parser.error(f"--compile needs a compiler, and there is no {' or '.join(COMPILERS)}")
+    if args.compile and not (torch.cuda.is_available() or cpp_compiler()):
+        parser.error("--compile needs a C++ compiler on a CPU: install g++, or set CXX")
     return args
 
 
@@ -108,15 +109,16 @@ def prepare(args: argparse.Namespace) -> Bench:
     device, catalog = pick_device(args.device), catalog_from(args)
     method = build(args, catalog.num_classes, device).train()
     if args.compile:
-        compile_backbone(method)
+        method.backbone.compile(dynamic=False)
     recipe = method.recipe
     dataset = TrainDataset(
         catalog,
         catalog.ids(args.list),
         inputs=method.inputs,
         crop=args.crop,
-        long_side=recipe.long_side_for(args.crop),
+        resize=RandomLongSide(*recipe.long_side_for(args.crop)),
         seed=0,
+        earlier=earlier_from(args),
     )
     steps = 2 * (args.repeats + UNTIMED)
     return Bench(
@@ -132,17 +134,6 @@ def prepare(args: argparse.Namespace) -> Bench:
         args.amp,
         args.repeats,
     )
-
-
-def compile_backbone(method: Method) -> None:
-    """Compile the backbone, once for each size of a view, around its dropouts.
-
-    These take a name of their own at each step, for which they would be compiled anew.
-    """
-    for module in method.backbone.modules():
-        if isinstance(module, KeyedDropout):
-            module.forward = torch.compiler.disable(module.forward)
-    method.backbone.compile(dynamic=False)
 
 
 def whole(bench: Bench) -> list[float]:

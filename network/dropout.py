@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from tool.progress import Progress
@@ -25,6 +26,7 @@ class KeyedDropout(nn.Module):
         """Say which step the next calls belong to; each call of a step gets a mask of its own."""
         self._progress, self._name, self._calls = progress, name, 0
 
+    @torch.compiler.disable  # its key changes in every step: torch.compile would start anew
     def forward(self, feature: Tensor) -> Tensor:
         """(N, D, h, w) -> the same shape; the identity in `eval()`."""
         if not self.training or self.probability == 0:
