@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # FBR, the main job: train, CAMs, dense CRF, pseudo masks, mIoU.
 #
-#   bash scripts/script_contrast.sh                          the embedded dataset; about 5 minutes on two CPU cores
+#   bash scripts/script_contrast.sh                          the embedded dataset; about 4 minutes on two CPU cores
 #   DATASET=voc12 ROOT=.../VOC2012 SALIENCY_ROOT=... WEIGHTS=... bash scripts/script_contrast.sh
 #                                                            the paper's setting; one GPU, about a day
 #   DATASET=coco14 ROOT=.../COCO SALIENCY_ROOT=... WEIGHTS=... bash scripts/script_contrast.sh
@@ -23,7 +23,7 @@ case "$DATASET" in
   toy)
     ROOT="${ROOT:-out/toy-data}"
     TRAIN_LIST="${TRAIN_LIST:-train}"
-    STEPS="${STEPS:-250}" CROP="${CROP:-224}" SCALES="${SCALES:-2}"   # its zoom in training
+    STEPS="${STEPS:-200}" CROP="${CROP:-224}" SCALES="${SCALES:-2}"   # its zoom in training
     TRAIN_FLAGS="${TRAIN_FLAGS:---momentum 0.9 --lr 0.005 --warmup 50}"      # its schedule is short
     ;;
   voc12)

@@ -8,16 +8,17 @@ instances); images of any size are walked whole; the walk is sparse; pairs near 
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from network.affinity import affinity_losses, displacement_losses, pair_labels
 from network.backbones import TAP_NAMES, Backbone
 from network.contrast import full_precision
 from network.heads import BoundaryHead, DisplacementHead
+from network.losses import resize
 from network.methods import Batch, Method, Recipe, option
 from tool.progress import Progress
 from tool.random_walk import pairs_within, path_affinity, random_walk
@@ -109,7 +110,7 @@ class Irn(Method):
         return self.boundary(self.taps(batch["image"]), cells(batch["image"])).float()
 
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """The earlier CAMs, walked within the boundaries.
+        """The earlier CAMs, walked within the boundaries, in the cells of the largest scale.
 
         Args:
             scores: one (2, 1, h, w) a scale.
@@ -120,23 +121,19 @@ class Irn(Method):
         """
         label, earlier = batch["label"][0], batch["cam"][0].float()
         present = label.nonzero()[:, 0]
-        grid = earlier.shape[-2:]
-        total = sum(
-            F.interpolate(both, size=grid, mode="bilinear", align_corners=False) for both in scores
-        )
+        grid = max((both.shape[-2:] for both in scores), key=math.prod)
+        total = sum(resize(both, grid) for both in scores)
         edge = ((total[0, 0] + total[1, 0].flip(-1)) / (2 * len(scores))).sigmoid()
         cam = earlier.new_zeros((len(label), *batch["size"]))
         if len(present):
             walked = random_walk(
-                earlier[present].clamp(min=0) ** self.config.power,
+                resize(earlier[None, present], grid)[0].clamp(min=0) ** self.config.power,
                 edge,
                 radius=self.config.walk_radius,
                 beta=self.config.beta,
                 steps=2**self.config.exponent,
             )
-            walked = F.interpolate(
-                walked[None], size=batch["size"], mode="bilinear", align_corners=False
-            )[0]
+            walked = resize(walked[None], batch["size"])[0]
             cam[present] = walked / walked.max().clamp(min=1e-12)
         return {"cam": cam}
 
