@@ -17,7 +17,7 @@ from PIL import Image
 
 import crf_postprocess
 from data.catalog import open_catalog
-from tool.cam import Cam, save_cam
+from tool.cam import Cam, cam_mask, load_cam, save_cam
 from tool.crf import preset_of
 from tool.mask import load_mask, save_mask
 from tool.parallel import map_processes
@@ -78,6 +78,26 @@ def test_masks_have_present_classes_and_find_the_objects(
     assert masks["d6"].any()
     with Image.open(tmp_path / "mask" / "d6.png") as image:
         assert image.mode == "P"
+
+
+def test_masks_without_crf_are_the_cams_over_a_threshold(
+    folder_dataset: Path, tmp_path: Path
+) -> None:
+    cams = write_cams(folder_dataset)
+    masks = run(folder_dataset, tmp_path / "mask", "--no-crf", 0.45)
+    for image_id, mask in masks.items():
+        cam = load_cam(cams / f"{image_id}.npy")
+        expected = cam_mask(cam, 0.45) if cam.class_index.size else np.zeros_like(mask)
+        assert (mask == expected).all()
+    assert sum(mask.any() for mask in masks.values()) > 3
+    with pytest.raises(ValueError, match="another threshold"):
+        run(folder_dataset, tmp_path / "mask", "--no-crf", 0.3)
+    with pytest.raises(ValueError, match="another preset"):
+        run(folder_dataset, tmp_path / "mask")
+    with pytest.raises(ValueError, match=r"--no-crf 2"):
+        run(folder_dataset, tmp_path / "other", "--no-crf", 2)
+    with pytest.raises(ValueError, match=r"not with --seed"):
+        run(folder_dataset, tmp_path / "other", "--no-crf", 0.3, "--seed", 0.3, 0.05)
 
 
 def test_the_default_is_the_recipe_of_fbr(folder_dataset: Path, tmp_path: Path) -> None:
