@@ -13,7 +13,7 @@ def write(directory: Path, masks: float, cam: float | None = None) -> None:
     leak = {"overall": 12.5}
     (directory / "miou.json").write_text(json.dumps({"miou": masks, "leak": leak}))
     if cam is not None:
-        content = {"miou": cam, "oracle": [0.3, cam + 1]}
+        content = {"miou": cam, "oracle": [0.3, cam + 1], "protocol": {"bg_threshold": 0.25}}
         (directory / "miou_cam.json").write_text(json.dumps(content))
 
 
@@ -24,6 +24,7 @@ def test_rows_are_mean_and_deviation_over_seeds(tmp_path) -> None:
     (tmp_path / "fbr-seed3").mkdir()
     result = run("tool/table.py", tmp_path, "--methods", "fill", "fbr", "eps")
     rows = [[cell.strip() for cell in line.split("|")] for line in result.stdout.splitlines()]
+    assert rows[0][2] == "CAM at .25"
     by_name = {row[1]: row[2:-1] for row in rows}
     assert by_name["`fbr`"] == ["42.0 ± 2.0", "43.0 ± 2.0", "52.0 ± 2.0", "12.5 ± 0.0", "3"]
     assert by_name["`fill`"] == ["-", "-", "40.0", "12.5", "1"]

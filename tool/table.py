@@ -1,23 +1,23 @@
-"""`python -m tool.table DIR`: the results of `scripts/compare.sh` as a Markdown table."""
+"""`python -m tool.table DIR`: results of `scripts/compare.sh` or `compare_amn.sh`, in Markdown."""
 
 from __future__ import annotations
 
 import json
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tool.options import Parser, run_stage
 
-COLUMNS = ("CAM at .22", "CAM oracle", "masks", "leak", "seeds")
+COLUMNS = ("CAM", "CAM oracle", "masks", "leak", "seeds")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table of a folder of METHOD-seedN runs."""
     parser = Parser(prog="tool.table", description=__doc__)
-    parser.add_argument("directory", type=Path, help="OUT of scripts/compare.sh")
+    parser.add_argument("directory", type=Path, help="OUT of that script")
     parser.add_argument("--methods", nargs="+", default=None, help="rows and their order")
     args = parser.parse_args(argv)
     runs = find_runs(args.directory)
@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise FileNotFoundError(
             f"no METHOD-seedN/miou.json in {args.directory}: run scripts/compare.sh"
         )
-    print(f"| method | {' | '.join(COLUMNS)} |")
+    names = (cam_column(path for paths in runs.values() for path in paths), *COLUMNS[1:])
+    print(f"| method | {' | '.join(names)} |")
     print("|---" * (len(COLUMNS) + 1) + "|")
     for method in args.methods or sorted(runs):
         cells = row([figures(run) for run in runs.get(method, [])])
@@ -42,13 +43,22 @@ def find_runs(directory: Path) -> dict[str, list[Path]]:
     return runs
 
 
+def cam_column(runs: Iterable[Path]) -> str:
+    """`CAM at .22`: with the threshold of the first run that has CAMs."""
+    for run in runs:
+        threshold = (read(run / "miou_cam.json").get("protocol") or {}).get("bg_threshold")
+        if threshold is not None:
+            return f"CAM at {threshold:.2f}".replace("0.", ".")
+    return COLUMNS[0]
+
+
 def figures(run: Path) -> dict[str, float | None]:
     """One run's figures, percent; None where it has none."""
     mask = read(run / "miou.json")
     cam = read(run / "miou_cam.json")
     leak = mask.get("leak") or {}
     return {
-        "CAM at .22": cam.get("miou"),
+        "CAM": cam.get("miou"),
         "CAM oracle": cam.get("oracle", [None, None])[1],
         "masks": mask.get("miou"),
         "leak": leak.get("overall") if isinstance(leak, dict) else leak,

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# `cam`, `amn`, `fbr_amn`, each alone and refined by IRN, over seeds, and their table (mean ± standard deviation).
+#
+#   bash scripts/compare_amn.sh                                     toy, three seeds
+#   SEEDS=0 DATASET=voc12 ROOT=... TRAIN_LIST=train SHORT=1 bash scripts/compare_amn.sh
+# All methods of a seed share its first stage. JOBS=2 runs two at a time (one thread each). Every setting of
+# script_amn.sh holds here. Finished runs are kept.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON="$(bash scripts/setup.sh)"
+export PYTHON_READY="$PYTHON"
+METHODS="${METHODS:-cam amn fbr_amn}"
+SEEDS="${SEEDS:-0 1 2}"
+COMPARE_OUT="${OUT:-out/compare-amn-${DATASET:-toy}}"
+JOBS="${JOBS:-1}"
+if [ "$JOBS" -gt 1 ]; then export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"; fi
+if [ "${DATASET:-toy}" = toy ]; then "$PYTHON" -m data.toy --root "${ROOT:-out/toy-data}"; fi
+
+mkdir -p "$COMPARE_OUT/runs"
+one() {  # method, seed
+  local run="$COMPARE_OUT/runs/$1-seed$2" first="$COMPARE_OUT/runs/cam-seed$2/1-cam" own
+  own="$run/2-$1"
+  [ "$1" = cam ] && own="$first"
+  echo "$1, seed $2 -> $run"
+  METHOD="$1" SEED="$2" OUT="$run" CAM_OUT="$first" bash scripts/script_amn.sh >"$run.log" 2>&1 || {
+    echo "$1, seed $2 failed: $run.log ends with" >&2
+    tr '\r' '\n' <"$run.log" | tail -n 3 >&2
+    return 1
+  }
+  mkdir -p "$COMPARE_OUT/$1-seed$2" "$COMPARE_OUT/$1+irn-seed$2"
+  cp "$own"/miou*.json "$COMPARE_OUT/$1-seed$2"
+  cp "$run"/3-irn/miou*.json "$COMPARE_OUT/$1+irn-seed$2"
+}
+export -f one
+export COMPARE_OUT
+failed=0
+for seed in $SEEDS; do echo "cam $seed"; done | xargs -P "$JOBS" -L 1 bash -c 'one "$@"' one || failed=1
+for seed in $SEEDS; do
+  for method in $METHODS; do
+    if [ "$method" != cam ]; then echo "$method $seed"; fi
+  done
+done | xargs -P "$JOBS" -L 1 bash -c 'one "$@"' one || failed=1
+rows=()
+for method in $METHODS; do rows+=("$method" "$method+irn"); done
+"$PYTHON" -m tool.table "$COMPARE_OUT" --methods "${rows[@]}"
+exit "$failed"
