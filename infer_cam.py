@@ -23,6 +23,7 @@ from tool.files import claim, locked
 from tool.machine import spare_cores
 from tool.msf import infer_images, present_rows
 from tool.options import Parser, positive_int, run_stage
+from tool.origin import origin
 from tool.parallel import default_workers
 from tool.postprocess import PostProcess, add_crf_flags, crf_settings
 from tool.run_directory import file_hash
@@ -54,12 +55,16 @@ def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Method, Inf
     method.to(device, memory_format=torch.channels_last).eval()
     scales = tuple(args.scales or method.recipe.scales)
     outputs = Outputs(catalog, args, has_background=method.has_background)
-    if dist.is_main():
-        outputs.claim({"checkpoint_sha256": file_hash(args.checkpoint), "scales": list(scales)})
     ids = ids_from(args, catalog)
     dataset = InferDataset(
         catalog, ids, scales=scales, inputs=method.infer_inputs, earlier=earlier_from(args)
     )
+    if dist.is_main():
+        made_from = {"checkpoint_sha256": file_hash(args.checkpoint), "scales": list(scales)}
+        for name, folder in (("seed", args.seed_dir), ("cam", args.cam_dir)):
+            if name in method.infer_inputs:
+                made_from[f"{name}s"] = origin(folder)
+        outputs.claim(made_from)
     return method, dataset, outputs
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tool.origin import origin
 
 from data.catalog import Catalog, add_dataset_flags, catalog_from
 from data.colour import Finish
@@ -32,7 +33,6 @@ from tool.files import locked
 from tool.log import RunLog
 from tool.machine import cpp_compiler
 from tool.options import Parser, positive_int, run_stage
-from tool.postprocess import made_from
 from tool.progress import Progress
 from tool.run_directory import file_hash, list_hash, resume_run, save_run, write_config
 from tool.train_flags import add_recipe_flags, add_run_flags
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         inputs=method.inputs,
         crop=args.crop,
         resize=RandomScale(*args.scale) if args.scale else RandomLongSide(*args.long_side),
-        jitter=method.recipe.jitter,
+        jitter=args.jitter,
         seed=args.seed,
         earlier=earlier_from(args),
     )
@@ -155,7 +155,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_dataset_flags(parser, list_name="train")
     add_skip_flag(parser)
     add_earlier_flags(parser)
-    add_network_flags(parser)
+    add_network_flags(parser, method.recipe.backbone)
     add_recipe_flags(parser, method.recipe)
     add_run_flags(parser)
     fields = dataclasses.fields(method.Config)
@@ -165,6 +165,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(flag, type=type(field.default), default=field.default, help=text)
     args = parser.parse_args(argv)
     args.method_config = {field.name: getattr(args, field.name) for field in fields}
+    for one, other in (("steps", "epochs"), ("scale", "long_side")):
+        if getattr(args, one) is not None and getattr(args, other) is not None:
+            parser.error(f"--{one} and --{other.replace('_', '-')}: give one of them")
+    if args.momentum and method.recipe.optimizer != "sgd":
+        parser.error(f"--momentum: {args.method} is trained with {method.recipe.optimizer}")
     if args.scale is None and args.long_side is None:
         args.scale = method.recipe.scale
     args.scale = args.scale and tuple(args.scale)
@@ -178,10 +183,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def add_network_flags(parser: Parser) -> None:
-    """The backbone and its weights."""
+def add_network_flags(parser: Parser, paper: str) -> None:
+    """The backbone, on a GPU by default the paper's, and its weights."""
     add = parser.add_argument
-    add("--backbone", default=default_backbone(), help=f"one of {', '.join(BACKBONES)}")
+    small = "timm:tf_efficientnet_lite0"  # what a CPU trains in minutes
+    default = paper if torch.cuda.is_available() else small
+    add("--backbone", default=default, help=f"one of {', '.join(BACKBONES)}")
     add("--output-stride", type=positive_int, default=16, help="pixels a cell; resnet38d has 8")
     add(
         "--weights",
@@ -195,11 +202,6 @@ def add_network_flags(parser: Parser) -> None:
         help="start from a checkpoint of another method or K, in place of --weights: what fits by "
         "name and shape is taken, and the classifier where the classes are the same",
     )
-
-
-def default_backbone() -> str:
-    """The paper's on a GPU; without one, the one that a CPU trains in minutes."""
-    return "resnet38d" if torch.cuda.is_available() else "timm:tf_efficientnet_lite0"
 
 
 def run_config(args: argparse.Namespace, catalog: Catalog) -> dict[str, Any]:
@@ -217,7 +219,8 @@ def run_config(args: argparse.Namespace, catalog: Catalog) -> dict[str, Any]:
         "class_names": list(catalog.class_names),
         "pretrained": args.weights != "none" or args.init is not None,
         "init_sha256": args.init and file_hash(args.init),
-        "seeds": args.seed_dir and made_from(args.seed_dir),
+        "seeds": args.seed_dir and origin(args.seed_dir),
+        "jitter": None if args.jitter == find_method(args.method).recipe.jitter else args.jitter,
         "list_sha256": list_hash(catalog.ids(args.list)),
     }
 

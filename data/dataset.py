@@ -34,7 +34,7 @@ class TrainDataset(Dataset):
     | `saliency` | (N, 1, H, W) | float32 [0, 1] | off-the-shelf saliency |
     | `valid` | (N, 1, H, W) | bool | False where the crop is padding |
     | `seed` | (N, H, W) | int64 0..K, 255 | pseudo label of an earlier stage, 255 = unknown |
-    | `cam` | (N, K+1, h, w) | float32 [0, 1] | CAMs of an earlier stage |
+    | `cam` | (N, K, h, w) | float32 [0, 1] | CAMs of an earlier stage, without background |
 
     As the loader collates it, `image`, `saliency` and (N, 1, H, W) `seed` are uint8, and (N, 3, 6)
     `jitter` is still to be applied. H = W = crop. `image_id`, `image`, `label` and `valid` are

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tool.cam import check_size, load_cam
+from tool.cam import check_size, load_cam, strided_size
 from tool.predictions import check_classes, read_mask, require_files
 
-SEEDS_FROM = "crf_postprocess.py --seed 0.30 0.05"
+SEEDS_FROM = "crf_postprocess.py --cam-dir ... --seed FG BG (amn 0.30 0.05, irn 0.45 0.15)"
 CAM_STRIDE = 4
 
 
@@ -85,7 +85,7 @@ class Earlier:
             check_size(cam, size)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        cells = tuple(-(-side // CAM_STRIDE) for side in size)
+        cells = strided_size(size, CAM_STRIDE)
         maps = torch.zeros(num_classes, *cells)
         rows = cam.foreground()
         if len(rows.class_index):

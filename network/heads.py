@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from network.backbones import Tap
 from network.dropout import KeyedDropout
-from network.losses import over_maximum, resize
+from network.losses import enlarge, over_maximum, resize
 
 _EPS = 1e-5
 
@@ -105,41 +106,43 @@ class Aspp(nn.Module):
 
 
 class BoundaryHead(nn.Module):
-    """Boundaries of classes from all taps of a backbone.
+    """Boundaries of classes from all taps of a backbone, in cells of 4 pixels.
 
     Args:
-        channels: of the taps.
+        taps: channels and stride of each.
 
     Source: IRN (J. Ahn et al., CVPR 2019), the boundary branch.
     """
 
-    def __init__(self, channels: Sequence[int], *, width: int = 32) -> None:
+    def __init__(self, taps: Sequence[Tap], *, width: int = 32) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(_normed(number, width, groups=4) for number in channels)
-        self.fuse = nn.Conv2d(width * len(channels), 1, 1)
+        self.strides = [tap.stride for tap in taps]
+        self.branches = nn.ModuleList(_normed(tap.channels, width, groups=4) for tap in taps)
+        self.fuse = nn.Conv2d(width * len(taps), 1, 1)
 
     def forward(self, taps: Sequence[Tensor], size: tuple[int, int] | torch.Size) -> Tensor:
         """Taps (N, D, ., .) -> logits (N, 1, *size)."""
-        maps = [F.relu(resize(b(t), size)) for b, t in zip(self.branches, taps, strict=True)]
+        parts = zip(self.branches, taps, self.strides, strict=True)
+        maps = [F.relu(on_grid(branch(tap), stride, 4, size)) for branch, tap, stride in parts]
         return self.fuse(torch.cat(maps, dim=1))
 
 
 class DisplacementHead(nn.Module):
-    """For each cell a vector to the centre of its object, in cells, from all taps of a backbone.
+    """For each cell a vector to the centre of its object, in cells of 4 pixels, from all taps.
 
     Args:
-        channels: of the five taps, shallow first.
+        taps: channels and stride of the five, shallow first.
 
     Source: IRN (J. Ahn et al., CVPR 2019), the displacement branch.
     """
 
     def __init__(
-        self, channels: Sequence[int], *, widths: Sequence[int] = (64, 128, 256, 256, 256)
+        self, taps: Sequence[Tap], *, widths: Sequence[int] = (64, 128, 256, 256, 256)
     ) -> None:
         super().__init__()
+        self.strides = [tap.stride for tap in taps]
         self.branches = nn.ModuleList(
-            _normed(number, width, groups=16)
-            for number, width in zip(channels, widths, strict=True)
+            _normed(tap.channels, width, groups=16) for tap, width in zip(taps, widths, strict=True)
         )
         self.deep = _normed(sum(widths[2:]), 256, groups=16)
         self.all = _normed(sum(widths[:2]) + 256, 256, groups=16)
@@ -147,12 +150,24 @@ class DisplacementHead(nn.Module):
 
     def forward(self, taps: Sequence[Tensor], size: tuple[int, int] | torch.Size) -> Tensor:
         """Taps (N, D, ., .) -> (N, 2, *size), (y, x)."""
-        maps = [b(t) for b, t in zip(self.branches, taps, strict=True)]
-        middle = maps[2].shape[-2:]
-        deep = F.relu(torch.cat([resize(m, middle) for m in maps[2:]], dim=1))
-        deep = resize(F.relu(self.deep(deep)), size)
-        shallow = [F.relu(resize(m, size)) for m in maps[:2]]
-        return self.vector(F.relu(self.all(torch.cat([*shallow, deep], dim=1))))
+        maps = [branch(tap) for branch, tap in zip(self.branches, taps, strict=True)]
+        middle, grid = self.strides[2], maps[2].shape[-2:]
+        deep = [
+            on_grid(m, s, middle, grid) for m, s in zip(maps[2:], self.strides[2:], strict=True)
+        ]
+        deep = F.relu(self.deep(F.relu(torch.cat(deep, dim=1))))
+        shallow = [
+            F.relu(on_grid(m, s, 4, size)) for m, s in zip(maps[:2], self.strides[:2], strict=True)
+        ]
+        both = torch.cat([*shallow, on_grid(deep, middle, 4, size)], dim=1)
+        return self.vector(F.relu(self.all(both)))
+
+
+def on_grid(maps: Tensor, stride: int, target: int, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Cells of `stride` pixels -> (N, D, *size) cells of `target` pixels."""
+    if stride < target:
+        return resize(maps, size)
+    return enlarge(maps, stride // target, size)
 
 
 def _normed(channels: int, width: int, *, groups: int) -> nn.Sequential:

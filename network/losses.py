@@ -23,6 +23,18 @@ def resize(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def enlarge(maps: Tensor, stride: int, size: tuple[int, int] | torch.Size) -> Tensor:
+    """(N, C, h, w) cells of `stride` pixels -> (N, C, *size) pixels.
+
+    h = ceil(H / stride) cells reach beyond the image: they are enlarged to all that they cover and
+    cropped, where a resize to H alone would shift what lies at the right and below.
+    """
+    whole = tuple(cells * stride for cells in maps.shape[-2:])
+    if any(a < b for a, b in zip(whole, size, strict=True)):
+        return resize(maps, size)
+    return resize(maps, whole)[..., : size[0], : size[1]]
+
+
 def resize_area(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """(N, C, H, W) -> (N, C, *size) by averaging the pixels of each cell."""
     return F.adaptive_avg_pool2d(maps, tuple(size))

@@ -3,7 +3,7 @@
 #
 #   bash scripts/compare_amn.sh                                     toy, three seeds
 #   SEEDS=0 DATASET=voc12 ROOT=... TRAIN_LIST=train SHORT=1 bash scripts/compare_amn.sh
-# All methods of a seed share its first stage. JOBS=2 runs two at a time (one thread each). Every setting of
+# All methods of a seed share its first stage. JOBS=2 runs two seeds at a time (one thread each). Every setting of
 # script_amn.sh holds here. Finished runs are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -34,12 +34,18 @@ one() {  # method, seed
 export -f one
 export COMPARE_OUT
 failed=0
-for seed in $SEEDS; do echo "cam $seed"; done | xargs -P "$JOBS" -L 1 bash -c 'one "$@"' one || failed=1
-for seed in $SEEDS; do
+seed_of() {  # seed: its methods one after the other, as they share the first stage
+  local failed=0
+  one cam "$1" || return 1
   for method in $METHODS; do
-    if [ "$method" != cam ]; then echo "$method $seed"; fi
+    if [ "$method" != cam ]; then one "$method" "$1" || failed=1; fi
   done
-done | xargs -P "$JOBS" -L 1 bash -c 'one "$@"' one || failed=1
+  return "$failed"
+}
+export -f seed_of
+export METHODS
+# shellcheck disable=SC2086  # SEEDS is a list of words
+printf '%s\n' $SEEDS | xargs -P "$JOBS" -L 1 bash -c 'seed_of "$1"' seed_of || failed=1
 rows=()
 for method in $METHODS; do rows+=("$method" "$method+irn"); done
 "$PYTHON" -m tool.table "$COMPARE_OUT" --methods "${rows[@]}"

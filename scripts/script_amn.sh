@@ -6,7 +6,9 @@
 #                                                        the paper's setting; one GPU
 #   DATASET=coco14 ROOT=.../COCO WEIGHTS=... bash scripts/script_amn.sh
 # METHOD=cam|amn|fbr_amn: what makes the CAMs that IRN refines (cam: the classifier's own). IRN=0 stops before IRN.
-# SEED=0  OUT=out/...  BACKBONE=...  CAM_OUT=... (a finished first stage of another run) are further settings.
+# SEED=0  OUT=out/...  BACKBONE=...  CAM_OUT=... (the first stage, which other runs may share)  SKIP_BAD_IMAGES=1
+# are further settings; SHORT=1 takes the schedule of the embedded dataset; CAM_FLAGS, AMN_FLAGS, IRN_FLAGS go to
+# train_fbr.py, CAM_SCALES, IRN_SCALES to infer_cam.py.
 # Each stage restarts where it stopped. Masks are scored on SCORE_LIST; the checkpoint is the last step's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,17 +25,21 @@ case "$DATASET" in
     ;;
   voc12) TRAIN_LIST="${TRAIN_LIST:-train_aug}" ;;
   coco14) TRAIN_LIST="${TRAIN_LIST:-train}" BG=0.22 ;;
-  *) TRAIN_LIST="${TRAIN_LIST:-train}" SHORT="${SHORT:-1}" ;;
+  *)
+    TRAIN_LIST="${TRAIN_LIST:-train}" SHORT="${SHORT:-1}"
+    if [ ! -d "${ROOT:-}/masks" ]; then SCORE=0; fi              # photographs without ground truth
+    ;;
 esac
 if [ "${SHORT:-0}" = 1 ]; then                                   # a few hundred images on a CPU
   size=(--crop 224 --long-side 224 384 --batch-size 8)
+  CAM_SCALES="${CAM_SCALES:-1 1.5}"
   CAM_FLAGS="${CAM_FLAGS:---steps 150 --momentum 0.9 --lr 0.005 --warmup 50}"
   AMN_FLAGS="${AMN_FLAGS:---steps 150 --lr 0.00005}"
   IRN_FLAGS="${IRN_FLAGS:---steps 60}"
   cam_size=("${size[@]}") amn_size=("${size[@]}") irn_size=("${size[@]}")
 else                                                             # IRN's and AMN's settings
   BACKBONE="${BACKBONE:-resnet50}"
-  cam_size=(--crop 512 --long-side 320 640 --batch-size 16)
+  cam_size=(--crop 512 --long-side 320 640 --batch-size 16 --no-jitter)
   CAM_FLAGS="${CAM_FLAGS:---epochs 5 --lr 0.1 --weight-decay 1e-4}" AMN_FLAGS="${AMN_FLAGS:-}" IRN_FLAGS="${IRN_FLAGS:-}"
   CAM_SCALES="${CAM_SCALES:-1 0.5 1.5 2}"
   amn_size=() irn_size=()
@@ -44,6 +50,7 @@ MASK_LIST="${MASK_LIST:-$TRAIN_LIST}"
 OUT="${OUT:-out/$DATASET-$METHOD-seed$SEED}"
 CAM_OUT="${CAM_OUT:-$OUT/1-cam}"
 data=(--dataset "$DATASET" --root "$ROOT")
+[ "${SKIP_BAD_IMAGES:-0}" = 0 ] || data+=(--skip-bad-images)
 network=(--seed "$SEED" ${BACKBONE:+--backbone "$BACKBONE"} ${WEIGHTS:+--weights "$WEIGHTS"})
 score=("${data[@]}" --list "$SCORE_LIST")
 [ "$DATASET" = toy ] && score+=(--context "$ROOT/context")
@@ -59,7 +66,7 @@ seeds() {  # folder of CAMs, folder of seeds, thresholds
 }
 masks() {  # folder of CAMs, folder, flags ...
   "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2/mask" "${@:3}"
-  [ "${SCORE:-1}" = 0 ] && return
+  if [ "${SCORE:-1}" = 0 ]; then return; fi
   "$PYTHON" eval_miou.py --pred-dir "$1" "${score[@]}" --bg-threshold "$BG" --sweep --json "$2/miou_cam.json"
   "$PYTHON" eval_miou.py --pred-dir "$2/mask" "${score[@]}" --json "$2/miou.json"
 }

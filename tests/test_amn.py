@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from method_cases import MIXED, ONE_CLASS, first_steps, make_batch, make_method
 
 from network.heads import Aspp, LabelConditioning
-from network.losses import balanced_cross_entropy
+from network.losses import balanced_cross_entropy, enlarge
+from network.methods.fbr_amn import above_floor
 from tool.progress import Progress
 
 AMN = ("amn", "fbr_amn")
@@ -95,21 +96,65 @@ def test_the_label_changes_the_scores_and_dropout_is_off_in_inference(name: str)
     assert not torch.allclose(one, other)
 
 
+def test_the_floor_of_the_smoothing_is_no_activation() -> None:
+    """Logits that fit a seed at K = 8: `bg_seg` finds its background, and none of it in padding."""
+    num_classes, side = 8, 12
+    seed = torch.zeros(1, side, side, dtype=torch.long)
+    seed[:, 3:7, 3:7] = 5
+    logit = torch.zeros(1, num_classes + 1, side, side, requires_grad=True)
+    optimizer = torch.optim.Adam([logit], lr=0.3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        balanced_cross_entropy(logit, seed, smoothing=0.4).backward()
+        optimizer.step()
+    prob = logit.detach().softmax(dim=1)[:, 1:]
+    inside = torch.ones(1, 1, side, side, dtype=torch.bool)
+    method, label = make_method("fbr_amn", num_classes=num_classes), torch.eye(num_classes)[4:5]
+    for activation, share in ((prob, 0.0), (above_floor(prob, inside), 128 / 144)):
+        cam = activation / activation.amax(dim=(-2, -1), keepdim=True) * label[:, :, None, None]
+        found = (cam.sum(1) < method.config.bg_threshold_seg).float().mean().item()
+        assert found == pytest.approx(share)
+    inside[..., 8:] = False
+    assert above_floor(prob, inside)[..., 8:].abs().max() == 0
+
+
+def test_padding_holds_no_query_and_no_prototype() -> None:
+    method, batch = make_method("fbr_amn"), make_batch(MIXED)
+    batch["valid"][..., 32:] = False
+    seen = []
+    method.fbr_contrast = lambda _, cells, *__: seen.append(cells[0]) or {}
+    method.losses(batch, Progress())
+    pseudo = seen[0].pseudo.view(len(MIXED), 8, 8)
+    assert (pseudo[..., 4:] == 0).all()
+    assert (pseudo[..., :4] > 0).any()
+
+
+def test_maps_are_enlarged_to_what_their_cells_cover() -> None:
+    maps = torch.zeros(1, 1, 1, 4)
+    maps[..., 2] = 1.0
+    wide = enlarge(maps, 16, (16, 50))[0, 0, 0]
+    assert wide.shape == (50,)
+    assert wide[39:41].min() > 0.9  # cell 2 covers 32..47 also where only 50 of 64 pixels are there
+    torch.testing.assert_close(
+        enlarge(maps, 4, (4, 16)), F.interpolate(maps, (4, 16), mode="bilinear")
+    )
+
+
 @pytest.mark.parametrize("name", AMN)
 def test_merging_keeps_probabilities_where_the_seed_is_background(name: str) -> None:
     method = make_method(name)
-    logit = torch.randn(1, 6, 6, 10)
+    logit = torch.randn(1, 6, 3, 5)
     pair = torch.cat([logit, logit.flip(-1)])
     label = torch.tensor([[0.0, 1, 0, 0, 1]])
-    seed = torch.full((1, 6, 10), 255)
-    seed[:, :3] = 0
-    batch = {"size": (6, 10), "label": label, "seed": seed}
+    seed = torch.full((1, 24, 40), 255)
+    seed[:, :8] = 0
+    batch = {"size": (24, 40), "label": label, "seed": seed}
     cam = method.merge([pair, pair], batch)["cam"]
-    prob = logit.softmax(dim=1)[0, 1:]
+    prob = F.interpolate(logit, (24, 40), mode="bilinear").softmax(dim=1)[0, 1:]
     for k in (1, 4):
         stretched = (prob[k] - prob[k].min()) / (prob[k].max() - prob[k].min())
-        torch.testing.assert_close(cam[k, :3], prob[k, :3])
-        torch.testing.assert_close(cam[k, 3:], stretched[3:], atol=1e-4, rtol=0)
+        torch.testing.assert_close(cam[k, :8], prob[k, :8])
+        torch.testing.assert_close(cam[k, 8:], stretched[8:], atol=1e-4, rtol=0)
 
 
 def test_a_batch_of_one_class_has_no_other_foreground() -> None:

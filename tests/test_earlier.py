@@ -106,7 +106,7 @@ def test_inference_gives_seed_and_cam_of_the_image(catalog: Catalog, tmp_path: P
 def test_what_is_missing_names_the_flag_or_the_command(catalog: Catalog, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs seeds: pass --seed-dir"):
         training(catalog, None)
-    with pytest.raises(FileNotFoundError, match=r"nothing.*crf_postprocess.py --seed 0.30 0.05"):
+    with pytest.raises(FileNotFoundError, match=r"nothing.*crf_postprocess.py .*--seed"):
         training(catalog, tmp_path / "nothing")
     folder = write_seeds(catalog, tmp_path / "seed")
     (folder / "d6.png").unlink()
@@ -175,3 +175,28 @@ def test_a_run_does_not_go_on_with_other_seeds(
     assert run("train_fbr.py", *amn_flags(folder_dataset, out, one, steps=2)).returncode == 0
     flags = amn_flags(folder_dataset, out, other, steps=2)
     assert_refused(run("train_fbr.py", *flags), "seeds", "another --out")
+
+
+def test_seeds_without_a_note_are_known_by_their_files(
+    catalog: Catalog, folder_dataset: Path, tmp_path: Path
+) -> None:
+    one, out = write_seeds(catalog, tmp_path / "one"), tmp_path / "out"
+    flags = amn_flags(folder_dataset, out, one, steps=2)
+    assert run("train_fbr.py", *flags).returncode == 0
+    assert "is complete" in run("train_fbr.py", *flags).stdout
+    save_mask(one / "a1.png", np.zeros((64, 80), np.uint8))
+    assert_refused(run("train_fbr.py", *flags), "seeds", "another --out")
+
+
+def test_maps_of_other_cams_or_seeds_do_not_mix(
+    catalog: Catalog, folder_dataset: Path, tmp_path: Path
+) -> None:
+    seeds, out = write_seeds(catalog, tmp_path / "seed"), tmp_path / "run"
+    assert run("train_fbr.py", *amn_flags(folder_dataset, out, seeds, steps=1)).returncode == 0
+    data = ["--dataset", "folder", "--root", folder_dataset, "--list", "train"]
+    infer = ["--checkpoint", out / "checkpoint.pth", *data, "--scales", 1, "--num-workers", 0]
+    infer += ["--out", tmp_path / "cam", "--seed-dir"]
+    assert_refused(run("infer_cam.py", *infer, tmp_path / "typo"), "typo", "crf_postprocess.py")
+    assert run("infer_cam.py", *infer, seeds).returncode == 0, "the typo claimed nothing"
+    save_mask(seeds / "a1.png", np.zeros((64, 80), np.uint8))
+    assert_refused(run("infer_cam.py", *infer, seeds), "seeds differ")

@@ -9,7 +9,8 @@ import torch
 from method_cases import MIXED, make_batch, make_method
 
 from network.affinity import affinity_losses, displacement_losses, pair_labels
-from network.heads import BoundaryHead, DisplacementHead
+from network.backbones import Tap
+from network.heads import BoundaryHead, DisplacementHead, on_grid
 from tool.progress import Progress
 from tool.random_walk import pairs_within, path_affinity, random_walk
 
@@ -86,6 +87,12 @@ def test_a_seed_of_one_kind_is_finite(value: int) -> None:
     assert (terms["aff_foreground"] > 0) == (value == 1)
 
 
+def test_the_backbone_has_no_dropout() -> None:
+    method, image = make_method("irn").train(), make_batch(MIXED[:1])["image"]
+    one, two = (method.taps(image) for _ in range(2))
+    assert all(map(torch.equal, one, two))
+
+
 def test_the_backbone_is_frozen() -> None:
     for pretrained in (False, True):
         method = make_method("irn", pretrained=pretrained, radius=3)
@@ -100,11 +107,22 @@ def test_the_backbone_is_frozen() -> None:
     assert sorted(map(id, trainable)) == sorted(id(p) for g in groups for p in g["params"])
 
 
-def test_heads_bring_taps_of_any_stride_to_one_size() -> None:
-    taps = [torch.rand(1, c, s, s + 1) for c, s in ((4, 16), (8, 16), (8, 8), (16, 4), (16, 4))]
-    channels = [tap.shape[1] for tap in taps]
-    assert BoundaryHead(channels)(taps, (15, 13)).shape == (1, 1, 15, 13)
-    assert DisplacementHead(channels)(taps, (15, 13)).shape == (1, 2, 15, 13)
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_a_tap_keeps_its_place_on_the_grid(stride: int) -> None:
+    """Of an image of 50 pixels, which no stride divides."""
+    x = 40 // stride
+    tap = torch.zeros(1, 1, 1, -(-50 // stride))
+    tap[..., x] = 1.0
+    on = on_grid(tap, stride, 4, (1, 13))[0, 0, 0]
+    brightest = (on == on.max()).nonzero().float().mean().item()
+    assert 4 * (brightest + 0.5) == stride * (x + 0.5)
+
+
+@pytest.mark.parametrize("head", [BoundaryHead, DisplacementHead])
+def test_heads_take_taps_of_sizes_that_no_stride_divides(head: type) -> None:
+    taps = [Tap(channels, s) for channels, s in ((4, 2), (8, 4), (8, 8), (16, 16), (16, 16))]
+    maps = [torch.rand(2, tap.channels, -(-37 // tap.stride), -(-50 // tap.stride)) for tap in taps]
+    assert head(taps)(maps, (10, 13)).shape[2:] == (10, 13)
 
 
 def test_merging_is_the_walk_within_the_boundaries_over_its_maximum() -> None:
@@ -134,8 +152,7 @@ def test_a_wall_keeps_a_class_on_its_side() -> None:
 
 
 def test_an_image_without_cam_is_empty_and_powers_sharpen() -> None:
-    logit = torch.full((2, 1, 6, 6), 20.0)  # nothing moves
-    logit[:] = -20.0
+    logit = torch.full((2, 1, 6, 6), -20.0)
     label, size = torch.eye(5)[:1], (24, 24)
     empty = {"size": size, "label": label, "cam": torch.zeros(1, 5, 6, 6)}
     assert make_method("irn").merge([logit], empty)["cam"].abs().max() == 0

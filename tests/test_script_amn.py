@@ -20,7 +20,6 @@ def test_the_chain_runs_whole_and_restarts(folder_root: Path, tmp_path: Path) ->
         "OUT": str(tmp_path),
         "BACKBONE": "resnet38d_slim",
         "WEIGHTS": "none",
-        "CAM_SCALES": "1",
         "CAM_FLAGS": f"--steps 2 {small}",
         "AMN_FLAGS": f"--steps 2 --bank-size 300 {small}",
         "IRN_FLAGS": f"--epochs 0.5 {small}",

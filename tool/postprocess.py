@@ -20,10 +20,10 @@ from tool.crf_tasks import Task, mask_task, seed_task, solve, solve_batch, thres
 from tool.files import atomic_path
 from tool.mask import load_mask, save_mask
 from tool.options import positive_int
+from tool.origin import SETTINGS, note_of
 from tool.parallel import map_processes
 from tool.predictions import check_classes
 
-SETTINGS = "crf.json"
 FBR_ITERATIONS = 5  # of psa80, fbr.md section 6; any other preset brings its own
 
 
@@ -201,16 +201,10 @@ class PostProcess:
             _check_settings(path, settings)
         elif any((self.out / f"{image_id}.png").exists() for image_id in image_ids):
             raise ValueError(f"{self.out} has masks of another origin: choose another --out")
+        # not compared: masks older than their CAM are made anew
+        settings |= {"cams": note_of(self.cam_dir)}
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(settings, indent=1) + "\n")
-
-
-def made_from(folder: Path) -> Any:
-    """How the masks or seeds of a folder are made, as `PostProcess.claim` noted it; else None."""
-    try:
-        return json.loads((folder / SETTINGS).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def _check_settings(path: Path, settings: dict) -> None:

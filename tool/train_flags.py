@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ def add_recipe_flags(parser: Parser, recipe: Any) -> None:
         help=f"range of the resize's factor, in place of --long-side; by default {recipe.scale}",
     )
     add(
+        "--jitter",
+        action=argparse.BooleanOptionalAction,
+        default=recipe.jitter,
+        help="change brightness, contrast, saturation and hue",
+    )
+    add(
         "--lr",
         type=float,
         default=recipe.lr,
@@ -40,7 +47,7 @@ def add_recipe_flags(parser: Parser, recipe: Any) -> None:
     )
     add("--momentum", type=float, default=recipe.momentum, help="of SGD")
     add("--warmup", type=int, default=0, help="steps of a linear rise of the rates")
-    add("--weight-decay", type=float, default=recipe.weight_decay, help="of SGD, on weights only")
+    add("--weight-decay", type=float, default=recipe.weight_decay, help="on weights, not biases")
 
 
 def add_run_flags(parser: Parser) -> None:

@@ -38,7 +38,7 @@ class Recipe:
         crop: side in pixels. long_side: range of the resized image's longer side.
         scale: where it is given, the range of the factor of the resize, in place of `long_side`.
         jitter: change the colours too.
-        optimizer: "sgd" or "adam". lr: of pretrained weights.
+        backbone: where there is a GPU. optimizer: "sgd" or "adam". lr: of pretrained weights.
         rates: factors on it, for pretrained weights and biases, new weights and biases.
         momentum: SGD's. weight_decay: on weights. power: of the polynomial decay; 0: constant.
         scales: of the inference.
@@ -51,6 +51,7 @@ class Recipe:
     long_side: tuple[int, int] = (448, 768)
     scale: tuple[float, float] | None = None
     jitter: bool = True
+    backbone: str = "resnet38d"
     optimizer: str = "sgd"
     lr: float = 0.01
     rates: tuple[float, float, float, float] = (1, 2, 10, 20)

@@ -17,11 +17,11 @@ from torch import Tensor
 from network.backbones import Backbone
 from network.dropout import KeyedDropout
 from network.heads import Aspp, LabelConditioning
-from network.losses import balanced_cross_entropy, min_max, over_maximum, resize
+from network.losses import balanced_cross_entropy, enlarge, min_max, over_maximum, resize
 from network.methods import Batch, Method, Recipe, option
 from tool.progress import Progress
 
-SEED_STRIDE = 4  # IRN's: a seed at every pixel costs 16 times as much and says little more
+SEED_STRIDE = 4  # IRN's; logits at every pixel would take 16 times the memory
 
 
 class Amn(Method):
@@ -32,6 +32,7 @@ class Amn(Method):
     recipe = Recipe(
         epochs=5,
         batch_size=16,
+        backbone="resnet50",
         crop=512,
         long_side=(320, 640),
         scale=(0.5, 1.5),
@@ -100,9 +101,9 @@ class Amn(Method):
             {"cam": (K, *size)} in [0, 1], 0 for absent classes.
         """
         label, size = batch["label"][0], batch["size"]
-        total = sum(
-            F.interpolate(both, size=size, mode="bilinear", align_corners=False) for both in scores
-        )
+        stride = self.backbone.taps["high"].stride
+        cells = tuple(-(-side // stride) for side in size)
+        total = sum(enlarge(resize(both, cells), stride, size) for both in scores)
         logit = (total[0] + total[1].flip(-1)) / (2 * len(scores))
         present = label.nonzero()[:, 0]
         prob = logit.softmax(dim=0)[1:][present]

@@ -17,9 +17,11 @@ from torch import Tensor
 from network.affinity import affinity_losses, displacement_losses, pair_labels
 from network.backbones import TAP_NAMES, Backbone
 from network.contrast import full_precision
+from network.dropout import KeyedDropout
 from network.heads import BoundaryHead, DisplacementHead
 from network.losses import resize
 from network.methods import Batch, Method, Recipe, option
+from tool.cam import strided_size
 from tool.progress import Progress
 from tool.random_walk import pairs_within, path_affinity, random_walk
 
@@ -34,6 +36,7 @@ class Irn(Method):
     recipe = Recipe(
         epochs=3,
         batch_size=32,
+        backbone="resnet50",
         crop=512,
         long_side=(320, 640),
         scale=(0.5, 1.5),
@@ -72,9 +75,12 @@ class Irn(Method):
         if not pretrained:
             backbone.freeze_norms()
         backbone.requires_grad_(False)
-        channels = [tap.channels for tap in backbone.taps.values()]
-        self.boundary = BoundaryHead(channels)
-        self.displacement = DisplacementHead(channels)
+        for module in backbone.modules():
+            if isinstance(module, KeyedDropout):
+                module.probability = 0.0
+        taps = tuple(backbone.taps.values())
+        self.boundary = BoundaryHead(taps)
+        self.displacement = DisplacementHead(taps)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """`aff_background`, `aff_foreground`, `aff_different`, `dp_foreground`, `dp_background`."""
@@ -90,13 +96,13 @@ class Irn(Method):
             return terms | displacement_losses(displacement, labels, pairs)
 
     def weights(self) -> dict[str, float]:
-        """Half for the boundaries, half for the displacements; in each, pairs of one label half."""
+        """Half for pairs of one label, half for others; the two displacement terms half each."""
         return {
             "aff_background": 0.25,
             "aff_foreground": 0.25,
             "aff_different": 0.5,
-            "dp_foreground": 0.25,
-            "dp_background": 0.25,
+            "dp_foreground": 0.5,
+            "dp_background": 0.5,
         }
 
     def taps(self, image: Tensor) -> list[Tensor]:
@@ -107,7 +113,8 @@ class Irn(Method):
 
     def score(self, batch: Batch) -> Tensor:
         """(2B, 1, ceil(H / 4), ceil(W / 4)) logits of the boundary."""
-        return self.boundary(self.taps(batch["image"]), cells(batch["image"])).float()
+        size = strided_size(batch["image"].shape[-2:], STRIDE)
+        return self.boundary(self.taps(batch["image"]), size).float()
 
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """The earlier CAMs, walked within the boundaries, in the cells of the largest scale.
@@ -139,8 +146,7 @@ class Irn(Method):
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """The first image's boundaries."""
-        image = batch["image"][:1]
-        return {"edge": self.boundary(self.taps(image), cells(image)).float().sigmoid()[0]}
+        return {"edge": self.score({"image": batch["image"][:1]}).sigmoid()[0]}
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The boundary branch at `lr`, the displacement branch at ten times that."""
@@ -148,8 +154,3 @@ class Irn(Method):
             {"params": list(head.parameters()), "lr": lr * factor, "weight_decay": weight_decay}
             for head, factor in ((self.boundary, 1), (self.displacement, 10))
         ]
-
-
-def cells(image: Tensor) -> tuple[int, int]:
-    """The cells (h, w) of a stride of 4 of (N, 3, H, W)."""
-    return -(-image.shape[-2] // STRIDE), -(-image.shape[-1] // STRIDE)
