@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tool.origin import origin
 
 from data.catalog import Catalog, add_dataset_flags, catalog_from
 from data.colour import Finish
@@ -33,6 +32,7 @@ from tool.files import locked
 from tool.log import RunLog
 from tool.machine import cpp_compiler
 from tool.options import Parser, positive_int, run_stage
+from tool.origin import origin
 from tool.progress import Progress
 from tool.run_directory import file_hash, list_hash, resume_run, save_run, write_config
 from tool.train_flags import add_recipe_flags, add_run_flags
