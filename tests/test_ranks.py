@@ -133,7 +133,9 @@ def test_a_run_that_loses_a_rank_names_it_and_goes_on_with_another_number(
     folder_root, tmp_path
 ) -> None:
     weights, out = tmp_path / "weights.safetensors", tmp_path / "out"
-    safetensors.torch.save_file(build_backbone("resnet38d_slim").state_dict(), weights)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        safetensors.torch.save_file(build_backbone("resnet38d_slim").state_dict(), weights)
 
     def flags(out: Path) -> list[str]:
         return [str(f) for f in (*train_flags(folder_root, out, steps=8), "--weights", weights)]
@@ -153,7 +155,12 @@ def test_a_run_that_loses_a_rank_names_it_and_goes_on_with_another_number(
     assert result.returncode == 0, result.stderr
     assert f"steps {done} to 8" in result.stdout
     assert run("train_fbr.py", *flags(tmp_path / "whole")).returncode == 0
-    assert_equal(parameters(tmp_path / "whole"), parameters(out), 1e-3)
+    assert run("train_fbr.py", *flags(tmp_path / "other"), "--seed", 1).returncode == 0
+    whole, other = parameters(tmp_path / "whole"), parameters(tmp_path / "other")
+    # over eight steps near ties move a run by up to 0.6 %, other draws by far more
+    assert_equal(whole, parameters(out), 2e-2)
+    with pytest.raises(AssertionError):
+        assert_equal(whole, other, 0.2)
 
 
 def test_norms_from_scratch_are_synchronised_or_refused(monkeypatch) -> None:
