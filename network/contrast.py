@@ -259,6 +259,7 @@ class _LogSumExpCosine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, negative: Tensor, temperature: float) -> Tensor:
+        """(P, M, D), (P, n, D) -> (P, M)."""
         # one constant, the largest possible logit, steadies the exponentials: no pass for a maximum
         largest = query.new_full((), -1 / temperature)
         logit = torch.baddbmm(largest, query, negative.transpose(1, 2), alpha=1 / temperature)
@@ -271,6 +272,7 @@ class _LogSumExpCosine(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """(P, M) -> (P, M, D); negatives and temperature are constants."""
         weight, negative, total = ctx.saved_tensors
         scale = gradient / (total * ctx.temperature)
         return (weight @ negative).mul_(scale[:, :, None]), None, None
