@@ -214,13 +214,14 @@ def run_config(args: argparse.Namespace, catalog: Catalog) -> dict[str, Any]:
             f"--weights is needed for {args.backbone}: a .pth, .safetensors or .params file, or "
             "`none` to train from scratch"
         )
+    method = find_method(args.method)
     return {name: getattr(args, name) for name in IDENTITY.split()} | {
         "num_classes": catalog.num_classes,
         "class_names": list(catalog.class_names),
         "pretrained": args.weights != "none" or args.init is not None,
         "init_sha256": args.init and file_hash(args.init),
-        "seeds": args.seed_dir and origin(args.seed_dir),
-        "jitter": None if args.jitter == find_method(args.method).recipe.jitter else args.jitter,
+        "seeds": origin(args.seed_dir) if args.seed_dir and "seed" in method.inputs else None,
+        "jitter": None if args.jitter == method.recipe.jitter else args.jitter,
         "list_sha256": list_hash(catalog.ids(args.list)),
     }
 

@@ -74,6 +74,7 @@ class _Depthwise(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     @torch.amp.custom_bwd(device_type="cpu")
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of feature, weight and bias, where they are wanted."""
         feature, weight = ctx.saved_tensors
         wants_feature, wants_weight, wants_bias, _ = ctx.needs_input_grad
         kernel = weight.shape[-1]

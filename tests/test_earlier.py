@@ -132,6 +132,11 @@ def amn_flags(root: Path, out: Path, seeds: Path, *, steps: int) -> list[object]
     return [*flags, "--seed-dir", seeds, "--long-side", 48, 80]
 
 
+def infer_flags(root: Path, out: Path) -> list[object]:
+    data = ["--dataset", "folder", "--root", root, "--list", "train"]
+    return ["--checkpoint", out / "checkpoint.pth", *data, "--scales", 1, "--num-workers", 0]
+
+
 def test_amn_interrupted_goes_on_to_the_same_weights(
     catalog: Catalog, folder_dataset: Path, tmp_path: Path
 ) -> None:
@@ -157,8 +162,7 @@ def test_amn_infers_with_its_seeds_alone(
 ) -> None:
     seeds, out = write_seeds(catalog, tmp_path / "seed"), tmp_path / "run"
     assert run("train_fbr.py", *amn_flags(folder_dataset, out, seeds, steps=1)).returncode == 0
-    data = ["--dataset", "folder", "--root", folder_dataset, "--list", "train"]
-    infer = ["--checkpoint", out / "checkpoint.pth", *data, "--scales", 1, "--num-workers", 0]
+    infer = infer_flags(folder_dataset, out)
     assert_refused(run("infer_cam.py", *infer, "--out", tmp_path / "cam"), "--seed-dir")
     result = run("infer_cam.py", *infer, "--out", tmp_path / "cam", "--seed-dir", seeds)
     assert result.returncode == 0, result.stderr
@@ -193,8 +197,7 @@ def test_maps_of_other_cams_or_seeds_do_not_mix(
 ) -> None:
     seeds, out = write_seeds(catalog, tmp_path / "seed"), tmp_path / "run"
     assert run("train_fbr.py", *amn_flags(folder_dataset, out, seeds, steps=1)).returncode == 0
-    data = ["--dataset", "folder", "--root", folder_dataset, "--list", "train"]
-    infer = ["--checkpoint", out / "checkpoint.pth", *data, "--scales", 1, "--num-workers", 0]
+    infer = infer_flags(folder_dataset, out)
     infer += ["--out", tmp_path / "cam", "--seed-dir"]
     assert_refused(run("infer_cam.py", *infer, tmp_path / "typo"), "typo", "crf_postprocess.py")
     assert run("infer_cam.py", *infer, seeds).returncode == 0, "the typo claimed nothing"

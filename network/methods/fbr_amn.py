@@ -21,6 +21,7 @@ from network.losses import image_cells
 from network.methods import Batch, option
 from network.methods.amn import Amn
 from network.nroi_contrast import NroiConfig, NroiContrast
+from network.options import weights_of
 from tool.progress import Progress
 
 
@@ -89,8 +90,4 @@ class FbrAmn(NroiContrast, Amn):
 
     def weights(self) -> dict[str, float]:
         """`pixel` has weight 1; the others are `weight_NAME` of the config."""
-        prefix = "weight_"
-        values = dataclasses.asdict(self.config).items()
-        return super().weights() | {
-            k.removeprefix(prefix): v for k, v in values if k.startswith(prefix)
-        }
+        return super().weights() | weights_of(self.config)

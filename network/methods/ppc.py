@@ -27,6 +27,7 @@ from network.losses import (
 )
 from network.methods import Batch, option
 from network.methods.eps import Eps
+from network.options import weights_of
 from network.prototypes import intra_weights, nearest_prototypes, prototype_cross_entropy
 from tool.dist import global_mean
 from tool.progress import Progress
@@ -97,9 +98,7 @@ class Ppc(Eps):
 
     def weights(self) -> dict[str, float]:
         """`cls` has weight 1; the others are `weight_NAME` of the config."""
-        prefix = "weight_"
-        values = dataclasses.asdict(self.config).items()
-        return {"cls": 1.0} | {k.removeprefix(prefix): v for k, v in values if k.startswith(prefix)}
+        return {"cls": 1.0} | weights_of(self.config)
 
     def views(self, batch: Batch) -> tuple[View, View]:
         """The crop, and its resize to the contrast grid."""
