@@ -82,11 +82,19 @@ def inputs(
         maps = torch.rand(args.batch_size, num_classes + 1, 4, 4, generator=generator)
         maps = torch.nn.functional.interpolate(maps, size=(args.cells,) * 2, mode="bilinear")
         shape = (args.batch_size, width, args.cells, args.cells)
-        embedding = torch.rand(shape, generator=generator).to(device).requires_grad_()
+        embedding = random_map(shape, generator, device).requires_grad_()
         none = torch.empty(0, device=device)
         views.append(View(label, none, none, maps.to(device), maps.to(device), embedding))
-        background.append(torch.rand(shape, generator=generator).to(device))
+        background.append(random_map(shape, generator, device))
     return tuple(views), background
+
+
+def random_map(
+    shape: tuple[int, ...], generator: torch.Generator, device: torch.device
+) -> torch.Tensor:
+    """In memory as a training step has it: channels last."""
+    map_ = torch.rand(shape, generator=generator).to(device)
+    return map_.contiguous(memory_format=torch.channels_last)
 
 
 def contrast_step(

@@ -12,6 +12,7 @@ P class slots, M query slots a class, n negatives. Nothing here asks the device 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from tool import dist
 from tool.progress import Progress
 
 _EPS = 1e-5
+_BLOCK = 64  # rows of queries that a matrix product takes at a time on the CPU
 
 
 def full_precision(like: Tensor) -> torch.autocast:
@@ -162,12 +164,28 @@ class Queries:
 
     Attributes:
         slots: (P,) 0-based classes. cell: (P, M) indices into the global cells. chosen: (P, M)
-            bool.
+            bool. As `draw_queries` makes them, a slot's chosen cells come first, and the slots
+            with most of them.
     """
 
     slots: Tensor
     cell: Tensor
     chosen: Tensor
+
+    def blocks(self) -> list[tuple[int, int, int]]:
+        """(first row, last row + 1, slots) of blocks of (P, M) that hold every chosen query.
+
+        On an accelerator, which is not asked how many are chosen, one block of everything.
+        """
+        slots, rows = self.chosen.shape
+        if self.chosen.device.type != "cpu":
+            return [(0, rows, slots)]
+        starts = range(0, rows, _BLOCK)
+        counts = self.chosen[:, ::_BLOCK].sum(dim=0).tolist()
+        return [
+            (start, min(start + _BLOCK, rows), count)
+            for start, count in zip(starts, counts, strict=True)
+        ]
 
 
 @torch.no_grad()
@@ -178,7 +196,9 @@ def draw_queries(
     priority = progress.uniform(name, (len(cells.pseudo),), cells.pseudo.device)
     priority = torch.where(candidates, priority + 1, 0.0)
     value, cell = priority.topk(min(cap, _most(candidates)), dim=1)
-    return Queries(slots, cell, value > 0)
+    chosen = value > 0
+    order = chosen.sum(dim=1).argsort(descending=True, stable=True)
+    return Queries(slots[order], cell[order], chosen[order])
 
 
 def _most(candidates: Tensor) -> int:
@@ -225,57 +245,69 @@ def foreground_negatives(
 
 
 def info_nce(
-    query: Tensor, positive: Tensor, negative: Tensor, *, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    query: Tensor,
+    to_positive: Tensor,
+    negative: Tensor,
+    *,
+    temperature: float,
+    blocks: Sequence[tuple[int, int, int]] | None = None,
+) -> Tensor:
     """InfoNCE of each query against its class's positive and its class's negatives.
 
     Args:
         query: (P, M, D), unit vectors, as `query_embedding` gives them; receives the gradient.
-        positive: (P, D), constant. negative: (P, n, D), constant.
-        temperature: divides the cosine similarity, which is in [-1, 1].
+        to_positive: (P, M) cosines of the queries to their positives; receives the gradient.
+        negative: (P, n, D), unit vectors, constant.
+        temperature: divides the cosines; at least 0.03, so that no exponential overflows.
+        blocks: `Queries.blocks`, the rows that are wanted; None: all.
 
     Returns:
-        (P, M) losses, and the detached cosines (P, M) to the positive and (P, M) mean to the
-        negatives.
+        (P, M) losses; outside the blocks they mean nothing.
 
     Source: FBR (TCSVT 2024), pixel-to-NROI and intra-foreground contrast.
     Differs from the release: there the cosine runs over the wrong axis and the queries are
     detached.
     """
-    negative = unit(negative.detach())
-    to_positive = (query * unit(positive.detach())[:, None]).sum(dim=2)
-    negatives = _LogSumExpCosine.apply(query, negative, temperature)
-    mean_negative = (query.detach() @ negative.mean(dim=1)[:, :, None])[:, :, 0]
-    loss = F.softplus(negatives - to_positive / temperature)
-    return loss, to_positive.detach(), mean_negative
+    if blocks is None:
+        blocks = [(0, query.shape[1], len(query))]
+    negatives = _LogSumExp.apply(query, negative.detach() / temperature, blocks)
+    return F.softplus(negatives - to_positive / temperature)
 
 
-class _LogSumExpCosine(torch.autograd.Function):
-    """log sum_r exp(query . negative_r / T), (P, M), of unit vectors; a gradient to queries alone.
+class _LogSumExp(torch.autograd.Function):
+    """log sum_r exp(query . negative_r), (P, M); a gradient to the queries alone.
 
-    The softmax over the negatives, which autograd would write out once more, is never formed: its
-    product with the negatives is scaled row by row.
+    The products are within +-1/0.03 (`info_nce`), so no maximum has to be subtracted. The softmax
+    over the negatives, which autograd would write out once more, is never formed: its product with
+    the negatives is scaled row by row.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, negative: Tensor, temperature: float) -> Tensor:
-        """(P, M, D), (P, n, D) -> (P, M)."""
-        # one constant, the largest possible logit, steadies the exponentials: no pass for a maximum
-        largest = query.new_full((), -1 / temperature)
-        logit = torch.baddbmm(largest, query, negative.transpose(1, 2), alpha=1 / temperature)
-        weight = logit.exp_()
-        total = weight.sum(dim=2).clamp(min=torch.finfo(weight.dtype).tiny)
-        ctx.save_for_backward(weight, negative, total)
-        ctx.temperature = temperature
-        return total.log() + 1 / temperature
+    def forward(
+        ctx: Any, query: Tensor, negative: Tensor, blocks: Sequence[tuple[int, int, int]]
+    ) -> Tensor:
+        """(P, M, D), (P, n, D), `Queries.blocks` -> (P, M); 0 outside the blocks."""
+        total = query.new_ones(query.shape[:2])
+        weights = []
+        for first, last, slots in blocks:
+            logit = query[:slots, first:last] @ negative[:slots].transpose(1, 2)
+            weights.append(logit.exp_())
+            torch.sum(weights[-1], dim=2, out=total[:slots, first:last])
+        ctx.save_for_backward(negative, total, *weights)
+        ctx.blocks = blocks
+        return total.log()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """(P, M) -> (P, M, D); negatives and temperature are constants."""
-        weight, negative, total = ctx.saved_tensors
-        scale = gradient / (total * ctx.temperature)
-        return (weight @ negative).mul_(scale[:, :, None]), None, None
+        """(P, M) -> (P, M, D); negatives are constants."""
+        negative, total, *weights = ctx.saved_tensors
+        result = negative.new_zeros(*gradient.shape, negative.shape[2])
+        scale = (gradient / total)[:, :, None]
+        for weight, (first, last, slots) in zip(weights, ctx.blocks, strict=True):
+            part = (slice(slots), slice(first, last))
+            torch.mul(weight @ negative[:slots], scale[part], out=result[part])
+        return result, None, None
 
 
 def query_embedding(
@@ -307,11 +339,25 @@ def class_balanced_mean(
     Returns:
         Scalar; exactly 0, attached to the graph, when no class is usable.
     """
-    count = queries.chosen.sum(dim=1)
-    counted = usable & (count > 0)
-    weight = counted / (count.clamp(min=1) * counted.sum().clamp(min=1))
-    kept = torch.where(here & counted[:, None], value, torch.zeros_like(value))
-    return (kept * weight[:, None]).sum() * progress.world_size
+    kept = torch.where(here & usable[:, None], value, torch.zeros_like(value))
+    count = queries.chosen.sum(dim=1).clamp(min=1)
+    return class_mean(kept.sum(dim=1) / count, queries, usable, progress)
+
+
+def class_mean(value: Tensor, queries: Queries, usable: Tensor, progress: Progress) -> Tensor:
+    """This rank's share of the mean of (P,) `value` over the usable classes that have queries."""
+    counted = usable & queries.chosen.any(dim=1)
+    return (value * (counted / counted.sum().clamp(min=1))).sum() * progress.world_size
+
+
+@torch.no_grad()
+def mean_query(query: Tensor, here: Tensor, queries: Queries) -> Tensor:
+    """(P, D): this rank's share of the mean of each class's queries (P, M, D).
+
+    A query's mean cosine to any unit vectors is a product with this.
+    """
+    share = here / queries.chosen.sum(dim=1, keepdim=True).clamp(min=1)
+    return (share[:, None] @ query)[:, 0]
 
 
 def class_sizes(pseudo: Tensor, num_classes: int) -> Tensor:

@@ -79,8 +79,18 @@ class NROIBank(nn.Module):
         self.written += total
 
     @torch.no_grad()
-    def sample(self, shape: tuple[int, ...], progress: Progress, name: str) -> Tensor:
-        """(*shape, D) rows of the filled part, uniformly, with replacement; zeros while empty."""
-        draw = progress.uniform(name, shape, self.storage.device)
+    def sample(
+        self,
+        shape: tuple[int, ...],
+        progress: Progress,
+        name: str,
+        *,
+        rows: Tensor | slice = slice(None),
+    ) -> Tensor:
+        """(*shape, D) rows of the filled part, uniformly, with replacement; zeros while empty.
+
+        `rows` selects along `shape`'s first axis, before anything is read.
+        """
+        draw = progress.uniform(name, shape, self.storage.device)[rows]
         row = (draw * self.filled).long().clamp(max=(self.filled - 1).clamp(min=0))
         return self.storage[row]

@@ -6,20 +6,25 @@ Source: FBR (X. Yin et al., IEEE TCSVT 2024, arXiv 2406.15755).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.contrast import (
     Cells,
     class_balanced_mean,
+    class_mean,
     class_slots,
     draw_queries,
     foreground_negatives,
     hard_cells,
     info_nce,
+    mean_query,
     query_embedding,
+    unit,
 )
 from network.heads import BackgroundSegmentation, projection
 from network.losses import image_cells, mean_of_views, over_maximum, resize
@@ -60,7 +65,7 @@ class NroiContrast(nn.Module):
             channels: of the feature map that phi_bg reads.
 
         Raises:
-            ValueError: a temperature so low that `info_nce`'s exponentials vanish, an empty bank.
+            ValueError: a temperature so low that `info_nce`'s exponentials overflow, an empty bank.
         """
         if self.config.temperature < 0.03:
             raise ValueError(f"temperature {self.config.temperature} is not at least 0.03")
@@ -109,13 +114,9 @@ class NroiContrast(nn.Module):
         views = range(len(embeddings))
         both = [self.fbr_losses(embeddings[i], cells[i], slots, progress, i) for i in views]
         self._metrics = mean_of_views([metrics for _, metrics in both])
-        grid = embeddings[0].shape[-2:]
         if progress.micro == 0:  # else they belong to this step's other micro-batches
             self._pending = []
-        inside = image_cells(valid, grid)
-        for i in views:
-            nroi = resize(F.relu(background[i].detach()), grid)
-            self._pending.append(self.image_nrois(nroi, cells[i], inside, progress, i))
+        self._pending += self.image_nrois(background, cells, valid, progress)
         return mean_of_views([terms for terms, _ in both])
 
     def fbr_losses(
@@ -132,8 +133,10 @@ class NroiContrast(nn.Module):
         queries = draw_queries(
             cells, hard, slots, progress, f"query.{name}", cap=config.max_queries
         )
+        slots = queries.slots
         query, here = query_embedding(embedding, queries, progress)
-        positive = cells.prototype[slots + 1]
+        positive = unit(cells.prototype[slots + 1])
+        to_positive = (query @ positive[:, :, None])[:, :, 0]
         cell, has_other = foreground_negatives(
             cells,
             slots,
@@ -143,46 +146,58 @@ class NroiContrast(nn.Module):
             temperature=config.temperature,
         )
         shape = (len(cells.valid) - 1, config.num_negatives)
-        nroi = self.bank.sample(shape, progress, f"nroi.{name}")[slots]
+        nroi = self.bank.sample(shape, progress, f"nroi.{name}", rows=slots)
         has_nroi = (self.bank.filled > 0).expand(len(slots))
+        mean, blocks = mean_query(query.detach(), here, queries), queries.blocks()
         terms, metrics = {}, {}
         for term, negative, usable in (
-            ("nce_fg", cells.embedding[cell], has_other),
-            ("nce_nroi", nroi, has_nroi),
+            ("nce_fg", unit(cells.embedding[cell]), has_other),
+            ("nce_nroi", unit(nroi), has_nroi),
         ):
-            loss, *cosines = info_nce(query, positive, negative, temperature=config.temperature)
+            loss = info_nce(
+                query, to_positive, negative, temperature=config.temperature, blocks=blocks
+            )
             terms[term] = class_balanced_mean(loss, here, queries, usable, progress)
-            for side, cosine in zip(("positive", "negative"), cosines, strict=True):
-                metrics[f"{term}_cos_{side}"] = class_balanced_mean(
-                    cosine, here, queries, usable, progress
-                )
+            for side, other in (("positive", positive), ("negative", negative.mean(dim=1))):
+                cosine = (mean * other).sum(dim=1)
+                metrics[f"{term}_cos_{side}"] = class_mean(cosine, queries, usable, progress)
         return terms, metrics
 
     def image_nrois(
-        self, background: Tensor, cells: Cells, inside: Tensor, progress: Progress, index: int
-    ) -> tuple[Tensor, Tensor]:
-        """Each image's NROIs: centroids of its background cells, padding left out.
+        self,
+        background: Sequence[Tensor],
+        cells: Sequence[Cells],
+        valid: Tensor,
+        progress: Progress,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Each view's and image's NROIs: centroids of its background cells, padding left out.
 
         Args:
-            background: (N, D, g, g), Z_bg, constant. inside: (N, 1, g, g) bool.
+            background: phi_bg's output (N, D, h, w) a view; constants here.
+            cells: of the same views, all of g x g cells.
+            valid: (N, 1, H, W) bool, the pixels that are not padding.
 
         Returns:
-            (N, k, D) and (N, k) bool.
+            A view: (N, k, D) and (N, k) bool.
         """
-        feature = background.flatten(2).transpose(1, 2)
-        images, count, _ = feature.shape
-        member = cells.local(cells.pseudo, progress).view(images, count) == 0
-        member &= inside.flatten(1)
-        priority = progress.uniform_per_image(
-            f"kmeans.view{index}", images, (count,), feature.device
-        )
-        return kmeans(
-            feature,
-            member,
-            priority,
+        images, count = len(valid), len(cells[0].pseudo) // cells[0].images
+        grid = (math.isqrt(count),) * 2
+        inside = image_cells(valid, grid).flatten(1)
+        feature, member, priority = [], [], []
+        for index, (here, output) in enumerate(zip(cells, background, strict=True)):
+            map_ = resize(F.relu(output.detach()), grid).float()
+            feature.append(map_.flatten(2).transpose(1, 2))
+            member.append((here.local(here.pseudo, progress).view(images, count) == 0) & inside)
+            name = f"kmeans.view{index}"
+            priority.append(progress.uniform_per_image(name, images, (count,), map_.device))
+        vector, found = kmeans(  # of both views at once
+            torch.cat(feature),
+            torch.cat(member),
+            torch.cat(priority),
             clusters=self.config.num_clusters,
             iterations=self.config.kmeans_iterations,
         )
+        return list(zip(vector.split(images), found.split(images), strict=True))
 
     def after_step(self, progress: Progress) -> None:
         """Put the step's NROIs of all ranks into the bank, in image order."""

@@ -19,6 +19,7 @@ from method_cases import (
 )
 
 from network import nroi_contrast
+from network.losses import resize
 from network.methods import ppc as ppc_module
 from tool.progress import Progress
 
@@ -178,13 +179,19 @@ def test_fbr_pools_by_tap_and_the_hosts_plainly() -> None:
 def test_nrois_are_centroids_of_the_background_cells_of_their_image() -> None:
     method, batch = make_method("fbr", num_clusters=64), make_batch(MIXED)
     batch["valid"][0, :, SIDE // 2 :] = False  # the lower half of the first image is padding
-    seen = []
-    inner = method.image_nrois
-    method.image_nrois = lambda *args: seen.append((args[:2], inner(*args))) or seen[-1][1]
+    seen, inner = [], method.image_nrois
+
+    def spy(*args: object) -> object:
+        result = inner(*args)
+        seen.extend(zip(args[0], args[1], result, strict=True))
+        return result
+
+    method.image_nrois = spy
     method(batch, Progress())
     assert len(seen) == 2
-    for (background, cells), (centroid, valid) in seen:
-        assert background.min() >= 0  # after phi_bg's ReLU
+    for output, cells, (centroid, valid) in seen:
+        background = resize(output.detach().relu(), (8, 8))
+        assert output.min() < 0  # phi_bg's ReLU is part of it
         member = (cells.pseudo == 0).view(len(MIXED), 8, 8)
         member[0, 4:] = False
         member = member.flatten(1)

@@ -182,6 +182,8 @@ def test_samples_come_from_the_filled_part_uniformly() -> None:
     share = torch.bincount(drawn[..., 0].long().flatten(), minlength=5) / 10_000
     assert share.tolist() == pytest.approx([0, 0.25, 0.25, 0.25, 0.25], abs=0.02)
     assert torch.equal(bank.sample((2, 5000), STEP, "n"), drawn)
+    second = bank.sample((2, 5000), STEP, "n", rows=torch.tensor([1]))
+    assert torch.equal(second, drawn[1:])
     later = bank.sample((2, 5000), dataclasses.replace(STEP, step=2), "n")
     assert not torch.equal(later, drawn)
 

@@ -59,6 +59,22 @@ def test_queries_are_candidates_without_repetition_up_to_the_cap() -> None:
     )
 
 
+def test_queries_come_first_and_so_do_the_classes_that_have_most_of_them() -> None:
+    pseudo = torch.tensor([[1] * 5 + [2] * 90 + [3] * 70 + [0] * 35])
+    cells, slots = make_cells(pseudo, num_classes=3), torch.tensor([0, 1, 2])
+    candidates = cells.pseudo == slots[:, None] + 1
+    queries = contrast.draw_queries(cells, candidates, slots, STEP, "q", cap=256)
+    assert queries.slots.tolist() == [1, 2, 0]
+    assert queries.chosen.sum(dim=1).tolist() == [90, 70, 5]
+    for slot, cell, chosen in zip(queries.slots, queries.cell, queries.chosen, strict=True):
+        assert (cells.pseudo[cell[chosen]] == slot + 1).all()
+    inside = torch.zeros_like(queries.chosen)
+    for first, last, slots_inside in queries.blocks():
+        inside[:slots_inside, first:last] = True
+    assert (inside | ~queries.chosen).all()
+    assert not inside.all()
+
+
 PROTOTYPES = torch.tensor([[0.0, 0], [1, 0], [0.9, 0.3], [-1, 0.2], [0, 1]])
 
 
