@@ -22,7 +22,7 @@ from tool.predictions import require_files
 def parser() -> Parser:
     """The command line."""
     parser = Parser(description="dense CRF over CAMs: pseudo masks or confident seeds")
-    add_dataset_flags(parser, list_name="train")
+    add_dataset_flags(parser)
     add_skip_flag(parser)
     add = parser.add_argument
     add("--cam-dir", type=Path, required=True, help="folder with ID.npy, from infer_cam.py")

@@ -154,7 +154,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--method", choices=method_names(), help="refuse a checkpoint of another method")
     add("--backbone", help="refuse a checkpoint of another backbone")
-    add_dataset_flags(parser, list_name="train")
+    add_dataset_flags(parser)
     add_skip_flag(parser)
     add_earlier_flags(parser)
     add("--out", type=Path, help="folder for the .npy files")

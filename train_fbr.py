@@ -152,7 +152,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     method = find_method(first.parse_known_args(argv)[0].method)
     parser = Parser(prog="train_fbr.py", description=__doc__)
     parser.add_argument("--method", default="fbr", choices=method_names(), help="what to train")
-    add_dataset_flags(parser, list_name="train")
+    add_dataset_flags(parser)
     add_skip_flag(parser)
     add_earlier_flags(parser)
     add_network_flags(parser, method.recipe.backbone)

@@ -56,7 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
     parser = Parser(prog="benchmarks.infer_cam", description=__doc__)
     add = parser.add_argument
-    add_dataset_flags(parser, list_name="train")
+    add_dataset_flags(parser)
     add_network_flags(parser)
     add("--scales", type=float, nargs="+", help="None: the method's recipe")
     add("--batch-size", type=positive_int, nargs="+", default=[1, 4, 8], help="images at once")

@@ -63,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
     parser = Parser(prog="benchmarks.train_step", description=__doc__)
     add = parser.add_argument
-    add_dataset_flags(parser, list_name="train")
+    add_dataset_flags(parser)
     add_earlier_flags(parser)
     add_network_flags(parser)
     add("--crop", type=positive_int, default=224, help="pixels")

@@ -20,6 +20,7 @@ from data.labels import read_class_names, read_labels, read_text
 MASK_SUFFIXES = (".png", ".PNG")
 SALIENCY_SUFFIXES = MASK_SUFFIXES + IMAGE_SUFFIXES
 TOY_ROOT = Path("out/toy-data")
+AUTO_LISTS = ("train_aug", "train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,12 @@ class Catalog:
                 raise ValueError(f"list {path} has image {image_id!r} twice")
             seen.add(image_id)
         return ids
+
+    def auto_list(self) -> str:
+        """What is trained on and gets pseudo masks: train_aug where there is one, else train."""
+        folder = self.root / self.layout.lists
+        there = (name for name in AUTO_LISTS if (folder / f"{name}.txt").is_file())
+        return next(there, AUTO_LISTS[-1])
 
     def _list_path(self, list_name: str) -> Path:
         folder = self.root / self.layout.lists
@@ -260,7 +267,7 @@ def _make_toy(root: Path) -> None:
         write_toy(root)
 
 
-def add_dataset_flags(parser: argparse.ArgumentParser, *, list_name: str) -> None:
+def add_dataset_flags(parser: argparse.ArgumentParser, *, list_name: str = "auto") -> None:
     """Add --dataset, --root, --list (`list_name` by default), --labels and --saliency-root."""
     group = parser.add_argument_group("dataset")
     group.add_argument("--dataset", default="toy", choices=tuple(LAYOUTS), help="folder layout")
@@ -270,7 +277,10 @@ def add_dataset_flags(parser: argparse.ArgumentParser, *, list_name: str) -> Non
         help=f"folder of the dataset; for toy, made in {TOY_ROOT} when not given",
     )
     group.add_argument(
-        "--list", default=list_name, help="image list: a name in the list folder, or a .txt file"
+        "--list",
+        default=list_name,
+        help="image list: a name in the list folder, a .txt file, or auto: train_aug, where the "
+        "dataset has it, else train",
     )
     group.add_argument(
         "--labels",
@@ -283,10 +293,13 @@ def add_dataset_flags(parser: argparse.ArgumentParser, *, list_name: str) -> Non
 
 
 def catalog_from(args: argparse.Namespace) -> Catalog:
-    """The catalog that the flags of `add_dataset_flags` name."""
+    """The catalog that the flags of `add_dataset_flags` name; `auto` in --list is resolved."""
     root = args.root
     if root is None:
         if args.dataset != "toy":
             raise ValueError(f"dataset {args.dataset!r} needs its folder: pass --root")
         root = TOY_ROOT
-    return open_catalog(args.dataset, root, labels=args.labels, saliency_root=args.saliency_root)
+    catalog = open_catalog(args.dataset, root, labels=args.labels, saliency_root=args.saliency_root)
+    if args.list == "auto":
+        args.list = catalog.auto_list()
+    return catalog

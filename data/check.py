@@ -198,7 +198,7 @@ def as_json(report: Report) -> dict[str, object]:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = Parser(prog="python -m data.check", description=__doc__.split("\n", maxsplit=1)[0])
-    add_dataset_flags(parser, list_name="train")
+    add_dataset_flags(parser)
     parser.add_argument("--json", type=Path, help="also write the report, with every problem, here")
     parser.add_argument(
         "--strict",

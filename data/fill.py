@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(
         prog="python -m data.fill", description="masks of the baseline without a network"
     )
-    add_dataset_flags(parser, list_name="train")
+    add_dataset_flags(parser)
     add_skip_flag(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for the mask PNGs")
     args = parser.parse_args(argv)

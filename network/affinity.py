@@ -73,11 +73,11 @@ def displacement_losses(
     difference = displacement[:, :, None] - at_offsets(displacement, pairs.offsets, fill=0)
     offset = torch.tensor(pairs.offsets, dtype=difference.dtype).T[None, :, :, None, None]
     offset = offset.to(difference.device, non_blocking=True)
-    both = labels.foreground[:, None].expand_as(difference)
-    neither = labels.background[:, None].expand_as(difference)
+    foreground, background = labels.foreground[:, None], labels.background[:, None]
+    off = (difference - offset * foreground).abs()  # once for both: no pair is of both kinds
     return {
-        "dp_foreground": _mean((difference - offset).abs(), both),
-        "dp_background": _mean(difference.abs(), neither),
+        "dp_foreground": _mean(off, foreground.expand_as(off)),
+        "dp_background": _mean(off, background.expand_as(off)),
     }
 
 

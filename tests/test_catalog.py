@@ -197,6 +197,22 @@ def test_missing_folders_name_their_flag(folder_dataset: Path, flag: str) -> Non
         catalog_from(parser.parse_args([*flags, flag, missing]))
 
 
+def test_the_auto_list_is_train_aug_where_there_is_one(folder_dataset: Path) -> None:
+    parser = Parser()
+    add_dataset_flags(parser)
+    flags = ["--dataset", "folder", "--root", str(folder_dataset)]
+    for expected in ("train", "train_aug"):
+        args = parser.parse_args(flags)
+        assert args.list == "auto"
+        catalog = catalog_from(args)
+        assert args.list == expected
+        assert (catalog.ids(args.list) == ["a1"]) == (expected == "train_aug")
+        (folder_dataset / "lists" / "train_aug.txt").write_text("a1\n")
+    named = parser.parse_args([*flags, "--list", "val"])
+    catalog_from(named)
+    assert named.list == "val"
+
+
 def test_root_is_asked_for(folder_dataset: Path) -> None:
     parser = Parser()
     add_dataset_flags(parser, list_name="train")

@@ -46,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--cam-dir", type=Path, required=True, help="folder of .npy files of any layout")
     add("--out", type=Path, required=True, help="folder for the converted files")
     add("--to", choices=tuple(WRITERS), required=True, help="layout to write")
-    add_dataset_flags(parser, list_name="train")
+    add_dataset_flags(parser)
     return parser.parse_args(argv)
 
 

@@ -63,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, help="folder for ID.png; None: the dataset's")
     add("--shard", type=shard, default=(0, 1), metavar="I/N", help="share I of N, from 0")
     add("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes")
-    add_dataset_flags(parser, list_name="train")
+    add_dataset_flags(parser)
     add_skip_flag(parser)
     parser.set_defaults(dataset="folder")
     return parser.parse_args(argv)
