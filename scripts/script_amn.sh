@@ -33,9 +33,9 @@ esac
 if [ "${SHORT:-0}" = 1 ]; then                                   # a few hundred images on a CPU
   size=(--crop 224 --long-side 224 384 --batch-size 8)
   CAM_SCALES="${CAM_SCALES:-1 1.5}"
-  CAM_FLAGS="${CAM_FLAGS:---steps 150 --momentum 0.9 --lr 0.005 --warmup 50}"
-  AMN_FLAGS="${AMN_FLAGS:---steps 150 --lr 0.00005}"
-  IRN_FLAGS="${IRN_FLAGS:---steps 60}"
+  CAM_FLAGS="${CAM_FLAGS:---steps 200 --momentum 0.9 --lr 0.005 --warmup 50}"
+  AMN_FLAGS="${AMN_FLAGS:---steps 200 --lr 0.00005}"
+  IRN_FLAGS="${IRN_FLAGS:---steps 100 --momentum 0.9 --warmup 20}"
   cam_size=("${size[@]}") amn_size=("${size[@]}") irn_size=("${size[@]}")
 else                                                             # IRN's and AMN's settings
   BACKBONE="${BACKBONE:-resnet50}"
