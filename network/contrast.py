@@ -246,23 +246,23 @@ def foreground_negatives(
 
 def info_nce(
     query: Tensor,
-    to_positive: Tensor,
-    negative: Tensor,
+    positive: Tensor,
+    negatives: Sequence[Tensor],
     *,
     temperature: float,
     blocks: Sequence[tuple[int, int, int]] | None = None,
-) -> Tensor:
-    """InfoNCE of each query against its class's positive and its class's negatives.
+) -> tuple[Tensor, ...]:
+    """InfoNCE of each query against its class's positive and each set of its class's negatives.
 
     Args:
         query: (P, M, D), unit vectors, as `query_embedding` gives them; receives the gradient.
-        to_positive: (P, M) cosines of the queries to their positives; receives the gradient.
-        negative: (P, n, D), unit vectors, constant.
+        positive: (P, D), unit vectors, constant.
+        negatives: the sets, each (P, n, D), unit vectors, constant.
         temperature: divides the cosines; at least 0.03, so that no exponential overflows.
         blocks: `Queries.blocks`, the rows that are wanted; None: all.
 
     Returns:
-        (P, M) losses; outside the blocks they mean nothing.
+        (P, M) losses a set; outside the blocks they mean nothing.
 
     Source: FBR (TCSVT 2024), pixel-to-NROI and intra-foreground contrast.
     Differs from the release: there the cosine runs over the wrong axis and the queries are
@@ -270,44 +270,51 @@ def info_nce(
     """
     if blocks is None:
         blocks = [(0, query.shape[1], len(query))]
-    negatives = _LogSumExp.apply(query, negative.detach() / temperature, blocks)
-    return F.softplus(negatives - to_positive / temperature)
+    constants = [tensor.detach() for tensor in (positive, *negatives)]
+    return _InfoNCE.apply(query, *constants, temperature, blocks).unbind()
 
 
-class _LogSumExp(torch.autograd.Function):
-    """log sum_r exp(query . negative_r), (P, M); a gradient to the queries alone.
+class _InfoNCE(torch.autograd.Function):
+    """softplus(log sum_r exp(query . negative_r / T) - query . positive / T), a row a set.
 
-    The products are within +-1/0.03 (`info_nce`), so no maximum has to be subtracted. The softmax
+    Cosines over T are within +-1/0.03 (`info_nce`), so no maximum has to be subtracted. The softmax
     over the negatives, which autograd would write out once more, is never formed: its product with
     the negatives is scaled row by row.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, negative: Tensor, blocks: Sequence[tuple[int, int, int]]
-    ) -> Tensor:
-        """(P, M, D), (P, n, D), `Queries.blocks` -> (P, M); 0 outside the blocks."""
-        total = query.new_ones(query.shape[:2])
+    def forward(ctx: Any, query: Tensor, positive: Tensor, *others: Any) -> Tensor:
+        """(P, M, D), (P, D), S sets of (P, n, D), T, `Queries.blocks` -> (S, P, M)."""
+        *negatives, temperature, blocks = others
+        scaled = query / temperature
+        total = query.new_ones(len(negatives), *query.shape[:2])
         weights = []
         for first, last, slots in blocks:
-            logit = query[:slots, first:last] @ negative[:slots].transpose(1, 2)
-            weights.append(logit.exp_())
-            torch.sum(weights[-1], dim=2, out=total[:slots, first:last])
-        ctx.save_for_backward(negative, total, *weights)
-        ctx.blocks = blocks
-        return total.log()
+            rows = scaled[:slots, first:last]
+            for sums, negative in zip(total, negatives, strict=True):
+                weights.append((rows @ negative[:slots].transpose(1, 2)).exp_())
+                torch.sum(weights[-1], dim=2, out=sums[:slots, first:last])
+        loss = F.softplus(total.log() - (scaled @ positive[:, :, None])[:, :, 0])
+        ctx.save_for_backward(positive, total, loss, *negatives, *weights)
+        ctx.temperature, ctx.blocks = temperature, blocks
+        return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """(P, M) -> (P, M, D); negatives are constants."""
-        negative, total, *weights = ctx.saved_tensors
-        result = negative.new_zeros(*gradient.shape, negative.shape[2])
-        scale = (gradient / total)[:, :, None]
-        for weight, (first, last, slots) in zip(weights, ctx.blocks, strict=True):
-            part = (slice(slots), slice(first, last))
-            torch.mul(weight @ negative[:slots], scale[part], out=result[part])
-        return result, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """(S, P, M) -> (P, M, D); positives and negatives are constants."""
+        positive, total, loss, *rest = ctx.saved_tensors
+        negatives, weights = rest[: len(total)], iter(rest[len(total) :])
+        share = -gradient * torch.expm1(-loss) / ctx.temperature  # of the softmax: all but positive
+        scale, pull = (share / total)[..., None], share.sum(dim=0)[..., None]
+        result = positive.new_zeros(*loss.shape[1:], positive.shape[1])
+        for first, last, slots in ctx.blocks:
+            part = result[:slots, first:last]
+            part.addcmul_(positive[:slots, None], pull[:slots, first:last], value=-1)
+            for factor, negative in zip(scale, negatives, strict=True):
+                push = next(weights) @ negative[:slots]
+                part.addcmul_(push, factor[:slots, first:last])
+        return result, *(None for _ in range(len(negatives) + 3))
 
 
 def query_embedding(
@@ -324,7 +331,8 @@ def query_embedding(
     flat = embedding.float().movedim(1, -1).flatten(0, 2)
     local = queries.cell - progress.rank * len(flat)
     here = queries.chosen & (local >= 0) & (local < len(flat))
-    return unit(flat)[local.clamp(0, len(flat) - 1)], here
+    local = local.clamp(0, len(flat) - 1)
+    return unit(flat).index_select(0, local.flatten()).unflatten(0, local.shape), here
 
 
 def class_balanced_mean(

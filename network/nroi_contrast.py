@@ -136,7 +136,6 @@ class NroiContrast(nn.Module):
         slots = queries.slots
         query, here = query_embedding(embedding, queries, progress)
         positive = unit(cells.prototype[slots + 1])
-        to_positive = (query @ positive[:, :, None])[:, :, 0]
         cell, has_other = foreground_negatives(
             cells,
             slots,
@@ -149,14 +148,12 @@ class NroiContrast(nn.Module):
         nroi = self.bank.sample(shape, progress, f"nroi.{name}", rows=slots)
         has_nroi = (self.bank.filled > 0).expand(len(slots))
         mean, blocks = mean_query(query.detach(), here, queries), queries.blocks()
+        negatives = [unit(cells.embedding[cell]), unit(nroi)]
+        losses = info_nce(query, positive, negatives, temperature=config.temperature, blocks=blocks)
         terms, metrics = {}, {}
-        for term, negative, usable in (
-            ("nce_fg", unit(cells.embedding[cell]), has_other),
-            ("nce_nroi", unit(nroi), has_nroi),
+        for term, loss, negative, usable in zip(
+            ("nce_fg", "nce_nroi"), losses, negatives, (has_other, has_nroi), strict=True
         ):
-            loss = info_nce(
-                query, to_positive, negative, temperature=config.temperature, blocks=blocks
-            )
             terms[term] = class_balanced_mean(loss, here, queries, usable, progress)
             for side, other in (("positive", positive), ("negative", negative.mean(dim=1))):
                 cosine = (mean * other).sum(dim=1)

@@ -84,10 +84,9 @@ def info_nce(
     blocks: list[tuple[int, int, int]] | None = None,
 ) -> Tensor:
     """Of any vectors, each made a unit one."""
-    query = contrast.unit(query)
-    to_positive = (query * contrast.unit(positive.detach())[:, None]).sum(dim=2)
-    negative = contrast.unit(negative)
-    return contrast.info_nce(query, to_positive, negative, temperature=temperature, blocks=blocks)
+    query, positive, negative = (contrast.unit(one) for one in (query, positive, negative))
+    (loss,) = contrast.info_nce(query, positive, [negative], temperature=temperature, blocks=blocks)
+    return loss
 
 
 @pytest.mark.parametrize("temperature", [0.5, 0.1, 0.05])
@@ -118,14 +117,13 @@ def test_info_nce_trains_the_queries_only_and_pulls_them_to_the_positive() -> No
 
 def test_the_gradient_of_info_nce_is_that_of_its_definition() -> None:
     generator = torch.Generator().manual_seed(4)
-    query, positive, negative = (
+    query, positive, negative, second = (
         contrast.unit(torch.randn(shape, generator=generator, dtype=torch.float64))
-        for shape in ((2, 3, 4), (2, 4), (2, 5, 4))
+        for shape in ((2, 3, 4), (2, 4), (2, 5, 4), (2, 6, 4))
     )
 
-    def loss(query: torch.Tensor) -> torch.Tensor:
-        to_positive = (query * positive[:, None]).sum(dim=2)
-        return contrast.info_nce(query, to_positive, negative, temperature=0.1)
+    def loss(query: Tensor) -> tuple[Tensor, ...]:
+        return contrast.info_nce(query, positive, [negative, second], temperature=0.1)
 
     assert torch.autograd.gradcheck(loss, query.requires_grad_())
 
