@@ -51,6 +51,7 @@ def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Method, Inf
         method=args.method,
         backbone=args.backbone,
         class_names=catalog.class_names,
+        options=args.option,
     )
     method.to(device, memory_format=torch.channels_last).eval()
     scales = tuple(args.scales or method.recipe.scales)
@@ -64,6 +65,8 @@ def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Method, Inf
         for name, folder in (("seed", args.seed_dir), ("cam", args.cam_dir)):
             if name in method.infer_inputs:
                 made_from[f"{name}s"] = origin(folder)
+        if args.option:
+            made_from["options"] = sorted(args.option)
         outputs.claim(made_from)
     return method, dataset, outputs
 
@@ -154,6 +157,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--method", choices=method_names(), help="refuse a checkpoint of another method")
     add("--backbone", help="refuse a checkpoint of another backbone")
+    add(
+        "--option",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="hyper-parameters that inference alone uses, such as irn's beta=5, in place of those "
+        "it was trained with",
+    )
     add_dataset_flags(parser)
     add_skip_flag(parser)
     add_earlier_flags(parser)

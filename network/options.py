@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 
-def option(default: Any, help_text: str) -> Any:
-    """A field of a method's `Config` that becomes a flag with this help."""
-    return dataclasses.field(default=default, metadata={"help": help_text})
+def option(default: Any, help_text: str, *, inference: bool = False) -> Any:
+    """A field of a method's `Config` that becomes a flag of train_fbr.py with this help.
+
+    `inference`: training does not use it, so `infer_cam.py --option` may change it.
+    """
+    return dataclasses.field(default=default, metadata={"help": help_text, "inference": inference})
+
+
+def inference_options(config: type, given: Sequence[str]) -> dict[str, Any]:
+    """The values of `NAME=VALUE`s, for fields of a method's `Config` that inference alone uses.
+
+    Raises:
+        ValueError: another field, or a value of another type; lists the fields that there are.
+    """
+    fields = {f.name: f.default for f in dataclasses.fields(config) if f.metadata["inference"]}
+    values = {}
+    for one in given:
+        name, _, text = one.partition("=")
+        if name not in fields:
+            there = ", ".join(f"{key}={value}" for key, value in fields.items()) or "none"
+            raise ValueError(f"--option {one}: the checkpoint's method has {there}")
+        try:
+            values[name] = type(fields[name])(text)
+        except ValueError:
+            kind = type(fields[name]).__name__
+            raise ValueError(f"--option {one}: {text!r} is no {kind}") from None
+    return values
 
 
 def weights_of(config: Any) -> dict[str, float]:

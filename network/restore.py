@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from network.methods import Method, build_method
+from network.methods import Method, build_method, find_method
+from network.options import inference_options
 from network.pretrained import NEEDED, read_named_weights, unwrapped
 from tool.checkpoint import as_checkpoint, load_checkpoint, load_tensors
 from tool.options import one_line
@@ -44,6 +46,7 @@ def restore(
     method: str | None = None,
     backbone: str | None = None,
     class_names: tuple[str, ...] | None = None,
+    options: Sequence[str] = (),
 ) -> tuple[Method, dict[str, Any]]:
     """The method that a file holds, and its configuration.
 
@@ -52,15 +55,20 @@ def restore(
             of the released code, which needs the other three.
         method: what it must be; None: whatever it is. backbone: what the network of a released
             state dict is. class_names: the K foreground classes that it must have; None: any.
+        options: `NAME=VALUE`s in place of what the file has; see `inference_options`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unreadable, or of another method, number of classes or class names.
+        ValueError: unreadable, of another method, number of classes or class names, or an option
+            that it does not have.
     """
     checkpoint = open_checkpoint(path, method=method, backbone=backbone, class_names=class_names)
     config = checkpoint["config"]
     _check_config(config, path)
     _check_wanted(config, path, method=method, backbone=backbone, class_names=class_names)
+    if options:
+        changed = inference_options(find_method(config["method"]).Config, options)
+        config = config | {"method_config": config["method_config"] | changed}
     restored = _built(config, checkpoint["model"], path)
     may_lack = checkpoint.get("may_lack", ())
     if may_lack is not _TRAINING_ONLY:  # an exported file: it lacks no weights, whatever it says

@@ -51,10 +51,12 @@ class Irn(Method):
         """IRN's hyper-parameters; those of the walk are used in inference alone."""
 
         radius: int = option(10, "pairs closer than this, in cells, are compared in training")
-        walk_radius: int = option(5, "a step of the random walk reaches cells closer than this")
-        beta: float = option(10.0, "exponent of the affinity in the walk")
-        exponent: int = option(8, "the walk has 2 to this power steps")
-        power: float = option(1.0, "of the earlier CAM before the walk (AMN: 1.3)")
+        walk_radius: int = option(
+            5, "a step of the random walk reaches cells closer than this", inference=True
+        )
+        beta: float = option(10.0, "exponent of the affinity in the walk", inference=True)
+        exponent: int = option(8, "the walk has 2 to this power steps", inference=True)
+        power: float = option(1.0, "of the earlier CAM before the walk (AMN: 1.3)", inference=True)
 
     def __init__(
         self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool

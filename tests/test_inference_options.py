@@ -1,0 +1,66 @@
+"""`infer_cam.py --option`: hyper-parameters of inference, in place of those trained with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from method_cases import make_method
+from runs import Result, assert_refused, run
+
+from data.catalog import open_catalog
+from network.methods import find_method
+from network.options import inference_options
+from tool.cam import Cam, load_cam, save_cam
+from tool.checkpoint import save_checkpoint
+
+
+@pytest.fixture
+def irn(tmp_path: Path, folder_dataset: Path) -> list[object]:
+    """The flags of an IRN that walks CAMs of noise."""
+    catalog = open_catalog("folder", folder_dataset)
+    method = make_method("irn", num_classes=catalog.num_classes)
+    config = {"method": "irn", "backbone": "resnet38d_slim", "output_stride": 8}
+    config |= {"num_classes": catalog.num_classes, "class_names": list(catalog.class_names)}
+    config |= {"pretrained": False, "method_config": {"beta": 10.0, "radius": 10}}
+    content = {"method": "irn", "model": method.state_dict(), "config": config, "step": 1}
+    save_checkpoint(tmp_path / "irn.pth", content)
+    random = np.random.default_rng(0)
+    for image_id in catalog.ids("train"):
+        width, height = catalog.image_size(image_id)
+        present = np.flatnonzero(catalog.label(image_id)) + 1
+        maps = random.random((len(present), height, width), dtype=np.float32)
+        save_cam(tmp_path / "cam" / f"{image_id}.npy", Cam(present, maps))
+    data = ["--dataset", "folder", "--root", folder_dataset, "--cam-dir", tmp_path / "cam"]
+    return ["--checkpoint", tmp_path / "irn.pth", *data, "--num-workers", 0, "--device", "cpu"]
+
+
+def walk(flags: list[object], out: Path, *options: str) -> Result:
+    return run("infer_cam.py", *flags, "--out", out, *(["--option", *options] if options else []))
+
+
+def test_options_change_the_walk_and_belong_to_their_folder(irn, tmp_path) -> None:
+    one, other = tmp_path / "trained", tmp_path / "short"
+    for result in (walk(irn, one), walk(irn, other, "exponent=1")):
+        assert result.returncode == 0, result.stderr
+    spreads = [load_cam(folder / "a1.npy").cam.std() for folder in (one, other)]
+    assert spreads[0] < spreads[1], "256 steps even out more than 2"
+    assert_refused(walk(irn, other), "short")
+    assert_refused(walk(irn, other, "beta=3"), "short")
+
+
+@pytest.mark.parametrize("option", ["radius=5", "nonsense=1", "beta", "beta=x", "exponent=1.5"])
+def test_what_training_used_or_nobody_knows_is_refused(irn, tmp_path, option) -> None:
+    assert_refused(walk(irn, tmp_path / "out", option), option)
+    assert not (tmp_path / "out" / "a1.npy").exists()
+
+
+def test_an_option_out_of_range_is_refused(irn, tmp_path) -> None:
+    assert_refused(walk(irn, tmp_path / "out", "beta=-1"), "beta")
+
+
+def test_methods_without_such_options_say_so() -> None:
+    with pytest.raises(ValueError, match="has none"):
+        inference_options(find_method("cam").Config, ["beta=1"])
+    assert inference_options(find_method("irn").Config, ["beta=5"]) == {"beta": 5.0}
