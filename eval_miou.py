@@ -22,7 +22,7 @@ from tool.report import document_of, hash_of_ids, leak_of, table_of, write_curve
 def parser() -> Parser:
     """The command line."""
     parser = Parser(description="mIoU of pseudo masks (.png) or CAMs (.npy)")
-    add_dataset_flags(parser, list_name="train")
+    add_dataset_flags(parser, list_name="train", auto=("train",))
     add_skip_flag(parser)
     add = parser.add_argument
     add("--pred-dir", type=Path, required=True, help="folder with ID.png masks or ID.npy CAMs")

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Method, InferDataset, Outputs]:
     """Build what infers, from what, to where; the folders are claimed."""
     catalog = catalog_from(args)
-    method, _ = restore(
+    method, config = restore(
         args.checkpoint,
         method=args.method,
         backbone=args.backbone,
@@ -66,7 +66,8 @@ def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Method, Inf
             if name in method.infer_inputs:
                 made_from[f"{name}s"] = origin(folder)
         if args.option:
-            made_from["options"] = sorted(args.option)
+            names = sorted(one.partition("=")[0] for one in args.option)
+            made_from["options"] = {name: config["method_config"][name] for name in names}
         outputs.claim(made_from)
     return method, dataset, outputs
 
@@ -160,6 +161,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--option",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME=VALUE",
         help="hyper-parameters that inference alone uses, such as irn's beta=5, in place of those "

@@ -56,6 +56,8 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
     """Build data, method and optimizer, resume, train."""
     catalog = catalog_from(args)
     ids = ids_from(args, catalog, saliency="saliency" in find_method(args.method).inputs)
+    if dist.is_main():
+        print(f"{args.method} learns from list {args.list}, {len(ids)} images")
     if args.steps is None:
         whole = catalog.ids(args.list)  # also with --skip-bad-images: a run may go on with it
         recipe = find_method(args.method).recipe

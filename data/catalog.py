@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from data.labels import read_class_names, read_labels, read_text
 MASK_SUFFIXES = (".png", ".PNG")
 SALIENCY_SUFFIXES = MASK_SUFFIXES + IMAGE_SUFFIXES
 TOY_ROOT = Path("out/toy-data")
-AUTO_LISTS = ("train_aug", "train")
+AUTO_LISTS = ("train_aug", "train")  # what is trained on and gets pseudo masks: the first there is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +109,11 @@ class Catalog:
             seen.add(image_id)
         return ids
 
-    def auto_list(self) -> str:
-        """What is trained on and gets pseudo masks: train_aug where there is one, else train."""
+    def first_list(self, names: Sequence[str]) -> str:
+        """The first of these lists that there is, else the last."""
         folder = self.root / self.layout.lists
-        there = (name for name in AUTO_LISTS if (folder / f"{name}.txt").is_file())
-        return next(there, AUTO_LISTS[-1])
+        there = (name for name in names if (folder / f"{name}.txt").is_file())
+        return next(there, names[-1])
 
     def _list_path(self, list_name: str) -> Path:
         folder = self.root / self.layout.lists
@@ -267,8 +267,17 @@ def _make_toy(root: Path) -> None:
         write_toy(root)
 
 
-def add_dataset_flags(parser: argparse.ArgumentParser, *, list_name: str = "auto") -> None:
-    """Add --dataset, --root, --list (`list_name` by default), --labels and --saliency-root."""
+def add_dataset_flags(
+    parser: argparse.ArgumentParser,
+    *,
+    list_name: str = "auto",
+    auto: Sequence[str] = AUTO_LISTS,
+) -> None:
+    """Add --dataset, --root, --list, --labels and --saliency-root.
+
+    Args:
+        list_name: the default. auto: what `--list auto` stands for: the first that there is.
+    """
     group = parser.add_argument_group("dataset")
     group.add_argument("--dataset", default="toy", choices=tuple(LAYOUTS), help="folder layout")
     group.add_argument(
@@ -279,8 +288,9 @@ def add_dataset_flags(parser: argparse.ArgumentParser, *, list_name: str = "auto
     group.add_argument(
         "--list",
         default=list_name,
-        help="image list: a name in the list folder, a .txt file, or auto: train_aug, where the "
-        "dataset has it, else train",
+        type=lambda name: tuple(auto) if name == "auto" else name,
+        help="image list: a name in the list folder, a .txt file, or auto: "
+        f"{', where there is such a list, else '.join(auto)}",
     )
     group.add_argument(
         "--labels",
@@ -300,6 +310,6 @@ def catalog_from(args: argparse.Namespace) -> Catalog:
             raise ValueError(f"dataset {args.dataset!r} needs its folder: pass --root")
         root = TOY_ROOT
     catalog = open_catalog(args.dataset, root, labels=args.labels, saliency_root=args.saliency_root)
-    if args.list == "auto":
-        args.list = catalog.auto_list()
+    if isinstance(args.list, tuple):
+        args.list = catalog.first_list(args.list)
     return catalog

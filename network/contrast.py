@@ -6,7 +6,8 @@ batch and carries no gradient; the gradient flows through this rank's query embe
 Letters: N images of this rank, G images of all ranks, K classes, D width, g cells a side, T = G g g
 cells,
 P class slots, M query slots a class, n negatives. Nothing here asks the device for a number, except
-`class_slots` on the CPU, where asking is free.
+on the CPU, where asking is free: `class_slots`, `draw_queries` and `Queries.blocks` leave out there
+what an accelerator computes and masks.
 """
 
 from __future__ import annotations

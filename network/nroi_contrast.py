@@ -65,8 +65,12 @@ class NroiContrast(nn.Module):
             channels: of the feature map that phi_bg reads.
 
         Raises:
-            ValueError: a temperature so low that `info_nce`'s exponentials overflow, an empty bank.
+            ValueError: a temperature so low that `info_nce`'s exponentials overflow, an empty bank,
+                no queries, negatives or clusters.
         """
+        for name in ("max_queries", "num_negatives", "num_clusters"):
+            if getattr(self.config, name) < 1:
+                raise ValueError(f"{name} {getattr(self.config, name)} is not at least 1")
         if self.config.temperature < 0.03:
             raise ValueError(f"temperature {self.config.temperature} is not at least 0.03")
         self.project_background = projection(channels, self.config.width)

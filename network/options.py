@@ -19,20 +19,22 @@ def inference_options(config: type, given: Sequence[str]) -> dict[str, Any]:
     """The values of `NAME=VALUE`s, for fields of a method's `Config` that inference alone uses.
 
     Raises:
-        ValueError: another field, or a value of another type; lists the fields that there are.
+        ValueError: another field, one given twice, or a value of another type; lists the fields
+            that there are.
     """
-    fields = {f.name: f.default for f in dataclasses.fields(config) if f.metadata["inference"]}
+    kinds = {f.name: type(f.default) for f in dataclasses.fields(config) if f.metadata["inference"]}
     values = {}
     for one in given:
         name, _, text = one.partition("=")
-        if name not in fields:
-            there = ", ".join(f"{key}={value}" for key, value in fields.items()) or "none"
+        if name not in kinds:
+            there = ", ".join(kinds) or "no such option"
             raise ValueError(f"--option {one}: the checkpoint's method has {there}")
+        if name in values:
+            raise ValueError(f"--option {one}: {name} is given twice")
         try:
-            values[name] = type(fields[name])(text)
+            values[name] = kinds[name](text)
         except ValueError:
-            kind = type(fields[name]).__name__
-            raise ValueError(f"--option {one}: {text!r} is no {kind}") from None
+            raise ValueError(f"--option {one}: {text!r} is no {kinds[name].__name__}") from None
     return values
 
 

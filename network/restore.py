@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from network.methods import Method, build_method, find_method
+from network.methods import Method, build_method
 from network.options import inference_options
 from network.pretrained import NEEDED, read_named_weights, unwrapped
 from tool.checkpoint import as_checkpoint, load_checkpoint, load_tensors
@@ -55,7 +55,8 @@ def restore(
             of the released code, which needs the other three.
         method: what it must be; None: whatever it is. backbone: what the network of a released
             state dict is. class_names: the K foreground classes that it must have; None: any.
-        options: `NAME=VALUE`s in place of what the file has; see `inference_options`.
+        options: `NAME=VALUE`s in place of what the file has; see `inference_options`. The
+            configuration that is returned has them.
 
     Raises:
         FileNotFoundError: no such file.
@@ -66,10 +67,14 @@ def restore(
     config = checkpoint["config"]
     _check_config(config, path)
     _check_wanted(config, path, method=method, backbone=backbone, class_names=class_names)
-    if options:
-        changed = inference_options(find_method(config["method"]).Config, options)
-        config = config | {"method_config": config["method_config"] | changed}
     restored = _built(config, checkpoint["model"], path)
+    if options:
+        changed = inference_options(type(restored).Config, options)
+        config = config | {"method_config": config["method_config"] | changed}
+        try:
+            restored = build_method(config)
+        except ValueError as error:
+            raise ValueError(f"--option {' '.join(options)}: {error}") from error
     may_lack = checkpoint.get("may_lack", ())
     if may_lack is not _TRAINING_ONLY:  # an exported file: it lacks no weights, whatever it says
         weights = weight_names(restored)

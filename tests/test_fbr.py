@@ -18,7 +18,7 @@ from method_cases import (
     second_step,
 )
 
-from network import nroi_contrast
+from network import contrast, nroi_contrast
 from network.losses import resize
 from network.methods import ppc as ppc_module
 from tool.progress import Progress
@@ -100,6 +100,9 @@ def test_an_accelerator_computes_all_classes_with_the_same_result(
     batch = make_batch(MIXED)
     some = first_steps(make_method("fbr"), batch)
     monkeypatch.setattr(nroi_contrast, "class_slots", lambda label: torch.arange(label.shape[1]))
+    monkeypatch.setattr(contrast, "_most", lambda candidates: candidates.shape[1])
+    whole = property(lambda queries: lambda: [(0, queries.chosen.shape[1], len(queries.slots))])
+    monkeypatch.setattr(contrast.Queries, "blocks", whole)
     every = first_steps(make_method("fbr"), batch)
     for term in ("nce_fg", "nce_nroi"):
         assert every[term].item() == pytest.approx(some[term].item(), rel=1e-5)

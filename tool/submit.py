@@ -51,7 +51,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="tool.submit", description=__doc__)
     parser.add_argument("archive", type=Path, metavar="FILE.tar", help="archive to write or check")
     parser.add_argument("--pred-dir", type=Path, help="folder of ID.png; None: check the archive")
-    add_dataset_flags(parser, list_name="test")
+    add_dataset_flags(parser, list_name="test", auto=("test",))
     parser.set_defaults(dataset="voc12")
     return parser.parse_args(argv)
 

@@ -61,11 +61,11 @@ class Irn(Method):
     def __init__(
         self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
     ) -> None:
-        if min(config.radius, config.walk_radius) < 2 or config.beta <= 0 or config.power <= 0:
-            raise ValueError(
-                f"radius {config.radius}, walk_radius {config.walk_radius} must be at least 2, "
-                f"beta {config.beta} and power {config.power} above 0"
-            )
+        for name in ("radius", "walk_radius"):
+            if not 2 <= getattr(config, name) <= 50:
+                raise ValueError(f"{name} {getattr(config, name)} is not in 2..50")
+        if config.beta <= 0 or config.power <= 0:
+            raise ValueError(f"beta {config.beta} and power {config.power} must be above 0")
         if config.exponent > 20:
             raise ValueError(f"exponent {config.exponent}: a walk of more than 2^20 steps")
         if list(backbone.taps) != list(TAP_NAMES):
