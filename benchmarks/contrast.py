@@ -1,7 +1,7 @@
 """`python -m benchmarks.contrast`: what FBR's contrast costs a training step, in milliseconds.
 
 Prototypes, pseudo labels, `nce_fg`, `nce_nroi`, k-means and the bank, for two views of g x g
-cells, forward and backward, on random embeddings; the backbone is not in it.
+cells (one on the AMN host), forward and backward, on random embeddings; the backbone is not in it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from network.methods import build_method
 from network.methods.fbr import Fbr
+from network.methods.fbr_amn import FbrAmn
 from network.methods.ppc import View
 from tool.options import Parser, positive_int, run_stage
 from tool.progress import Progress
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print median, fastest and slowest of the repeats, a line for each K."""
     parser = Parser(prog="benchmarks.contrast", description=__doc__)
     add = parser.add_argument
+    add("--method", default="fbr", choices=("fbr", "fbr_amn"), help="whose contrast")
     add("--batch-size", type=positive_int, default=8, help="images")
     add("--cells", type=positive_int, default=16, help="cells a side of a view")
     add("--classes", type=positive_int, nargs="+", default=[20], help="K")
@@ -34,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for num_classes in args.classes:
         times = measure(args, num_classes, torch.device(args.device))
         print(
-            f"contrast step, batch {args.batch_size}, two views of {args.cells}x{args.cells} "
-            f"cells, {num_classes} classes, {args.device}, {torch.get_num_threads()} threads: "
+            f"contrast step of {args.method}, batch {args.batch_size}, views of "
+            f"{args.cells}x{args.cells} cells, {num_classes} classes, {args.device}, "
+            f"{torch.get_num_threads()} threads: "
             f"median {statistics.median(times):.1f} ms (fastest {min(times):.1f}, slowest "
             f"{max(times):.1f})"
         )
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def measure(args: argparse.Namespace, num_classes: int, device: torch.device) -> list[float]:
     """Milliseconds of each repeat; three before are not counted."""
-    method = fbr(num_classes).to(device).train()
+    method = build(args.method, num_classes).to(device).train()
     views, background = inputs(args, num_classes, device, method.config.width)
     times = []
     for step in range(args.repeats + 3):
@@ -56,10 +59,10 @@ def measure(args: argparse.Namespace, num_classes: int, device: torch.device) ->
     return times[3:]
 
 
-def fbr(num_classes: int) -> Fbr:
-    """An FBR whose backbone is never run."""
+def build(name: str, num_classes: int) -> Fbr | FbrAmn:
+    """A method whose backbone is never run."""
     config = {
-        "method": "fbr",
+        "method": name,
         "backbone": "resnet38d_slim",
         "output_stride": 8,
         "num_classes": num_classes,
@@ -98,12 +101,21 @@ def random_map(
 
 
 def contrast_step(
-    method: Fbr, views: tuple[View, View], background: list[torch.Tensor], progress: Progress
+    method: Fbr | FbrAmn,
+    views: tuple[View, View],
+    background: list[torch.Tensor],
+    progress: Progress,
 ) -> None:
     """Everything FBR adds to a step behind its heads."""
     label, cells = views[0].label, background[0].shape[-2:]
     valid = torch.ones(len(label), 1, *cells, dtype=torch.bool, device=label.device)
-    terms = method.fbr_contrast(*method.cells(views), label, background, valid, progress)
+    if isinstance(method, FbrAmn):
+        maps = views[0].refined_cam.softmax(dim=1)
+        both = [views[0].embedding], [method.cells(views[0].embedding, maps, label)]
+        background = background[:1]
+    else:
+        both = method.cells(views)
+    terms = method.fbr_contrast(*both, label, background, valid, progress)
     (terms["nce_fg"] + terms["nce_nroi"]).backward()
     method.after_step(progress)
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from network.backbones import Backbone
-from network.contrast import full_precision, view_cells
+from network.contrast import Cells, full_precision, view_cells
 from network.heads import projection
 from network.losses import image_cells
 from network.methods import Batch, option
@@ -76,17 +77,16 @@ class FbrAmn(NroiContrast, Amn):
         }
         embedding = F.relu(self.project_foreground(feature)).float()
         with full_precision(embedding):
-            cells = view_cells(
-                embedding,
-                foreground,
-                label,
-                bg_score=prob[:, 0],
-                background=False,
-                top_share=32,
-            )
+            cells = self.cells(embedding, torch.cat([prob[:, :1], foreground], dim=1), label)
             return terms | self.fbr_contrast(
                 [embedding], [cells], label, [background], valid, progress
             )
+
+    def cells(self, embedding: Tensor, prob: Tensor, label: Tensor) -> Cells:
+        """The cells of (N, D, h, w) embeddings under (N, K+1, h, w) probabilities."""
+        return view_cells(
+            embedding, prob[:, 1:], label, bg_score=prob[:, 0], background=False, top_share=32
+        )
 
     def weights(self) -> dict[str, float]:
         """`pixel` has weight 1; the others are `weight_NAME` of the config."""
