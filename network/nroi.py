@@ -39,8 +39,11 @@ def kmeans(
         assigned = assigned.scatter_(1, owner[:, None], member.to(feature.dtype)[:, None])
         size = assigned.sum(dim=2, keepdim=True)
         mean = assigned @ feature / size.clamp(min=1)
-        farthest = nearest.masked_fill(~member, -torch.inf).topk(clusters, dim=1).indices
         empty = size[:, :, 0] == 0
+        if feature.device.type == "cpu" and not empty.any():  # an accelerator is not asked
+            centroid = mean
+            continue
+        farthest = nearest.masked_fill(~member, -torch.inf).topk(clusters, dim=1).indices
         choice = farthest.gather(1, (empty.cumsum(1) - 1).clamp(min=0))
         stray = feature.gather(1, choice[:, :, None].expand(-1, -1, feature.shape[2]))
         centroid = torch.where(empty[:, :, None], stray, mean)
@@ -93,4 +96,4 @@ class NROIBank(nn.Module):
         """
         draw = progress.uniform(name, shape, self.storage.device)[rows]
         row = (draw * self.filled).long().clamp(max=(self.filled - 1).clamp(min=0))
-        return self.storage[row]
+        return self.storage.index_select(0, row.flatten()).unflatten(0, row.shape)

@@ -24,6 +24,7 @@ from network.contrast import (
     info_nce,
     mean_query,
     query_embedding,
+    take,
     unit,
 )
 from network.heads import BackgroundSegmentation, projection
@@ -152,7 +153,7 @@ class NroiContrast(nn.Module):
         nroi = self.bank.sample(shape, progress, f"nroi.{name}", rows=slots)
         has_nroi = (self.bank.filled > 0).expand(len(slots))
         mean, blocks = mean_query(query.detach(), here, queries), queries.blocks()
-        negatives = [unit(cells.embedding[cell]), unit(nroi)]
+        negatives = [unit(take(cells.embedding, cell)), unit(nroi)]
         losses = info_nce(query, positive, negatives, temperature=config.temperature, blocks=blocks)
         terms, metrics = {}, {}
         for term, loss, negative, usable in zip(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.contrast import Cells, class_sizes, cosine, unit
+from network.contrast import Cells, by_cell, class_sizes, cosine, unit
 from tool.progress import Progress
 
 
@@ -32,7 +32,7 @@ def prototype_cross_entropy(
 
     Source: PPC (CVPR 2022), cross-view and intra-view contrast.
     """
-    flat = embedding.float().movedim(1, -1).flatten(0, 2)
+    flat = by_cell(embedding.float())
     index = positive.clamp(min=0)
     has = (positive >= 0) & cells.valid[index]
     allowed = cells.valid.expand(len(flat), -1)
