@@ -56,8 +56,6 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
     """Build data, method and optimizer, resume, train."""
     catalog = catalog_from(args)
     ids = ids_from(args, catalog, saliency="saliency" in find_method(args.method).inputs)
-    if dist.is_main():
-        print(f"{args.method} learns from list {args.list}, {len(ids)} images")
     if args.steps is None:
         whole = catalog.ids(args.list)  # also with --skip-bad-images: a run may go on with it
         recipe = find_method(args.method).recipe
@@ -88,7 +86,8 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         tell(f"{args.out} is complete: {step} steps")
         return 0
     tell(
-        f"{args.method} on {catalog.name}: {len(ids)} images, {catalog.num_classes} classes, "
+        f"{args.method} on {args.list} of {catalog.name}: {len(ids)} images, "
+        f"{catalog.num_classes} classes, "
         f"steps {step} to {args.steps} on {device}"
     )
     batches = step_batches(
