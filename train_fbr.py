@@ -62,24 +62,8 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         args.steps = recipe.steps_for(len(whole), args.batch_size, args.epochs)
     config = run_config(args, catalog)
     method = build_method(config)
-    dataset = TrainDataset(
-        catalog,
-        ids,
-        inputs=method.inputs,
-        crop=args.crop,
-        resize=RandomScale(*args.scale) if args.scale else RandomLongSide(*args.long_side),
-        jitter=args.jitter,
-        seed=args.seed,
-        earlier=earlier_from(args),
-    )
-    if args.init is not None:
-        tell(initialise(method, args.init, class_names=catalog.class_names))
-    elif config["pretrained"]:
-        tell(load_pretrained(method.backbone, args.weights))
-    method = dist.synchronise_norms(method, device)
-    method.to(device, memory_format=torch.channels_last)
-    if args.compile:
-        method.backbone.compile(backend=args.compile, dynamic=False)
+    dataset = dataset_from(args, catalog, ids, method)
+    method = prepared(method, args, config, device)
     optimizer = build_optimizer(method, args, device)
     step = resume_run(args.out, method=method, optimizer=optimizer, config=config)
     if step >= args.steps:
@@ -87,8 +71,7 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         return 0
     tell(
         f"{args.method} on {args.list} of {catalog.name}: {len(ids)} images, "
-        f"{catalog.num_classes} classes, "
-        f"steps {step} to {args.steps} on {device}"
+        f"{catalog.num_classes} classes, steps {step} to {args.steps} on {device}"
     )
     batches = step_batches(
         dataset,
@@ -129,6 +112,37 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         tell(f"interrupted; saved in {args.out}: the same command continues")
         return 128 + ended_by
     return 0
+
+
+def dataset_from(
+    args: argparse.Namespace, catalog: Catalog, ids: Sequence[str], method: Method
+) -> TrainDataset:
+    """The images, and what else the method takes, augmented as the flags say."""
+    return TrainDataset(
+        catalog,
+        ids,
+        inputs=method.inputs,
+        crop=args.crop,
+        resize=RandomScale(*args.scale) if args.scale else RandomLongSide(*args.long_side),
+        jitter=args.jitter,
+        seed=args.seed,
+        earlier=earlier_from(args),
+    )
+
+
+def prepared(
+    method: Method, args: argparse.Namespace, config: dict[str, Any], device: torch.device
+) -> Method:
+    """The method with its first weights, on the device, compiled where that is asked for."""
+    if args.init is not None:
+        tell(initialise(method, args.init, class_names=tuple(config["class_names"])))
+    elif config["pretrained"]:
+        tell(load_pretrained(method.backbone, args.weights))
+    method = dist.synchronise_norms(method, device)
+    method.to(device, memory_format=torch.channels_last)
+    if args.compile:
+        method.backbone.compile(backend=args.compile, dynamic=False)
+    return method
 
 
 def build_optimizer(

@@ -13,6 +13,7 @@ what an accelerator computes and masks.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -172,6 +173,11 @@ class Queries:
     slots: Tensor
     cell: Tensor
     chosen: Tensor
+
+    @functools.cached_property
+    def count(self) -> Tensor:
+        """(P,) how many are chosen."""
+        return self.chosen.sum(dim=1)
 
     def blocks(self) -> list[tuple[int, int, int]]:
         """(first row, last row + 1, slots) of blocks of (P, M) that hold every chosen query.
@@ -346,13 +352,12 @@ def class_balanced_mean(
         Scalar; exactly 0, attached to the graph, when no class is usable.
     """
     kept = torch.where(here & usable[:, None], value, torch.zeros_like(value))
-    count = queries.chosen.sum(dim=1).clamp(min=1)
-    return class_mean(kept.sum(dim=1) / count, queries, usable, progress)
+    return class_mean(kept.sum(dim=1) / queries.count.clamp(min=1), queries, usable, progress)
 
 
 def class_mean(value: Tensor, queries: Queries, usable: Tensor, progress: Progress) -> Tensor:
     """This rank's share of the mean of (P,) `value` over the usable classes that have queries."""
-    counted = usable & queries.chosen.any(dim=1)
+    counted = usable & (queries.count > 0)
     return (value * (counted / counted.sum().clamp(min=1))).sum() * progress.world_size
 
 
@@ -362,7 +367,7 @@ def mean_query(query: Tensor, here: Tensor, queries: Queries) -> Tensor:
 
     A query's mean cosine to any unit vectors is a product with this.
     """
-    share = here / queries.chosen.sum(dim=1, keepdim=True).clamp(min=1)
+    share = here / queries.count[:, None].clamp(min=1)
     return (share[:, None] @ query)[:, 0]
 
 

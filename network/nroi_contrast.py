@@ -6,7 +6,6 @@ Source: FBR (X. Yin et al., IEEE TCSVT 2024, arXiv 2406.15755).
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import torch
@@ -121,7 +120,8 @@ class NroiContrast(nn.Module):
         self._metrics = mean_of_views([metrics for _, metrics in both])
         if progress.micro == 0:  # else they belong to this step's other micro-batches
             self._pending = []
-        self._pending += self.image_nrois(background, cells, valid, progress)
+        grid = embeddings[0].shape[-2:]
+        self._pending += self.image_nrois(background, cells, image_cells(valid, grid), progress)
         return mean_of_views([terms for terms, _ in both])
 
     def fbr_losses(
@@ -169,29 +169,30 @@ class NroiContrast(nn.Module):
         self,
         background: Sequence[Tensor],
         cells: Sequence[Cells],
-        valid: Tensor,
+        inside: Tensor,
         progress: Progress,
     ) -> list[tuple[Tensor, Tensor]]:
         """Each view's and image's NROIs: centroids of its background cells, padding left out.
 
         Args:
             background: phi_bg's output (N, D, h, w) a view; constants here.
-            cells: of the same views, all of g x g cells.
-            valid: (N, 1, H, W) bool, the pixels that are not padding.
+            cells: of the same views.
+            inside: (N, 1, g, g) bool, the cells of each view that are not padding.
 
         Returns:
             A view: (N, k, D) and (N, k) bool.
         """
-        images, count = len(valid), len(cells[0].pseudo) // cells[0].images
-        grid = (math.isqrt(count),) * 2
-        inside = image_cells(valid, grid).flatten(1)
+        images, _, *grid = inside.shape
+        inside = inside.flatten(1)
         feature, member, priority = [], [], []
         for index, (here, output) in enumerate(zip(cells, background, strict=True)):
-            map_ = resize(F.relu(output.detach()), grid).float()
-            feature.append(map_.flatten(2).transpose(1, 2))
-            member.append((here.local(here.pseudo, progress).view(images, count) == 0) & inside)
-            name = f"kmeans.view{index}"
-            priority.append(progress.uniform_per_image(name, images, (count,), map_.device))
+            feature.append(resize(F.relu(output.detach()), grid).flatten(2).transpose(1, 2))
+            member.append((here.local(here.pseudo, progress).view_as(inside) == 0) & inside)
+            priority.append(
+                progress.uniform_per_image(
+                    f"kmeans.view{index}", images, inside.shape[1:], inside.device
+                )
+            )
         vector, found = kmeans(  # of both views at once
             torch.cat(feature),
             torch.cat(member),

@@ -25,7 +25,7 @@ def train_once(root: Path, out: Path) -> Path:
     """The run directory `out` after one step of a run of two."""
     result = run("train_fbr.py", *flags_for(root, out))
     assert result.returncode == 0, result.stderr
-    content = torch.load(out / "checkpoint.pth")
+    content = torch.load(out / "checkpoint.pth", weights_only=True)
     torch.save(content | {"step": 1}, out / "checkpoint.pth")
     assert content["optimizer"]["state"][0]["momentum_buffer"].ndim
     return out
@@ -38,7 +38,7 @@ def flags_for(root: Path, out: Path) -> list[object]:
 
 def changed(trained: Path, out: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """A copy of the run's checkpoint in `out`, after `change`."""
-    content = torch.load(trained / "checkpoint.pth")
+    content = torch.load(trained / "checkpoint.pth", weights_only=True)
     change(content)
     out.mkdir(exist_ok=True)
     torch.save(content, out / "checkpoint.pth")

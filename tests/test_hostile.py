@@ -137,7 +137,7 @@ PLACES = ("method", "config", "model", "step", "not_weights", "optimizer", "an e
 
 @pytest.mark.parametrize("name", ["infer", "export", "resume"])
 def test_any_plain_content_is_read_or_refused(name: str, trained, folder_root, tmp_path) -> None:
-    whole = torch.load(trained / "checkpoint.pth")
+    whole = torch.load(trained / "checkpoint.pth", weights_only=True)
 
     @PROPERTY
     @given(place=st.sampled_from(PLACES), key=st.sampled_from(list(whole["config"])), value=VALUES)

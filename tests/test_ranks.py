@@ -126,11 +126,22 @@ def start_ranks(ranks: int, flags: list[str]) -> subprocess.Popen:
 
 def parameters(out: Path) -> dict[str, Tensor]:
     model = torch.load(out / "checkpoint.pth", weights_only=True)["model"]
-    return {n: v for n, v in model.items() if n.startswith("backbone.") or "project" in n}
+    return {
+        n: v
+        for n, v in model.items()
+        if n.startswith(("backbone.", "classifier")) or "project" in n
+    }
 
 
+@pytest.mark.parametrize(
+    ("method", "tolerance"),
+    [
+        ("cam", 1e-3),
+        ("fbr", 2e-2),  # over eight steps near ties move it by up to 0.6 %, other draws by far more
+    ],
+)
 def test_a_run_that_loses_a_rank_names_it_and_goes_on_with_another_number(
-    folder_root, tmp_path
+    folder_root, tmp_path, method: str, tolerance: float
 ) -> None:
     weights, out = tmp_path / "weights.safetensors", tmp_path / "out"
     with torch.random.fork_rng():
@@ -138,7 +149,8 @@ def test_a_run_that_loses_a_rank_names_it_and_goes_on_with_another_number(
         safetensors.torch.save_file(build_backbone("resnet38d_slim").state_dict(), weights)
 
     def flags(out: Path) -> list[str]:
-        return [str(f) for f in (*train_flags(folder_root, out, steps=8), "--weights", weights)]
+        base = train_flags(folder_root, out, method=method, steps=8)
+        return [str(f) for f in (*base, "--weights", weights)]
 
     process = start_ranks(2, flags(out))
     while not (out / "checkpoint.pth").exists() and process.poll() is None:
@@ -157,10 +169,9 @@ def test_a_run_that_loses_a_rank_names_it_and_goes_on_with_another_number(
     assert run("train_fbr.py", *flags(tmp_path / "whole")).returncode == 0
     assert run("train_fbr.py", *flags(tmp_path / "other"), "--seed", 1).returncode == 0
     whole, other = parameters(tmp_path / "whole"), parameters(tmp_path / "other")
-    # over eight steps near ties move a run by up to 0.6 %, other draws by far more
-    assert_equal(whole, parameters(out), 2e-2)
+    assert_equal(whole, parameters(out), tolerance)
     with pytest.raises(AssertionError):
-        assert_equal(whole, other, 0.2)
+        assert_equal(whole, other, 10 * tolerance)
 
 
 def test_norms_from_scratch_are_synchronised_or_refused(monkeypatch) -> None:
