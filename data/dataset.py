@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from data.catalog import Catalog
-from data.earlier import Earlier
+from data.earlier import Earlier, takes_earlier
 from data.transforms import RandomLongSide, RandomScale, TrainTransform, at_scale
 from tool.keyed import seed_of
 
@@ -197,13 +197,10 @@ class InferDataset(Dataset):
         sample = {"image_id": image_id, "size": size, "images": images}
         if self.with_label:
             sample["label"] = torch.from_numpy(self.catalog.label(image_id))
-        if "seed" in self.inputs:
-            seed = self.earlier.read_seed(image_id, size=size, num_classes=num_classes)
-            sample["seed"] = torch.from_numpy(seed).long()
-        if "cam" in self.inputs:
+        if takes_earlier(self.inputs):
             label = self.catalog.label(image_id)
-            sample["cam"] = self.earlier.read_cam(
-                image_id, size=size, label=label, num_classes=num_classes
+            sample |= self.earlier.read(
+                self.inputs, image_id, size=size, label=label, num_classes=num_classes
             )
         return sample
 

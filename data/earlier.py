@@ -49,6 +49,31 @@ class Earlier:
                 )
             require_files(folder, image_ids, suffix, what=what, stage=stage)
 
+    def read(
+        self,
+        inputs: Sequence[str],
+        image_id: str,
+        *,
+        size: tuple[int, int],
+        label: np.ndarray,
+        num_classes: int,
+    ) -> dict[str, Tensor]:
+        """`seed` (H, W) int64 and `cam` (K, h, w), those that `inputs` asks for.
+
+        Args:
+            size: (H, W) of the image. label: (K,) of the image.
+
+        Raises:
+            ValueError: as `read_seed` and `read_cam`.
+        """
+        found = {}
+        if "seed" in inputs:
+            seed = self.read_seed(image_id, size=size, num_classes=num_classes)
+            found["seed"] = torch.from_numpy(seed).long()
+        if "cam" in inputs:
+            found["cam"] = self.read_cam(image_id, size=size, label=label, num_classes=num_classes)
+        return found
+
     def read_seed(self, image_id: str, *, size: tuple[int, int], num_classes: int) -> np.ndarray:
         """The seed (H, W) uint8 in 0..K, 255.
 
@@ -94,6 +119,11 @@ class Earlier:
             )
             maps[torch.from_numpy(rows.class_index.astype(np.int64)) - 1] = small[0]
         return maps
+
+
+def takes_earlier(inputs: Sequence[str]) -> bool:
+    """Whether a method with these inputs reads files of an earlier stage."""
+    return not {"seed", "cam"}.isdisjoint(inputs)
 
 
 def add_earlier_flags(parser: argparse.ArgumentParser) -> None:

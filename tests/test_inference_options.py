@@ -52,6 +52,17 @@ def test_options_change_the_walk_and_belong_to_their_folder(irn, tmp_path) -> No
     assert again.returncode == 0, again.stderr
 
 
+def test_show_takes_the_files_of_the_earlier_stage(irn, tmp_path, folder_dataset) -> None:
+    shown = [folder_dataset / "images" / "a1.jpg", "--checkpoint", tmp_path / "irn.pth"]
+    out = ["--out", tmp_path / "shown.png", "--device", "cpu"]
+    assert_refused(run("tool/show.py", *shown, *out), "--cam-dir")
+    shown += ["--cam-dir", tmp_path / "cam"]
+    assert_refused(run("tool/show.py", *shown, *out), "--classes")
+    result = run("tool/show.py", *shown, "--classes", "disc", *out)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "shown.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -97,6 +97,14 @@ def test_sigterm_saves_and_the_same_command_continues(folder_root, tmp_path) -> 
     assert 2 <= saved < 500
 
 
+def test_the_last_step_has_a_picture_however_short_the_run(folder_root, tmp_path) -> None:
+    flags = train_flags(folder_root, tmp_path, steps=3)
+    result = run("train_fbr.py", *flags, "--picture-every", 2)
+    assert result.returncode == 0, result.stderr
+    pictures = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert pictures == ["000002.png", "000003.png"]
+
+
 def test_two_runs_in_one_directory(folder_root, tmp_path) -> None:
     process = start(folder_root, tmp_path, steps=500, workers=0)
     wait_for_step(tmp_path, 1, process)

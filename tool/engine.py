@@ -26,7 +26,8 @@ class Settings:
     Attributes:
         steps: of the whole run. batch_size: global. accumulate: micro-batches a step.
         power: of the polynomial decay of the rates. warmup: steps of a linear rise.
-        log_every, save_every, picture_every: in steps; 0 for no pictures.
+        log_every, save_every, picture_every: in steps, and after the last one; 0 for no
+            pictures.
         amp: bf16 autocast.
     """
 
@@ -193,7 +194,7 @@ def fit(
                     bar.set_postfix(
                         loss=f"{means['loss']:.3f}", img_s=f"{means['images_per_s']:.1f}"
                     )
-            if log and settings.picture_every and done % settings.picture_every == 0:
+            if log and settings.picture_every and (done % settings.picture_every == 0 or last):
                 log.picture(done, batch, method)
             bar.update()
             ended = stop_requested(interrupt, done, settings)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from data.earlier import Earlier, add_earlier_flags, earlier_from, takes_earlier
 from data.files import decode
 from data.transforms import at_scale
 from network.methods import Method
@@ -32,8 +33,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     method.to(device).eval()
     image = decode(args.image, "RGB")
     names = config["class_names"]
-    chosen = chosen_classes(args, names) or strongest(method, image, args.top, device)
-    cam = class_maps(method, image, chosen, len(names), device)
+    earlier = earlier_from(args)
+    earlier.require(method.infer_inputs, [args.image.stem])
+    chosen = chosen_classes(args, names)
+    if not chosen and takes_earlier(method.infer_inputs):
+        raise ValueError(
+            f"method {config['method']!r} is given the image's classes: pass --classes, of "
+            f"{', '.join(names)}"
+        )
+    chosen = chosen or strongest(method, image, args.top, device)
+    cam = class_maps(method, args.image.stem, image, label_of(chosen, len(names)), earlier, device)
     picture = panels(np.asarray(image), cam, {i: names[i] for i in chosen}, args.bg_threshold)
     out = args.out or Path("out") / f"{args.image.stem}_cam.png"
     with atomic_path(out) as temporary:
@@ -50,6 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--classes", nargs="+", help="names of the classes to show; None: the strongest")
     add("--top", type=positive_int, default=2, help="how many classes, without --classes")
     add("--bg-threshold", type=float, default=0.22, help="the mask is background below it")
+    add_earlier_flags(parser)
     add("--out", type=Path, help="PNG to write; None: out/NAME_cam.png")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
     return parser.parse_args(argv)
@@ -73,18 +83,29 @@ def strongest(method: Method, image: Image.Image, top: int, device: torch.device
     return sorted(score.topk(min(top, len(score))).indices.tolist())
 
 
+def label_of(chosen: Sequence[int], num_classes: int) -> np.ndarray:
+    """(K,) float32, 1 at the chosen 0-based classes."""
+    label = np.zeros(num_classes, np.float32)
+    label[list(chosen)] = 1
+    return label
+
+
 def class_maps(
-    method: Method, image: Image.Image, chosen: list[int], num_classes: int, device: torch.device
+    method: Method,
+    image_id: str,
+    image: Image.Image,
+    label: np.ndarray,
+    earlier: Earlier,
+    device: torch.device,
 ) -> torch.Tensor:
-    """(K, H, W) CAMs of the chosen 0-based classes, 0 elsewhere."""
-    label = torch.zeros(num_classes)
-    label[chosen] = 1
+    """(K, H, W) CAMs of the classes of `label` (K,), 0 elsewhere."""
+    size, inputs = (image.height, image.width), method.infer_inputs
     sample = {
-        "image_id": "image",
-        "size": (image.height, image.width),
+        "image_id": image_id,
+        "size": size,
         "images": [at_scale(image, scale) for scale in method.recipe.scales],
-        "label": label,
-    }
+        "label": torch.from_numpy(label),
+    } | earlier.read(inputs, image_id, size=size, label=label, num_classes=len(label))
     cam = infer_images(method, [sample], device=device)[0]["cam"].float().cpu()
     return cam[1:] if method.has_background else cam
 

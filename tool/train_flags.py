@@ -58,7 +58,12 @@ def add_run_flags(parser: Parser) -> None:
     add("--seed", type=int, default=0, help="keys every random draw")
     add("--save-every", type=positive_int, default=200, help="steps between checkpoints")
     add("--log-every", type=positive_int, default=20, help="steps between rows of log.jsonl")
-    add("--picture-every", type=int, default=200, help="steps between pictures; 0 for none")
+    add(
+        "--picture-every",
+        type=int,
+        default=200,
+        help="steps between pictures, and after the last one; 0: none",
+    )
     add(
         "--num-workers",
         type=int,
