@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from network.depthwise import replace_depthwise
 from network.folding import fold_frozen_norms
+from network.pointwise import replace_thin_strides
 from network.resnet38d import ResNet38d
 
 TAP_NAMES = ("tap1", "tap2", "low", "mid", "high")
@@ -62,7 +63,7 @@ class Backbone(nn.Module):
 
 
 class ResNet38dBackbone(Backbone):
-    """ResNet38-d at full or 1/8 width. `low`, `mid`, `high` are the field's conv4, conv5, conv6."""
+    """ResNet38-d at full or 1/8 width; `low`, `mid`, `high` are the field's conv4, conv5, conv6."""
 
     def __init__(self, name: str, *, width: int) -> None:
         super().__init__()
@@ -180,14 +181,20 @@ def input_statistics(
 
 
 def build_backbone(name: str, *, output_stride: int = 16) -> Backbone:
-    """The backbone called `name`, with random weights.
+    """Build the backbone called `name`, with random weights and without unsafe convolutions.
 
     Args:
-        output_stride: of the deepest tap, in pixels; ResNet38-d is always 8.
+        output_stride: Of the deepest tap, in pixels; ResNet38-d is always 8.
 
     Raises:
-        ValueError: unknown name; the message lists the known ones.
+        ValueError: The name is unknown; the message lists the known ones.
     """
+    backbone = _build(name, output_stride)
+    replace_thin_strides(backbone)
+    return backbone
+
+
+def _build(name: str, output_stride: int) -> Backbone:
     if name == "resnet38d":
         return ResNet38dBackbone(name, width=1)
     if name == "resnet38d_slim":

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from network.depthwise import DepthwiseConv2d, depthwise
+from network.pointwise import ThinStridedConv2d, every_stride, is_thin_and_strided, pointwise
 
 FROZEN = (FrozenBatchNormAct2d, FrozenBatchNorm2d)
-FOLDABLE = (nn.Conv2d, DepthwiseConv2d, Conv2dSame)
+FOLDABLE = (nn.Conv2d, DepthwiseConv2d, Conv2dSame, ThinStridedConv2d)
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -30,6 +31,7 @@ class FoldedConv2d(nn.Conv2d):
         self.weight, self.bias = conv.weight, None
         self.depthwise = isinstance(conv, DepthwiseConv2d)
         self.same = isinstance(conv, Conv2dSame)
+        self.thin = is_thin_and_strided(conv)
         object.__setattr__(self, "norm", norm)
         return self
 
@@ -44,6 +46,9 @@ class FoldedConv2d(nn.Conv2d):
                 return depthwise(feature, weight, bias, dilation=self.dilation[0])
             if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.groups == 1:
                 return pointwise(feature, weight, bias)
+            if self.thin:
+                cells = every_stride(feature, self.stride)
+                return F.conv2d(cells, weight, bias, groups=self.groups)
         padding = self.padding
         if self.same:
             feature, weight, padding = self._pad_same(feature, weight)
@@ -67,11 +72,6 @@ class FoldedConv2d(nn.Conv2d):
             return feature, weight, ((high + 1) // 2, (wide + 1) // 2)
         feature = F.pad(feature, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
         return feature, weight, (0, 0)
-
-
-def pointwise(feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 1x1 convolution as one matrix product over cells: faster on a CPU, channels_last."""
-    return F.linear(feature.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
 
 
 class Folded(nn.Module):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.dropout import KeyedDropout
+from network.pointwise import FEWEST_CHANNELS
 
 # name, input, middle and output channels, stride, dilations of the two convolutions
 _PLAIN = [
@@ -92,15 +93,21 @@ class ResNet38d(nn.Module):
     """ResNet38-d without its classifier, output stride 8.
 
     Args:
-        width: divides every channel count (1: the real network, 8: the slim one for tests).
+        width: Divides every channel count (1: the real network, 8: the slim one for tests). The
+            first convolution keeps at least 16 channels (see `network.pointwise`).
     """
 
     def __init__(self, *, width: int = 1) -> None:
         super().__init__()
-        self.conv1a = _conv3(3, 64 // width, dilation=1)
+        first = max(64 // width, FEWEST_CHANNELS)
+        self.conv1a = _conv3(3, first, dilation=1)
         self.order: list[str] = []
         for name, inputs, middle, outputs, stride, first_dilation, dilation in _PLAIN:
-            channels = (inputs // width, middle // width, outputs // width)
+            channels = (
+                first if name == "b2" else inputs // width,
+                middle // width,
+                outputs // width,
+            )
             self._add(
                 name,
                 Block(channels, stride=stride, first_dilation=first_dilation, dilation=dilation),

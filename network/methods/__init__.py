@@ -21,6 +21,7 @@ from network.backbones import Backbone, build_backbone
 from network.dropout import begin_step
 from network.losses import over_maximum
 from network.options import option as option
+from network.pointwise import replace_thin_strides
 from tool.keyed import seed_of
 from tool.progress import Progress
 
@@ -240,11 +241,13 @@ def build_method(config: dict[str, Any]) -> Method:
             backbone.freeze()
         hyper = method.Config(**config["method_config"])
         try:
-            return method(backbone, config["num_classes"], hyper, pretrained=config["pretrained"])
+            built = method(backbone, config["num_classes"], hyper, pretrained=config["pretrained"])
         except RuntimeError as error:  # torch's word for sizes that no memory holds
             raise ValueError(
                 f"method {config['method']!r} cannot be made with these sizes: {error}"
             ) from error
+    replace_thin_strides(built)
+    return built
 
 
 def _check_option(name: str, value: Any, default: Any) -> None:

@@ -1,0 +1,65 @@
+"""1x1 convolutions on a CPU: a matrix product, and a safe form of the thin strided ones.
+
+oneDNN has a bug on processors with AVX-512: in channels_last, the gradient of a 1x1 convolution
+with a stride and fewer than 16 input channels writes past its buffer. The process then dies of a
+segmentation fault or of a corrupted heap. A strided 1x1 convolution equals one of stride 1 on every
+stride-th cell, so the faulty kernel is never needed.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEWEST_CHANNELS = 16  # input channels from which on oneDNN's kernel is right
+
+
+class ThinStridedConv2d(nn.Conv2d):
+    """A drop-in for a thin strided `nn.Conv2d` of size 1x1; on an accelerator it is that one."""
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Map (N, D, h, w) to (N, E, h / stride, w / stride)."""
+        if feature.device.type != "cpu":
+            return super().forward(feature)
+        cells = every_stride(feature, self.stride)
+        return F.conv2d(cells, self.weight, self.bias, groups=self.groups)
+
+
+def is_thin_and_strided(conv: nn.Conv2d) -> bool:
+    """Return whether a convolution is of the kind that oneDNN computes wrongly."""
+    return (
+        conv.kernel_size == (1, 1)
+        and max(conv.stride) > 1
+        and conv.padding in ((0, 0), "valid")
+        and conv.weight.shape[1] < FEWEST_CHANNELS
+    )
+
+
+def replace_thin_strides(module: nn.Module) -> None:
+    """Replace every thin strided 1x1 convolution inside `module`; names and weights stay."""
+    for name, child in module.named_children():
+        if type(child) is nn.Conv2d and is_thin_and_strided(child):
+            replacement = ThinStridedConv2d(
+                child.in_channels,
+                child.out_channels,
+                1,
+                stride=child.stride,
+                groups=child.groups,
+                bias=child.bias is not None,
+                device="meta",  # its weights are those of `child`: no random draw is spent
+            )
+            replacement.weight, replacement.bias = child.weight, child.bias
+            replacement.train(child.training)
+            setattr(module, name, replacement)
+        else:
+            replace_thin_strides(child)
+
+
+def every_stride(feature: Tensor, stride: tuple[int, int]) -> Tensor:
+    """Return the cells (N, D, h / stride, w / stride) on which a 1x1 convolution stands."""
+    return feature[:, :, :: stride[0], :: stride[1]]
+
+
+def pointwise(feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Compute a 1x1 convolution as one matrix product over cells: faster, in channels_last."""
+    return F.linear(feature.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
