@@ -1,12 +1,20 @@
 #!/usr/bin/env bash
-# Sets up, then runs the linter and the tests (under 5 minutes on two cores). Arguments go to pytest.
+# Sets up, then runs the linter and the tests.
+#
+#   bash scripts/run_tests.sh            the quick tier
+#   bash scripts/run_tests.sh --all      all: also kills, whole scripts, the benchmarks' command for a GPU
+#
+# Further arguments go to pytest. TEST_PROCESSES=1 runs the tests in one process; the default is one per core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON="$(bash scripts/setup.sh)"
-for script in scripts/*.sh .ci/run; do bash -n "$script"; done
-if "$PYTHON" -m ruff --version >/dev/null 2>&1; then
-  "$PYTHON" -m ruff check .
-  "$PYTHON" -m ruff format --check .
+tier=(-m "not slow")
+if [ "${1:-}" = --all ]; then
+  tier=()
+  shift
 fi
-export OMP_NUM_THREADS=1                     # a process a core
-exec "$PYTHON" -m pytest --numprocesses "${TEST_PROCESSES:-auto}" "$@"
+PYTHON="$(bash scripts/setup.sh --tests)"
+for script in scripts/*.sh benchmarks/*.sh .ci/run; do bash -n "$script"; done
+"$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
+export OMP_NUM_THREADS=1                     # one thread per test process
+exec "$PYTHON" -m pytest --numprocesses "${TEST_PROCESSES:-auto}" ${tier[@]+"${tier[@]}"} "$@"
