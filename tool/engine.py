@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -175,7 +177,7 @@ def fit(
     """
     model = method
     if dist.world_size() > 1:
-        model = DistributedDataParallel(method, broadcast_buffers=False)
+        model = distributed(method)
     method.train()
     history, clock = History(), Clock(settings.batch_size, start.step)
     bar = tqdm(total=settings.steps, initial=start.step, disable=log is None, mininterval=1.0)
@@ -204,6 +206,30 @@ def fit(
             if ended and not last:
                 return interrupt.signal or signal.SIGTERM
     return None
+
+
+def distributed(method: nn.Module) -> DistributedDataParallel:
+    """Wrap a method so that its gradients are averaged over all ranks.
+
+    Buffers are not synchronised during training: each rank computes the same bank. A 1x1 weight has
+    several strides for one layout in memory, and DDP compares them literally; each gradient
+    therefore takes its parameter's strides.
+    """
+    for parameter in method.parameters():
+        if parameter.requires_grad and 1 in parameter.shape:
+            parameter.register_hook(functools.partial(_with_strides, stride=parameter.stride()))
+    # the first is the name since torch 2.14, where the second one warns
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    flag = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in names)
+    return DistributedDataParallel(method, **{flag: False})
+
+
+def _with_strides(gradient: Tensor, *, stride: tuple[int, ...]) -> Tensor:
+    """Return `gradient` with these strides if they describe the same layout in memory."""
+    pairs = zip(gradient.shape, gradient.stride(), stride, strict=True)
+    if all(size == 1 or one == other for size, one, other in pairs):
+        return gradient.as_strided(gradient.shape, stride)
+    return gradient
 
 
 def take_step(
