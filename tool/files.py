@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import io
 import json
 import os
@@ -14,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # Windows: `tool.options.run_stage` says so before any file is touched
+    fcntl = None
 
 MADE_FROM = "made_from.json"
 

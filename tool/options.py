@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+SYSTEMS = "this project runs on Linux, on macOS, and in WSL on Windows"
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
@@ -43,6 +46,10 @@ def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     A `ValueError`, `OSError` or `FloatingPointError` is the user's; anything else is ours and keeps
     its traceback. `--traceback` shows it for both.
     """
+    if importlib.util.find_spec("fcntl") is None:  # file locks, process groups: all of it is POSIX
+        program = sys.argv[0].rsplit("/", 1)[-1]
+        print(f"{program}: error: {SYSTEMS}, not {platform.system()}", file=sys.stderr)
+        sys.exit(2)
     try:
         sys.exit(main(None) or 0)
     except USER_ERRORS as error:
