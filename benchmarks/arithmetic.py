@@ -81,7 +81,16 @@ def peak_tflops(device: torch.device, given: float | None) -> float | None:
 
 def share_of_peak(flops: float, milliseconds: float, peak: float | None) -> str:
     """In words: what was reached, and its share of `peak` TFLOP/s."""
-    reached = flops / milliseconds / 1e9
-    if peak is None:
-        return f"{reached:.3g} TFLOP/s; share of peak: give --peak-tflops"
-    return f"{reached:.3g} TFLOP/s; share of peak: {reached / peak:.1%} of {peak:g} TFLOP/s"
+    found = reached(flops, milliseconds, peak)
+    if found["share_of_peak"] is None:
+        return f"{found['tflops']:.3g} TFLOP/s; share of peak: give --peak-tflops"
+    return (
+        f"{found['tflops']:.3g} TFLOP/s; share of peak: {found['share_of_peak']:.1%} of "
+        f"{peak:g} TFLOP/s"
+    )
+
+
+def reached(flops: float, milliseconds: float, peak: float | None) -> dict[str, float | None]:
+    """TFLOP/s, and their share of `peak` TFLOP/s where that is known."""
+    tflops = flops / milliseconds / 1e9
+    return {"tflops": tflops, "share_of_peak": tflops / peak if peak else None}

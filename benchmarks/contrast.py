@@ -7,12 +7,12 @@ cells (one on the AMN host), forward and backward, on random embeddings; the bac
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Sequence
 
 import torch
 
+from benchmarks.record import add_json_flag, spread, write_record
 from network.methods import build_method
 from network.methods.fbr import Fbr
 from network.methods.fbr_amn import FbrAmn
@@ -32,16 +32,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--present", type=positive_int, default=2, help="classes an image")
     add("--repeats", type=positive_int, default=20, help="timed steps")
     add("--device", default="cpu", help="cpu or cuda")
+    add_json_flag(parser)
     args = parser.parse_args(argv)
+    rows = []
     for num_classes in args.classes:
-        times = measure(args, num_classes, torch.device(args.device))
+        row = spread(measure(args, num_classes, torch.device(args.device)))
+        rows.append({"classes": num_classes, **row})
         print(
             f"contrast step of {args.method}, batch {args.batch_size}, views of "
             f"{args.cells}x{args.cells} cells, {num_classes} classes, {args.device}, "
             f"{torch.get_num_threads()} threads: "
-            f"median {statistics.median(times):.1f} ms (fastest {min(times):.1f}, slowest "
-            f"{max(times):.1f})"
+            f"median {row['median']:.1f} ms (fastest {row['fastest']:.1f}, slowest "
+            f"{row['slowest']:.1f})"
         )
+        write_record(args.json, {"unit": "ms", "rows": rows})
 
 
 def measure(args: argparse.Namespace, num_classes: int, device: torch.device) -> list[float]:

@@ -1,8 +1,8 @@
 """`python -m benchmarks.crf`: the CRF in torch against pydensecrf, time and agreement.
 
-On the photographs of a folder, or on noise: seconds an image of each preset, on one thread of a CPU
-(and on a GPU with --device cuda, `--batch` images at once), for numbers of labels, and how far the
-two are apart.
+On the photographs of a folder, or on an image that it draws: seconds an image of each preset, on
+one thread of a CPU (and on a GPU with --device cuda, `--batch` images at once), for numbers of
+labels, and how far the two are apart.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.drawn import structured_noise
+from benchmarks.record import add_json_flag, write_record
 from data.files import IMAGE_SUFFIXES, decode
 from tool.crf import PRESETS, Preset, label_unary, score_unary
 from tool.options import Parser, positive_int, run_stage
 
-NOISE = (375, 500)
+DRAWN = (375, 500)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,12 +32,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     torch.set_num_threads(1)
     size = tuple(args.size) if args.size else None
-    images = photographs(args.images, args.count, size) if args.images else [noise(size or NOISE)]
+    images = (
+        photographs(args.images, args.count, size)
+        if args.images
+        else [structured_noise(np.random.default_rng(0), size or DRAWN)]
+    )
     installed = importlib.util.find_spec("pydensecrf") is not None
     of_size = "x".join(map(str, size)) if size else "own sizes" if args.images else "375x500"
     print(f"{len(images)} images of {of_size}, torch on {args.device}, batch {args.batch}")
     print("| preset | labels | pydensecrf s | torch s | ratio | argmax agrees | mean difference |")
     print("|---|---|---|---|---|---|---|")
+    found = []
     for name, labels in itertools.product(args.presets, args.labels):
         rows = [compare(PRESETS[name], image, labels, args, installed) for image in images]
         theirs, ours, agree, apart = (
@@ -45,19 +52,29 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"| {name} | {labels} | {theirs:.2f} | {ours:.3f} | {ours / theirs:.2f} | {agree:.3%} "
             f"| {apart:.1e} |"
         )
+        row = {
+            "preset": name,
+            "labels": labels,
+            "pydensecrf": theirs,
+            "torch": ours,
+            "images_per_s": 1 / ours,
+        }
+        found.append(row | {"argmax_agrees": agree, "mean_difference": apart})
+        write_record(args.json, {"unit": "s per image", "batch": args.batch, "rows": found})
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags."""
     parser = Parser(prog="benchmarks.crf", description=__doc__)
     add = parser.add_argument
-    add("--images", type=Path, help="folder of photographs; None: noise")
+    add("--images", type=Path, help="folder of photographs; None: draw one")
     add("--size", type=positive_int, nargs=2, metavar=("H", "W"), help="resize to this size")
     add("--count", type=positive_int, default=4, help="photographs, the first by name")
     add("--labels", type=positive_int, nargs="+", default=[3], help="labels, with background")
     add("--presets", nargs="+", choices=tuple(PRESETS), default=["psa80", "label50", "dlv2"])
     add("--batch", type=positive_int, default=1, help="copies of an image at once, in torch")
     add("--device", default="cpu", choices=("cpu", "cuda"), help="of torch")
+    add_json_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -68,11 +85,6 @@ def photographs(folder: Path, count: int, size: tuple[int, int] | None) -> list[
         raise FileNotFoundError(f"{folder} has no photographs")
     images = [decode(path, "RGB") for path in paths]
     return [np.asarray(image.resize(size[::-1]) if size else image) for image in images]
-
-
-def noise(size: tuple[int, int]) -> np.ndarray:
-    """An image of random colours."""
-    return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
 def energies(preset: Preset, image: np.ndarray, labels: int) -> np.ndarray:

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from benchmarks.arithmetic import Call, backbone_flops, peak_tflops, share_of_peak
+from benchmarks.arithmetic import Call, backbone_flops, peak_tflops, reached, share_of_peak
+from benchmarks.record import add_json_flag, write_record
 from benchmarks.train_step import add_network_flags, build, device_name
 from data.catalog import add_dataset_flags, catalog_from, open_catalog
 from data.dataset import InferDataset
@@ -65,6 +66,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--classes", type=positive_int, default=20, help="K of noise; two are present")
     add("--memory", type=positive_int, metavar="N", help="measure memory over N images instead")
     add("--num-workers", type=int, default=2, help="loader processes of --memory")
+    add_json_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -86,6 +88,7 @@ def speed(args: argparse.Namespace, device: torch.device) -> None:
     print(f"backbone: {flops / len(samples) / 1e9:.1f} GFLOP an image")
     print("| batch size | images a batch, mean | images/s | backbone's operations |")
     print("|---|---|---|---|")
+    rows = []
     for size in args.batch_size:
         batches = batches_of(samples, size)
         seconds = timed(method, batches, device, amp=args.amp)
@@ -93,6 +96,9 @@ def speed(args: argparse.Namespace, device: torch.device) -> None:
             f"| {size} | {len(samples) / len(batches):.1f} | {len(samples) / seconds:.2f} "
             f"| {share_of_peak(flops, 1000 * seconds, peak)} |"
         )
+        rows.append({"batch_size": size, "images_per_s": len(samples) / seconds})
+        rows[-1] |= reached(flops, 1000 * seconds, peak)
+        write_record(args.json, {"gflop_per_image": flops / len(samples) / 1e9, "rows": rows})
 
 
 def photographs(args: argparse.Namespace, scales: Sequence[float]) -> tuple[Samples, int]:

@@ -7,7 +7,6 @@ training step of the affinity alone, forward and backward, at IRN's radius 10.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable, Sequence
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.record import add_json_flag, spread, write_record
 from tool.options import Parser, positive_int, run_stage
 from tool.random_walk import pairs_within, path_affinity, random_walk
 
@@ -27,16 +27,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{args.classes} classes, {torch.get_num_threads()} threads, {args.device}")
     print("| image | cells | what | median s | fastest | slowest |")
     print("|---|---|---|---|---|---|")
+    rows = []
     for size in args.sizes:
         cells = tuple(-(-side // STRIDE) for side in size)
         edge = smooth_edge(cells).to(args.device)
         cam = torch.rand(args.classes, *cells, device=args.device)
-        row = f"| {size[0]}x{size[1]} | {cells[0]}x{cells[1]} |"
-        walk = timed(lambda cam=cam, edge=edge: random_walk(cam, edge), args)
-        print(f"{row} walk, 256 steps {walk}")
+        calls = {"walk, 256 steps": lambda cam=cam, edge=edge: random_walk(cam, edge)}
         if args.gradient:
-            step = timed(lambda edge=edge: affinity_step(edge), args)
-            print(f"{row} affinity, radius 10 {step}")
+            calls["affinity, radius 10"] = lambda edge=edge: affinity_step(edge)
+        for what, call in calls.items():
+            rows.append({"size": size, "cells": cells, "what": what, **timed(call, args)})
+            times = " | ".join(f"{rows[-1][name]:.4f}" for name in ("median", "fastest", "slowest"))
+            print(f"| {size[0]}x{size[1]} | {cells[0]}x{cells[1]} | {what} | {times} |")
+            write_record(args.json, {"unit": "s", "rows": rows})
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -49,6 +52,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--repeats", type=positive_int, default=5, help="timed runs, after one that is not")
     add("--gradient", action="store_true", help="also the affinity of training")
     add("--device", default="cpu", choices=("cpu", "cuda"), help="where")
+    add_json_flag(parser)
     return parser.parse_args(argv)
 
 
@@ -71,8 +75,8 @@ def affinity_step(edge: Tensor) -> None:
     path_affinity(leaf, pairs_within(10)).square().sum().backward()
 
 
-def timed(call: Callable[[], object], args: argparse.Namespace) -> str:
-    """The three last columns."""
+def timed(call: Callable[[], object], args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of the repeats."""
     seconds = []
     for _ in range(args.repeats + 1):
         started = time.perf_counter()
@@ -80,9 +84,7 @@ def timed(call: Callable[[], object], args: argparse.Namespace) -> str:
         if args.device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    seconds = seconds[1:]
-    middle, least, most = statistics.median(seconds), min(seconds), max(seconds)
-    return f"| {middle:.4f} | {least:.4f} | {most:.4f} |"
+    return spread(seconds[1:])
 
 
 if __name__ == "__main__":

@@ -16,11 +16,13 @@ import resource
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from benchmarks.apart import STEPS, UNTIMED, Bench, apart
-from benchmarks.arithmetic import Call, backbone_flops, peak_tflops, share_of_peak
+from benchmarks.arithmetic import Call, backbone_flops, peak_tflops, reached, share_of_peak
+from benchmarks.record import add_json_flag, spread, write_record
 from benchmarks.timing import Timer
 from data.catalog import add_dataset_flags, catalog_from
 from data.colour import Finish
@@ -44,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the breakdown of one method's step."""
     args = parse(argv)
     bench = prepare(args)
+    started = time.perf_counter()
     timer, calls = apart(bench)
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -51,12 +54,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         f"{args.method}, {args.backbone}, output stride {args.output_stride}, crop {args.crop}, "
         f"batch {args.batch_size}, {'bf16' if args.amp else 'float32'}"
-        f"{', compiled' if args.compile else ''}, {device_name(bench.device)}; "
+        f"{f', compiled by {args.compile}' if args.compile else ''}, {device_name(bench.device)}; "
         f"medians of {args.repeats} steps"
     )
     report_parts(timer.medians())
-    report_step(args, steps, bench.device)
-    report_arithmetic(args, bench, calls, timer.medians(), statistics.median(steps))
+    memory = peak_memory(bench.device)
+    report_step(args, steps, memory)
+    arithmetic = report_arithmetic(args, bench, calls, timer.medians(), statistics.median(steps))
+    record = {"unit": "ms", "step": spread(steps), "parts": timer.medians(), **arithmetic}
+    record |= {"images_per_s": 1000 * args.batch_size / statistics.median(steps), **memory}
+    record |= {"compile": args.compile, "seconds": time.perf_counter() - started}
+    write_record(args.json, record)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -69,9 +77,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--crop", type=positive_int, default=224, help="pixels")
     add("--batch-size", type=positive_int, default=8, help="images")
     add("--repeats", type=positive_int, default=10, help="timed steps")
-    add("--compile", action="store_true", help="torch.compile the backbone; needs a C++ compiler")
+    add(
+        "--compile",
+        nargs="?",
+        const="inductor",
+        choices=("inductor", "cudagraphs", "aot_eager"),
+        help="torch.compile the backbone, as in train_fbr.py",
+    )
+    add_json_flag(parser)
     args = parser.parse_args(argv)
-    if args.compile and not (torch.cuda.is_available() or cpp_compiler()):
+    if args.compile == "inductor" and not (torch.cuda.is_available() or cpp_compiler()):
         parser.error("--compile needs a C++ compiler on a CPU: install g++, or set CXX")
     return args
 
@@ -109,7 +124,7 @@ def prepare(args: argparse.Namespace) -> Bench:
     device, catalog = pick_device(args.device), catalog_from(args)
     method = build(args, catalog.num_classes, device).train()
     if args.compile:
-        method.backbone.compile(dynamic=False)
+        method.backbone.compile(backend=args.compile, dynamic=False)
     recipe = method.recipe
     dataset = TrainDataset(
         catalog,
@@ -177,17 +192,24 @@ def line(name: str, milliseconds: float, *, indent: int) -> None:
     print(f"{' ' * indent}{name:{46 - indent}s} {milliseconds:9.2f} ms")
 
 
-def report_step(args: argparse.Namespace, steps: list[float], device: torch.device) -> None:
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """{name: GiB}: of the GPU since the steps taken whole began, and of the process."""
+    found = {"process_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    if device.type == "cuda":
+        found["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return found
+
+
+def report_step(args: argparse.Namespace, steps: list[float], memory: dict[str, float]) -> None:
     """Print what the whole step takes."""
     median = statistics.median(steps)
     print(
         f"step, without load: median {median:.1f} ms (fastest {min(steps):.1f}, slowest "
         f"{max(steps):.1f}), {1000 * args.batch_size / median:.2f} images/s"
     )
-    if device.type == "cuda":
-        print(f"peak GPU memory: {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"peak process memory: {peak:.2f} GiB")
+    if "gpu_gib" in memory:
+        print(f"peak GPU memory: {memory['gpu_gib']:.2f} GiB")
+    print(f"peak process memory: {memory['process_gib']:.2f} GiB")
 
 
 def report_arithmetic(
@@ -196,8 +218,8 @@ def report_arithmetic(
     calls: Sequence[Call],
     medians: dict[str, float],
     step: float,
-) -> None:
-    """Print the backbone's operations, and the share of the peak that they reach."""
+) -> dict[str, Any]:
+    """Print and return the backbone's operations, and the share of the peak that they reach."""
     backbone, peak = bench.method.backbone, peak_tflops(bench.device, args.peak_tflops)
     forward, backward = backbone_flops(backbone, calls, output_stride=args.output_stride)
     print(
@@ -206,6 +228,11 @@ def report_arithmetic(
     alone = medians["backbone forward"] + medians["backbone backward"]
     print(f"  in its own time: {share_of_peak(forward + backward, alone, peak)}")
     print(f"  in the whole step: {share_of_peak(forward + backward, step, peak)}")
+    return {
+        "gflop": {"forward": forward / 1e9, "backward": backward / 1e9},
+        "backbone": reached(forward + backward, alone, peak),
+        "whole_step": reached(forward + backward, step, peak),
+    }
 
 
 def device_name(device: torch.device) -> str:

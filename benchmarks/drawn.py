@@ -1,0 +1,89 @@
+"""Images that the benchmarks draw with Pillow alone: a photograph's structure, and a dataset."""
+
+from __future__ import annotations
+
+import colorsys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from tool.mask import save_mask
+
+OBJECT = (0.25, 0.55)  # range of an object's side, as a share of the image's shorter side
+
+
+def structured_noise(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """An image (H, W, 3) uint8: smooth light, areas with sharp edges, and grain.
+
+    The number of distinct colours and places, on which the cost of a CRF depends, is then about a
+    photograph's; noise of each pixel by itself has far more, a constant far fewer.
+    """
+    height, width = size
+    canvas = np.zeros((height, width, 3), np.float32)
+    for cells, strength in ((2, 90), (6, 50), (24, 25)):  # light from coarse to fine
+        coarse = rng.uniform(0, 255, (cells, cells, 3)).astype(np.uint8)
+        smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        canvas += strength / 165 * np.asarray(smooth, np.float32)
+    areas = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(areas)
+    for _ in range(12):
+        colour = tuple(rng.integers(0, 256, 3).tolist())
+        draw.polygon(_blob(rng, size, rng.uniform(0.05, 0.25) * min(size)), fill=colour)
+    mixed = 0.5 * canvas + 0.5 * np.asarray(areas, np.float32)
+    return (mixed + rng.normal(0, 6, mixed.shape)).clip(0, 255).astype(np.uint8)
+
+
+def write_drawn(root: Path, *, images: int, size: tuple[int, int], num_classes: int) -> None:
+    """A `folder` dataset: one or two objects per image, in their class's colour.
+
+    Args:
+        root: a folder that is made.
+        images: how many; list `train` holds all of them.
+        size: (H, W) of each.
+        num_classes: K.
+    """
+    for name in ("images", "masks", "saliency", "lists"):
+        (root / name).mkdir(parents=True)
+    names = [f"class {number}" for number in range(num_classes)]
+    (root / "classes.txt").write_text("".join(f"{name}\n" for name in names))
+    rows = ["image_id,classes\n"]
+    for number in range(images):
+        rng = np.random.default_rng([number])
+        image, mask = draw_objects(rng, size, num_classes)
+        Image.fromarray(image).save(root / "images" / f"{number:04d}.jpg", quality=92)
+        save_mask(root / "masks" / f"{number:04d}.png", mask)
+        saliency = np.where(mask > 0, 230, 15).astype(np.uint8)
+        Image.fromarray(saliency).save(root / "saliency" / f"{number:04d}.png")
+        present = [names[value - 1] for value in np.unique(mask) if value]
+        rows.append(f"{number:04d},{';'.join(present)}\n")
+    (root / "labels.csv").write_text("".join(rows))
+    ids = "".join(f"{number:04d}\n" for number in range(images))
+    (root / "lists" / "train.txt").write_text(ids)
+
+
+def draw_objects(
+    rng: np.random.Generator, size: tuple[int, int], num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image (H, W, 3) uint8 and its mask (H, W) uint8."""
+    image = 0.5 * structured_noise(rng, size).astype(np.float32)
+    mask = Image.new("L", size[::-1])
+    for value in rng.permutation(num_classes)[: rng.integers(1, 3)] + 1:
+        side = rng.uniform(*OBJECT) * min(size)
+        ImageDraw.Draw(mask).polygon(_blob(rng, size, side / 2), fill=int(value))
+    inside = np.asarray(mask)
+    colours = [colorsys.hsv_to_rgb(k / num_classes, 0.9, 0.9) for k in range(num_classes)]
+    table = np.concatenate([np.zeros((1, 3)), 255 * np.array(colours)]).astype(np.float32)
+    mixed = image + (0.7 * table[inside] + 0.3 * image - image) * (inside > 0)[:, :, None]
+    return mixed.clip(0, 255).astype(np.uint8), inside
+
+
+def _blob(
+    rng: np.random.Generator, size: tuple[int, int], radius: float
+) -> list[tuple[float, float]]:
+    """The corners of a round outline of about this radius that lies inside the image."""
+    height, width = size
+    x, y = (rng.uniform(min(radius, s / 2), max(s - radius, s / 2)) for s in (width, height))
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    lengths = radius * rng.uniform(0.75, 1.0, len(angles))
+    return [(x + d * np.cos(a), y + d * np.sin(a)) for a, d in zip(angles, lengths, strict=True)]
