@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from tool.files import atomic_path
-from tool.picture import heat, label_colours, strip
 
 
 class RunLog:
@@ -69,6 +68,8 @@ def training_picture(image: Tensor, maps: dict[str, Tensor], *, bg_threshold: fl
         maps: name -> (K, h, w) in [0, 1].
         bg_threshold: where `cam` is below it, the pseudo label is background.
     """
+    from tool.picture import heat, label_colours, strip  # OpenCV: a run without pictures needs none
+
     base = (image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     panels = [("image", base)]
     sized = {
