@@ -182,7 +182,7 @@ def transition(edge: Tensor, *, radius: int, beta: float) -> Tensor:
     column = at_offsets(cell.view(height, width), offsets, fill=-1).flatten(1).T
     inside = column >= 0
     row_ends = inside.sum(dim=1).cumsum(dim=0, dtype=torch.int32)
-    # the invariants hold by construction, which a test checks; torch wants the choice to be explicit
+    # the invariants hold by construction, which a test checks; torch wants an explicit choice
     unchecked = torch.sparse.check_sparse_tensor_invariants(enable=False)
     with warnings.catch_warnings(), unchecked:
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
