@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,29 @@ _NO_SAFETENSORS = (
 
 
 def save_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
-    """Write `content` (tensors and plain types) to `path` atomically; `OSError` on a full disk."""
-    with atomic_path(path) as temporary:
+    """Write `content` (tensors and plain types) to `path` atomically; `OSError` on a full disk.
+
+    Equal content gives equal bytes. So torch gets an open file: it writes the name of a path that
+    it opens itself, here a random one, into every entry.
+    """
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save(content, temporary)
+            torch.save(_canonical(content), file)
         except RuntimeError as error:  # torch's own writer hides the system's error
             raise OSError(_FULL) from error
+
+
+def _canonical(value: Any) -> Any:
+    """Return `value` in new plain containers, equal texts as one object.
+
+    A pickle refers back to an object that it has seen. So its bytes depend on which equal parts are
+    the same object, and that differs once a part has been read from a file.
+    """
+    if isinstance(value, dict):
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([_canonical(item) for item in value])
+    return sys.intern(value) if type(value) is str else value
 
 
 def load_tensors(path: Path | str) -> dict[str, Any]:
