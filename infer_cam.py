@@ -15,6 +15,7 @@ from data.dataset import InferDataset
 from data.earlier import add_earlier_flags, earlier_from
 from data.loader import infer_loader
 from data.usable import add_skip_flag, ids_from
+from network.channel_order import BACKGROUND_HELP, PLACES
 from network.methods import Method, method_names
 from network.restore import restore
 from tool import dist
@@ -52,6 +53,8 @@ def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Method, Inf
         backbone=args.backbone,
         class_names=catalog.class_names,
         options=args.option,
+        background=args.background,
+        tell=print if dist.is_main() else lambda line: None,
     )
     method.to(device, memory_format=torch.channels_last).eval()
     scales = tuple(args.scales or method.recipe.scales)
@@ -65,6 +68,8 @@ def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Method, Inf
         for name, folder in (("seed", args.seed_dir), ("cam", args.cam_dir)):
             if name in method.infer_inputs:
                 made_from[f"{name}s"] = origin(folder)
+        if args.background:
+            made_from["background"] = args.background
         if args.option:
             names = sorted(one.partition("=")[0] for one in args.option)
             made_from["options"] = {name: config["method_config"][name] for name in names}
@@ -153,11 +158,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--checkpoint",
         type=Path,
         required=True,
-        help="checkpoint.pth of train_fbr.py, .safetensors of tool.export, or a .pth of the "
-        "released code, which needs --method and --backbone",
+        help="checkpoint.pth of train_fbr.py, .safetensors of network.export, or a .pth of "
+        "the released code or its kin, which needs --method and --backbone",
     )
     add("--method", choices=method_names(), help="refuse a checkpoint of another method")
     add("--backbone", help="refuse a checkpoint of another backbone")
+    add("--background", choices=PLACES, help=BACKGROUND_HELP)
     add(
         "--option",
         nargs="+",

@@ -23,9 +23,10 @@ from data.loader import step_batches
 from data.transforms import RandomLongSide, RandomScale
 from data.usable import add_skip_flag, ids_from
 from network.backbones import BACKBONES
+from network.channel_order import BACKGROUND_HELP, PLACES
+from network.initialise import initialise
 from network.methods import Method, build_method, find_method, method_names
 from network.pretrained import WHEELS, load_pretrained
-from network.restore import initialise
 from tool import dist
 from tool.engine import Settings, fit
 from tool.files import locked
@@ -135,7 +136,8 @@ def prepared(
 ) -> Method:
     """The method with its first weights, on the device, compiled where that is asked for."""
     if args.init is not None:
-        tell(initialise(method, args.init, class_names=tuple(config["class_names"])))
+        classes = tuple(config["class_names"])
+        tell(initialise(method, args.init, class_names=classes, background=args.background))
     elif config["pretrained"]:
         tell(load_pretrained(method.backbone, args.weights))
     method = dist.synchronise_norms(method, device)
@@ -183,6 +185,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for one, other in (("steps", "epochs"), ("scale", "long_side")):
         if getattr(args, one) is not None and getattr(args, other) is not None:
             parser.error(f"--{one} and --{other.replace('_', '-')}: give one of them")
+    if args.background and args.init is None:
+        parser.error("--background is about the file of --init: give both")
     if args.momentum and method.recipe.optimizer != "sgd":
         parser.error(f"--momentum: {args.method} is trained with {method.recipe.optimizer}")
     if args.scale is None and args.long_side is None:
@@ -217,6 +221,7 @@ def add_network_flags(parser: Parser, paper: str) -> None:
         help="start from a checkpoint of another method or K, in place of --weights: what fits by "
         "name and shape is taken, and the classifier where the classes are the same",
     )
+    add("--background", choices=PLACES, help=f"of --init: {BACKGROUND_HELP}")
 
 
 def run_config(args: argparse.Namespace, catalog: Catalog) -> dict[str, Any]:
@@ -235,6 +240,7 @@ def run_config(args: argparse.Namespace, catalog: Catalog) -> dict[str, Any]:
         "class_names": list(catalog.class_names),
         "pretrained": args.weights != "none" or args.init is not None,
         "init_sha256": args.init and file_hash(args.init),
+        "init_background": args.background,
         "seeds": origin(args.seed_dir) if args.seed_dir and "seed" in method.inputs else None,
         "jitter": None if args.jitter == method.recipe.jitter else args.jitter,
         "list_sha256": list_hash(catalog.ids(args.list)),

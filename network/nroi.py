@@ -57,6 +57,8 @@ class NROIBank(nn.Module):
         size: Q, rows, at least 1. width: D.
     """
 
+    is_state = True  # not weights: exports and `--init` leave it out
+
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
         if size < 1:

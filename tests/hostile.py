@@ -49,7 +49,7 @@ def stage(name: str, root: Path, path: Path) -> list[object]:
     """The command of each program that reads the checkpoint at `path`."""
     out = path.parent / "out"
     if name == "export":
-        return ["tool/export.py", path]
+        return ["network/export.py", path]
     if name == "resume":
         return ["train_fbr.py", *flags_for(root, path.parent)]
     if name == "init":

@@ -56,11 +56,13 @@ def killed_before_step_two_is_saved(flags: list[object], monkeypatch: pytest.Mon
             raise Killed
         save_checkpoint(path, content)
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(run_directory, "save_checkpoint", save)
-        run("train_fbr.py", *flags)
+        with pytest.raises(Killed):
+            run("train_fbr.py", *flags)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", list(EXTRA))
 def test_a_run_again_and_a_killed_one_give_equal_checkpoints(
     method: str, folder_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

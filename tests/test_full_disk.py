@@ -89,6 +89,6 @@ def test_a_failed_write_names_its_file_and_leaves_the_old_one(tmp_path: Path) ->
 
 def test_an_export_that_does_not_fit_is_one_line(folder_root: Path, tmp_path: Path) -> None:
     run("train_fbr.py", *train_flags(folder_root, tmp_path, method="cam", steps=1))
-    result = run_limited(20_000, "tool/export.py", tmp_path / "checkpoint.pth")
+    result = run_limited(20_000, "network/export.py", tmp_path / "checkpoint.pth")
     assert_one_line(result, "model.safetensors", "disk full")
     assert not (tmp_path / "model.safetensors").exists()

@@ -16,6 +16,7 @@ from runs import assert_refused, run
 from network.backbones import build_backbone
 from network.methods.fbr import Fbr
 from network.restore import restore
+from tool.checkpoint import load_checkpoint, save_exported
 
 FIELDS = {field.name: field.default for field in dataclasses.fields(Fbr.Config)}
 
@@ -66,13 +67,11 @@ def test_sizes_that_the_tensors_do_not_have_are_refused_before_they_are_made(
 def test_a_bank_that_an_exported_file_only_describes_is_bounded(
     trained, folder_root, tmp_path
 ) -> None:
-    path = changed(trained, tmp_path, options(bank_size=2**31 - 1))
-    assert run("tool/export.py", path).returncode == 0
-    assert_refused(
-        run(*stage("infer", folder_root, tmp_path / "model.safetensors")),
-        "model.safetensors",
-        "not in it",
-    )
+    exported, content = tmp_path / "model.safetensors", load_checkpoint(trained / "checkpoint.pth")
+    options(bank_size=2**31 - 1)(content)
+    save_exported(exported, content, ["bank.storage", "bank.written"])
+    for name in ("infer", "export"):
+        assert_refused(run(*stage(name, folder_root, exported)), exported.name, "not in it")
 
 
 @pytest.mark.parametrize("key", ["num_classes", "output_stride", "seed", "backbone", "pretrained"])

@@ -21,9 +21,10 @@ ALLOWED = {
     "benchmarks": {"benchmarks", "data", "network", "tool", "voc12", "coco14"},
 }
 OURS = {*PROGRAMS, *ALLOWED}
-ABOVE_METHODS = ("restore.py",)  # builds methods, for the stages
+ABOVE_METHODS = ("initialise.py", "restore.py")  # build methods, for the stages
 # Programs that live in a package (`python -m tool.NAME`) and stand above it, like a stage script.
 INNER_PROGRAMS = (
+    "network/export.py",
     "tool/convert_cams.py",
     "tool/saliency.py",
     "tool/show.py",

@@ -25,7 +25,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, folder_root: Path) -> Path:
     root = tmp_path_factory.mktemp("whole")
     shutil.copytree(folder_root, root / "data")
     assert run("train_fbr.py", *train_flags(root / "data", root, method="cam", steps=1)).stdout
-    run("tool/export.py", root / "checkpoint.pth")
+    run("network/export.py", root / "checkpoint.pth")
     shutil.copy(root / "data" / "labels.csv", root / "labels.csv")
     labels = {IMAGE: np.array([1, 0, 0], np.float32)}
     np.save(root / "cls_labels.npy", np.array(labels, dtype=object), allow_pickle=True)

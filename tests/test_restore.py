@@ -16,8 +16,9 @@ from torch import Tensor
 
 from data.catalog import open_catalog
 from network.backbones import build_backbone
+from network.initialise import class_weights, initialise
 from network.methods import build_method
-from network.restore import class_weights, from_released, initialise, restore
+from network.restore import open_checkpoint, restore
 from tool.cam import load_cam
 from tool.checkpoint import load_checkpoint, save_checkpoint
 
@@ -103,8 +104,10 @@ def test_a_released_checkpoint_gives_the_released_cams(released, folder_root, tm
     assert spread > 0.05, "the maps are not constant"
 
 
-def test_every_tensor_of_a_released_checkpoint_has_a_place() -> None:
-    state = from_released(released_state(5))
+def test_every_tensor_of_a_released_checkpoint_has_a_place(tmp_path) -> None:
+    path, names = tmp_path / "released.pth", tuple("abcde")
+    torch.save(released_state(5), path)
+    state = open_checkpoint(path, method="fbr", backbone=SLIM, class_names=names)["model"]
     config = {"method": "fbr", "backbone": SLIM, "output_stride": 8, "num_classes": 5}
     own = build_method(config | {"pretrained": True, "method_config": {}}).state_dict()
     assert not set(state) - set(own)
@@ -123,7 +126,7 @@ def test_a_released_checkpoint_wants_to_be_told_what_it_is(released, folder_root
     path = tmp_path / "four.pth"
     torch.save(state, path)
     right = ["--method", "fbr", "--backbone", SLIM]
-    assert_refused(infer(path, folder_root, tmp_path, *right), "4 classes", "3")
+    assert_refused(infer(path, folder_root, tmp_path, *right), "5 maps", "3 classes")
     torch.save(state | {"fc8.weight": torch.zeros(())}, path)
     assert_refused(infer(path, folder_root, tmp_path, *right), "four.pth", "lacks")
     del state["b4_1.bn_branch2a.bias"]
@@ -141,7 +144,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, folder_root: Path) -> Path
 
 def test_an_export_is_slim_and_gives_the_same_cams(trained, folder_root, tmp_path) -> None:
     exported = tmp_path / "model.safetensors"
-    result = run("tool/export.py", trained, "--out", exported)
+    result = run("network/export.py", trained, "--out", exported)
     assert result.returncode == 0, result.stderr
     assert "bank.storage" in result.stdout
     whole, slim = load_checkpoint(trained), load_checkpoint(exported)
@@ -152,20 +155,20 @@ def test_an_export_is_slim_and_gives_the_same_cams(trained, folder_root, tmp_pat
     for path in sorted((tmp_path / "a").glob("*.npy")):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     again = tmp_path / "again.safetensors"
-    assert run("tool/export.py", exported, "--out", again).returncode == 0
+    assert run("network/export.py", exported, "--out", again).returncode == 0
     assert again.read_bytes() == exported.read_bytes()
 
 
 def test_refused_exports(trained, folder_root, tmp_path) -> None:
-    assert_refused(run("tool/export.py", trained, "--out", tmp_path / "a.pth"), ".safetensors")
-    assert_refused(run("tool/export.py", tmp_path / "none.pth"), "none.pth", "train_fbr.py")
+    assert_refused(run("network/export.py", trained, "--out", tmp_path / "a.pth"), ".safetensors")
+    assert_refused(run("network/export.py", tmp_path / "none.pth"), "none.pth", "train_fbr.py")
     bare = tmp_path / "bare.safetensors"
     safetensors.torch.save_file({"weight": torch.ones(2)}, bare)
     assert_refused(infer(bare, folder_root, tmp_path), "bare.safetensors", "lacks")
     for about in ("{", "[]", '{"may_lack": [""]}', '{"method": "fbr", "config": {}, "step": 1}'):
         safetensors.torch.save_file({"w": torch.ones(2)}, bare, {"fbr_checkpoint": about})
         assert_refused(infer(bare, folder_root, tmp_path), "bare.safetensors")
-    run("tool/export.py", trained, "--out", bare)
+    run("network/export.py", trained, "--out", bare)
     bare.write_bytes(bare.read_bytes()[:-7])
     assert_refused(infer(bare, folder_root, tmp_path), "bare.safetensors")
 
@@ -214,7 +217,7 @@ def test_init_of_other_classes_leaves_the_classifier_and_says_so(folder_dataset,
     flags = train_flags(folder_dataset, tmp_path / "cam", method="cam", steps=1)
     assert run("train_fbr.py", *flags).returncode == 0
     first = tmp_path / "cam" / "checkpoint.pth"
-    assert run("tool/export.py", first).returncode == 0
+    assert run("network/export.py", first).returncode == 0
     names = (folder_dataset / "classes.txt").read_text().splitlines()
     before = load_checkpoint(first)["model"]["classifier.weight"]
     for path in (first, first.with_name("model.safetensors")):

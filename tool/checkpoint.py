@@ -7,6 +7,7 @@ import pickle
 import struct
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
-    """A checkpoint of `train_fbr.py`, or what `tool.export` made of one.
+    """A checkpoint of `train_fbr.py`, or what `network.export` made of one.
 
     Returns:
         {method, config, model, step, ...}; of an exported one, `may_lack` names what was left out.
@@ -135,7 +136,7 @@ def as_checkpoint(content: dict[str, Any], path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: refused: its configuration is more than plain types")
     if type(content["step"]) is not int or not 0 <= content["step"] < LARGEST_INT:
         raise ValueError(f"{path}: refused: its step is not a number of steps")
-    for key, holder in (("not_weights", content), ("may_lack", content), ("class_names", None)):
+    for key, holder in (("may_lack", content), ("class_names", None)):
         if not are_names((content["config"] if holder is None else holder).get(key, [])):
             raise ValueError(f"{path}: refused: its {key} are no list of names")
     return content
@@ -205,44 +206,53 @@ def _refuse_compressed(path: Path) -> None:
                 raise ValueError("it unpacks to more than its size")
 
 
-def save_exported(path: Path | str, checkpoint: dict[str, Any]) -> list[str]:
-    """Write a checkpoint's weights and configuration as `.safetensors`: no optimizer, no bank.
+def save_exported(path: Path | str, checkpoint: dict[str, Any], left_out: Sequence[str]) -> None:
+    """Write a checkpoint's weights and configuration as `.safetensors`, without the optimizer.
 
     Args:
-        checkpoint: of `train_fbr.py`; its `not_weights` names what is left out.
-
-    Returns:
-        The names that are left out.
+        left_out: names in its model that are not written: what is not weights.
     """
-    left_out = list(checkpoint.get("not_weights", checkpoint.get("may_lack", ())))
     kept = {n: t.detach() for n, t in checkpoint["model"].items() if n not in left_out}
     # copies: safetensors refuses tensors that share memory
     model = {n: t.clone(memory_format=torch.contiguous_format) for n, t in kept.items()}
     about = {key: checkpoint[key] for key in ("method", "config", "step")}
-    about["may_lack"] = left_out
+    about["may_lack"] = list(left_out)
     with atomic_path(path) as temporary:
         try:
             safetensors.torch.save_file(model, temporary, {_ABOUT: json.dumps(about, default=str)})
         except safetensors.SafetensorError as error:
             raise OSError(_FULL) from error
-    return left_out
 
 
 def load_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a `.safetensors` file, and what `tool.export` wrote about them, else {}.
+    """The tensors of a `.safetensors` file, and what `network.export` wrote about them, else {}.
 
     Raises:
-        ValueError: unreadable.
+        ValueError: unreadable, or exported by a version that lost the norms' scale and shift.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
         if not isinstance(about, dict):
-            raise ValueError("its metadata is not of tool.export")
-        return plain_tensors(safetensors.torch.load_file(path), path), about
+            raise ValueError("its metadata is not of network.export")
+        tensors = plain_tensors(safetensors.torch.load_file(path), path)
     except _NO_SAFETENSORS as error:
         reason = one_line(error).removeprefix(f"{path}: ")
         raise ValueError(f"{path} is not a readable .safetensors file: {reason}") from error
+    _refuse_lost_norms(tensors, about, path)
+    return tensors, about
+
+
+def _refuse_lost_norms(tensors: dict[str, Tensor], about: dict[str, Any], path: Path | str) -> None:
+    """Refuse an export that left out `weight` and `bias` of norms whose statistics it has."""
+    left_out = about.get("may_lack", [])
+    for name in left_out if are_names(left_out) else ():
+        norm, _, part = name.rpartition(".")
+        if part in ("weight", "bias") and f"{norm}.running_mean" in tensors:
+            raise ValueError(
+                f"{path} was exported by an older version without the norms' scale and shift "
+                f"({name}, ...): export its checkpoint again"
+            )
 
 
 def _load_exported(path: Path) -> dict[str, Any]:

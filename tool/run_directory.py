@@ -58,7 +58,6 @@ def save_run(
         "config": config,
         "model": method.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "not_weights": sorted(set(method.state_dict()) - set(weight_names(method))),
         "step": step,
     }
     save_checkpoint(directory / CHECKPOINT, content)
@@ -178,6 +177,22 @@ def check_sizes(method: torch.nn.Module, state: dict[str, torch.Tensor], path: P
         raise ValueError(f"{path} describes {lacking} numbers that are not in it")
 
 
+def check_complete(
+    method: torch.nn.Module, state: dict[str, torch.Tensor], path: Path | str
+) -> None:
+    """Check that `state` has every weight of `method`, and nothing that `method` has not.
+
+    Counters of norms may lack: a frozen norm has none.
+
+    Raises:
+        ValueError: names what is lacking or unknown.
+    """
+    counters = "num_batches_tracked"
+    wrong = [n for n in weight_names(method) if n not in state and not n.endswith(counters)]
+    own = set(method.state_dict())
+    _refuse(path, wrong + [name for name in state if name not in own])
+
+
 def _refuse(path: Path | str, wrong: Sequence[str]) -> None:
     if wrong:
         raise ValueError(
@@ -197,10 +212,22 @@ def _fits(value: torch.Tensor | None, own: torch.Tensor) -> bool:
 
 
 def weight_names(method: torch.nn.Module) -> list[str]:
-    """The state that is weights: parameters and norms' statistics, not a bank or a teacher."""
-    parameters = dict(method.named_parameters())
-    norms = ("running_mean", "running_var", "num_batches_tracked")
-    return [n for n in method.state_dict() if n in parameters or n.endswith(norms)]
+    """Return the names of the weights in a state dict: everything that is not declared as state.
+
+    The scale and shift of a frozen norm are buffers, and weights.
+    """
+    state = set(state_names(method))
+    return [name for name in method.state_dict() if name not in state]
+
+
+def state_names(method: torch.nn.Module) -> list[str]:
+    """Return the names of what is saved and resumed but is not weights: a bank, a teacher.
+
+    A module declares by `is_state = True` that all it holds is such state.
+    """
+    declared = [n for n, module in method.named_modules() if getattr(module, "is_state", False)]
+    inside = tuple(f"{name}." for name in declared)
+    return [name for name in method.state_dict() if name.startswith(inside)]
 
 
 def _plain(value: Any) -> Any:

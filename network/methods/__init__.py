@@ -157,7 +157,10 @@ class Method(nn.Module):
         return batch
 
     def after_step(self, progress: Progress) -> None:
-        """Write what `losses` left pending (bank, EMA) after the optimizer's step."""
+        """Write what `losses` left pending (bank, EMA) after the optimizer's step.
+
+        State that is not weights belongs in a module of its own with `is_state = True`.
+        """
 
     def metrics(self) -> dict[str, Tensor]:
         """Detached scalars of the last `losses`, logged beside the terms, never summed."""
