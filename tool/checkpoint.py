@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tool.beside import load_weights_only, refused_name
 from tool.files import atomic_path
 from tool.options import one_line
 
@@ -79,6 +80,8 @@ def _canonical(value: Any) -> Any:
 def load_tensors(path: Path | str) -> dict[str, Any]:
     """The dictionary in a `.pth` file, on the CPU, executing nothing.
 
+    NumPy's values and argparse's arguments in it come back as `Skipped`.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a dictionary, corrupt, compressed, or a pickle that carries more than
@@ -89,11 +92,9 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         _refuse_compressed(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_weights_only(path)
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: refused: it is corrupt or carries more than tensors and plain types"
-        ) from error
+        raise ValueError(_refusal(path, refused_name(error))) from error
     except _UNREADABLE as error:
         raise ValueError(
             f"{path} is not a readable checkpoint (corrupt, truncated or compressed)"
@@ -101,6 +102,22 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content
+
+
+def _refusal(path: Path, name: str | None) -> str:
+    """Say what in a file was refused and, if it names that, how to save its weights anew."""
+    if name is None:
+        return f"{path}: refused: it is corrupt or carries more than tensors and plain types"
+    code = (
+        "import torch; "
+        f"c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+        "c = c if isinstance(c, dict) else c.state_dict(); "
+        "torch.save(c.get('state_dict', c.get('model', c)), 'weights.pth')"
+    )
+    return (
+        f"{path}: refused: it carries a {name}, more than tensors and plain types; if you trust "
+        f'the file, save its weights anew: python -c "{code}"'
+    )
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
