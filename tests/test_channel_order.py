@@ -116,7 +116,7 @@ def test_init_leaves_a_classifier_of_other_classes_and_says_so(tmp_path) -> None
 
 def test_init_refuses_what_is_ambiguous_or_contradicts(tmp_path) -> None:
     path = foreign(K + 1, tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="--background first .* or last"):
+    with pytest.raises(ValueError, match=r"--background first .* or last"):
         started("cam", path)
     with pytest.raises(ValueError, match=r"--background none: w\.pth has 4 maps"):
         started("cam", path, "none")

@@ -27,17 +27,41 @@ def list_hash(image_ids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(image_ids).encode()).hexdigest()
 
 
-def write_config(directory: Path, config: dict[str, Any], flags: dict[str, Any]) -> None:
-    """`config.json`: what the run is, with which flags, code and versions."""
+def write_config(
+    directory: Path,
+    config: dict[str, Any],
+    flags: dict[str, Any],
+    *,
+    weights: Path | None,
+    resumed: bool = False,
+) -> None:
+    """Write `config.json`: what the run is, from which weights, with which flags and versions.
+
+    Args:
+        weights: the file that the run starts from; None: from scratch.
+        resumed: the run started earlier: what was noted about its weights then stays.
+    """
+    path = directory / "config.json"
+    start = weights and {"file": str(weights), "sha256": file_hash(weights)}
     content = {
         "config": config,
+        **({"weights": start} if not resumed else _noted_weights(path)),
         "flags": {name: _plain(value) for name, value in flags.items()},
         "commit": _commit(),
         "versions": {name: _version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
     }
-    with atomic_path(directory / "config.json") as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _noted_weights(path: Path) -> dict[str, Any]:
+    """Return the `weights` of a `config.json` under that key; nothing where there is no note."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {k: v for k, v in content.items() if k == "weights"} if isinstance(content, dict) else {}
 
 
 def save_run(
