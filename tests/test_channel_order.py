@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from runs import Result, assert_refused, run
@@ -154,6 +155,19 @@ def test_restore_puts_the_rows_in_our_order(method, rows, fbr, said, expected, t
     assert rows_of(made) == expected
     (line,) = lines
     assert re.match(rf"w\.pth: its {rows} maps", line)
+
+
+def test_restore_finds_a_wrapped_file(tmp_path) -> None:
+    path = foreign(K, tmp_path / "w.pth")
+    plain = torch.load(path, weights_only=True)
+    options = {"method": "cam", "backbone": SLIM, "class_names": CLASSES, "tell": lambda line: None}
+    expected = restore(path, **options)[0].state_dict()
+    torch.save({"net": {f"module.{n}": t for n, t in plain.items()}, "best": np.float64(1)}, path)
+    own = restore(path, **options)[0].state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in expected.items())
+    torch.save({"a": {"fc8.weight": plain.pop("fc8.weight")}, "b": plain}, path)
+    with pytest.raises(ValueError, match=r"w\.pth does not fit .*classifier\.weight"):
+        restore(path, **options)
 
 
 def infer(path: Path, root: Path, out: Path, *flags: object) -> Result:
