@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import traceback
-from collections.abc import Iterator, Sequence
+import io
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
 
 from tool.keyed import seed_of
-
-DATA_ERRORS = (ValueError, OSError)
+from tool.parallel import FORK, Pool
 
 
 def step_batches(
@@ -27,7 +27,7 @@ def step_batches(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[dict[str, object]]:
-    """This rank's batches of the steps start_step .. steps - 1.
+    """Return this rank's batches of the steps start_step .. steps - 1.
 
     The stream is the endless concatenation of one permutation an epoch, keyed by (seed, epoch).
     Step s takes its positions s * batch_size .. (s + 1) * batch_size - 1, across the end of an
@@ -50,42 +50,28 @@ def step_batches(
     Raises:
         ValueError: `world_size` does not divide `batch_size`; a broken file, also from a worker.
         OSError: a file that cannot be read, also from a worker.
+        ChildProcessError: a worker died.
     """
     if batch_size < 1 or batch_size % world_size:
         raise ValueError(f"batch size {batch_size} does not divide among {world_size} processes")
     sampler = _StepSampler(
         len(dataset), batch_size, range(start_step, steps), seed, rank, world_size
     )
-    loader = DataLoader(
-        _Guarded(dataset),
-        batch_sampler=sampler,
-        collate_fn=_collate,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_stand_aside,
-        generator=_idle_generator(),
-    )
-    return _unwrapped(loader)
+    batches = _loaded(_Load(dataset, default_collate), sampler, num_workers)
+    return map(_pinned, batches) if pin_memory else batches
 
 
 def infer_loader(
     dataset: Dataset, *, batches: Sequence[Sequence[int]], num_workers: int
 ) -> Iterator[list[dict[str, object]]]:
-    """Lists of the samples of each list of indices, in order; workers decode ahead.
+    """Return lists of the samples of each list of indices, in order; workers decode ahead.
 
     Raises:
         ValueError: a broken file, also from a worker.
         OSError: a file that cannot be read, also from a worker.
+        ChildProcessError: a worker died.
     """
-    loader = DataLoader(
-        _Guarded(dataset),
-        batch_sampler=batches,
-        collate_fn=_uncollated,
-        num_workers=num_workers,
-        worker_init_fn=_stand_aside,
-        generator=_idle_generator(),
-    )
-    return _unwrapped(loader)
+    return _loaded(_Load(dataset, list), batches, num_workers)
 
 
 class _StepSampler:
@@ -116,58 +102,50 @@ class _StepSampler:
         return epoch, self._order[place]
 
 
-class _Failure:
-    """An error on its way from a worker to the main process, its traceback as a note."""
+class _Load:
+    """Makes a batch; what a worker runs."""
 
-    def __init__(self, error: Exception) -> None:
-        if get_worker_info() is not None:
-            error.add_note(traceback.format_exc())
-        self.error = error
+    def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any]) -> None:
+        self.dataset, self.collate = dataset, collate
 
+    def batch(self, keys: Sequence[object]) -> Any:
+        return self.collate([self.dataset[key] for key in keys])
 
-class _Guarded(Dataset):
-    """`dataset` that returns its errors: raised in a worker, their text would be a traceback."""
+    def __call__(self, keys: Sequence[object]) -> bytes:
+        """Return a batch as `_unpacked` reads it.
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: object) -> object:
-        try:
-            return self.dataset[key]
-        except DATA_ERRORS as error:
-            return _Failure(error)
+        Bytes go through a pipe. Tensors as torch sends them would take a file in /dev/shm or an
+        open file each: a container has 64 MB of the one, a process 1,024 of the other.
+        """
+        torch.set_num_threads(1)
+        content = io.BytesIO()
+        _Packer(content, protocol=pickle.HIGHEST_PROTOCOL).dump(self.batch(keys))
+        return content.getvalue()
 
 
-def _collate(samples: list[object]) -> object:
-    for sample in samples:
-        if isinstance(sample, _Failure):
-            return sample
-    return default_collate(samples)
+class _Packer(pickle.Pickler):
+    """Pickles tensors as NumPy arrays, which is a single copy."""
+
+    def reducer_override(self, value: object) -> Any:
+        if type(value) is Tensor:
+            return torch.from_numpy, (value.numpy(),)
+        return NotImplemented
 
 
-def _uncollated(samples: list[object]) -> object:
-    return next((sample for sample in samples if isinstance(sample, _Failure)), samples)
+def _loaded(load: _Load, keys: Iterable[Sequence[object]], num_workers: int) -> Iterator[Any]:
+    """Yield the batch of each of `keys`; at most two per worker are made ahead."""
+    if num_workers < 0:
+        raise ValueError(f"{num_workers} loader processes: 0, or more")
+    if num_workers == 0:
+        yield from map(load.batch, keys)
+        return
+    with Pool(num_workers, load, method=FORK) as pool:
+        yield from map(pickle.loads, pool.map(keys, ahead=2 * num_workers))
 
 
-def _unwrapped(loader: DataLoader) -> Iterator[dict[str, object]]:
-    for batch in loader:
-        if isinstance(batch, _Failure):
-            raise batch.error
-        yield batch
-
-
-def _idle_generator() -> torch.Generator:
-    """A generator of the loader's own: without one it would draw from the ambient generator."""
-    return torch.Generator().manual_seed(0)
-
-
-def _stand_aside(worker: int) -> None:
-    """Leave signals to the main process: it saves, then ends its workers.
-
-    Ctrl-C reaches a whole process group, so a worker leaves that group.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.setpgrp()
+def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with its tensors in page-locked memory."""
+    return {
+        key: value.pin_memory() if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }

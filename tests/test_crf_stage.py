@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -282,52 +280,6 @@ def test_workers_have_one_thread_each_and_keep_the_order() -> None:
     assert list(map_processes(os.getenv, names, workers=2)) == ["1", "1", "1", None]
     assert dict(os.environ) == before
     assert list(map_processes(math.sqrt, [], workers=2)) == []
-
-
-def test_a_dead_worker_ends_the_pool_with_a_clear_error() -> None:
-    with pytest.raises(ChildProcessError, match="worker process died"):
-        list(map_processes(os._exit, [7] * 20, workers=2))
-
-
-def test_workers_end_with_their_parent() -> None:
-    text = (
-        "import time\nfrom tool.parallel import map_processes\n"
-        "if __name__ == '__main__':\n"
-        "    list(map_processes(time.sleep, [0, 0, 60, 60], workers=2))\n"
-    )
-    script = "import os, sys; print(os.getpid(), flush=True)\n" + text
-    parent = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
-    parent.stdout.readline()
-    children = _wait_for(lambda: _children(parent.pid), lambda found: len(found) >= 3)
-    time.sleep(0.5)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    parent.stdout.close()
-    assert _wait_for(lambda: [pid for pid in children if _alive(pid)], lambda left: not left) == []
-
-
-def _children(pid: int) -> list[int]:
-    return [
-        int(child)
-        for file in Path(f"/proc/{pid}/task").glob("*/children")
-        for child in file.read_text().split()
-    ]
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def _wait_for(look: object, enough: object, seconds: float = 10) -> list[int]:
-    end = time.monotonic() + seconds
-    while not enough(found := look()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return found
 
 
 def test_every_backend_and_the_batches_of_a_gpu_write_the_same_masks(folder_dataset, tmp_path):

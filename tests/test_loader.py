@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
 
 from data.catalog import Catalog, open_catalog
 from data.dataset import InferDataset, TrainDataset
@@ -182,6 +184,75 @@ def test_inference_goes_on_until_the_error(catalog: Catalog, num_workers: int) -
     with pytest.raises(FileNotFoundError) as error:
         next(samples)
     assert str(error.value) == f"image of 'd6' does not exist: {path} (--root)"
+
+
+class Tensors(Dataset):
+    """A dataset of tensors of all kinds that a sample may hold."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, key: object) -> dict[str, object]:
+        ramp = torch.arange(24.0).view(2, 3, 4)
+        return {
+            "image_id": str(key),
+            "turned": ramp.permute(2, 0, 1),
+            "part": ramp[:, 1:2, ::2],
+            "scalar": torch.tensor(3, dtype=torch.int64),
+            "none": torch.zeros(0, 5, dtype=torch.uint8),
+            "bool": ramp > 3,
+            "same": [ramp, ramp],
+            "mask": tv_tensors.Mask(torch.ones(1, 2, 2)),
+            "large": torch.ones(300, 300),
+        }
+
+
+def test_tensors_arrive_as_they_were_and_can_be_written_to() -> None:
+    (samples,) = infer_loader(Tensors(), batches=[[3]], num_workers=1)
+    (expected,) = infer_loader(Tensors(), batches=[[3]], num_workers=0)
+    assert samples[0].keys() == expected[0].keys()
+    for name, value in expected[0].items():
+        found = samples[0][name]
+        if not isinstance(value, torch.Tensor):
+            assert str(found) == str(value)
+            continue
+        assert type(found) is type(value)
+        assert (found.dtype, found.shape) == (value.dtype, value.shape)
+        assert torch.equal(found, value)
+        found.zero_()  # NumPy's read-only arrays would make torch warn, and crash here
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_samples_take_no_shared_memory_and_no_open_files() -> None:
+    """A container has 64 MB of /dev/shm; a process may have 1,024 files open."""
+    before, shared = open_files(), sorted(os.listdir("/dev/shm"))
+    batches = [list(range(64))] * 6
+    kept = []
+    for samples in infer_loader(Tensors(), batches=batches, num_workers=2):
+        kept.append(samples)
+        assert "/dev/shm" not in Path("/proc/self/maps").read_text()
+        assert open_files() - before < 16
+    assert len(kept) == 6
+    assert sorted(os.listdir("/dev/shm")) == shared
+
+
+def test_batches_are_pinned_where_that_is_asked_for(monkeypatch) -> None:
+    """Without a GPU at hand, whatever `pin_memory` returns arrives."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    settings = {"batch_size": 2, "start_step": 0, "steps": 1, "seed": 0}
+    for num_workers in (0, 1):
+        (plain,) = step_batches(Keys(4), **settings, num_workers=num_workers)
+        (pinned,) = step_batches(Keys(4), **settings, num_workers=num_workers, pin_memory=True)
+        assert torch.equal(pinned["key"], plain["key"] + 1)
+        assert pinned["image_id"] == plain["image_id"]
+
+
+def test_a_negative_number_of_workers_is_refused() -> None:
+    with pytest.raises(ValueError, match="-1 loader processes"):
+        list(infer_loader(Pairs(), batches=[[0]], num_workers=-1))
 
 
 def test_errors_of_ours_are_not_hidden() -> None:

@@ -1,26 +1,49 @@
-"""A function over many items in several processes."""
+"""Functions run in other processes, whose death is an error and never a wait.
+
+`concurrent.futures.ProcessPoolExecutor` and torch's `DataLoader` hand their processes work through
+shared queues. A process that is killed while it holds the lock of such a queue, or while a large
+message is on the way, leaves everybody waiting for ever. Here each process has a pipe of its own,
+and one thread of the parent writes to it and reads from it. When a process dies, however and
+whenever, its pipe ends: that thread gets an error at once and hangs up on the other processes.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
+import pickle
+import queue
 import signal
+import socket
+import struct
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+GRACE = 1.0  # seconds in which a process may finish what it is writing before it is killed
+FORK = "fork" if sys.platform == "linux" else "spawn"  # Apple's libraries do not survive a fork
+
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_work: Callable | None = None
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_GONE = (EOFError, OSError)  # of a pipe: nothing left to read, or in the middle of a message
+_HEAD = struct.Struct("!BQ")  # of a message: kind and length
+_VALUE, _BYTES, _ERROR = range(3)
+_starting = threading.Lock()
 
 
 def default_workers() -> int:
-    """A process a core, of the cores that torchrun's processes on this machine leave to each."""
+    """Return a process per core, of the cores that torchrun's processes here leave to each."""
     return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
@@ -29,51 +52,162 @@ def map_processes(
 ) -> Iterator[Result]:
     """Yield `function(item)` in the order of `items`, computed in `workers` fresh processes.
 
-    The processes are spawned, run one computing thread each, get `function` once, ignore Ctrl-C
-    (it is this process that ends them) and end when this process does.
-
     Args:
         function: can be pickled.
         items: can be pickled.
         workers: at least 1; with 1, or with a single item, everything runs in this process.
 
     Raises:
-        ChildProcessError: a worker died.
-        Exception: what `function` raises is raised here. Either ends the pool.
+        ChildProcessError: a process died.
+        Exception: what `function` raised, for the first item in order. Either ends the pool.
     """
     if workers == 1 or len(items) < 2:
         yield from map(function, items)
         return
-    pool = process_pool(min(workers, len(items)), function)
-    try:
-        with one_thread_each():
-            futures = [pool.submit(_call, item) for item in items]
-        for future in futures:
-            yield future.result()
-    except BrokenProcessPool as error:
-        raise ChildProcessError(
-            "a worker process died (killed, or out of memory?): run again to go on, "
-            "if need be with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with Pool(workers, function) as pool:
+        yield from pool.map(items, ahead=4 * workers)
 
 
-def process_pool(workers: int, function: Callable | None = None) -> ProcessPoolExecutor:
-    """Fresh processes that leave Ctrl-C to this one and end when it does.
+class Pool:
+    """Processes that run one function, each with one computing thread.
 
-    What is submitted inside `one_thread_each` starts them with one computing thread.
+    They start with the first jobs, leave signals to this process and end when it does, even when
+    it is killed. Leaving the `with` block ends them: what is not done by then stays undone.
     """
-    return ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(function,),
-    )
+
+    def __init__(
+        self, workers: int, function: Callable[..., Any], *, method: str = "spawn"
+    ) -> None:
+        """Start nothing yet.
+
+        Args:
+            workers: number of processes, at least 1.
+            function: can be pickled; each process gets it once. Bytes that it returns arrive as a
+                bytearray, uncopied.
+            method: `spawn` for fresh processes, `FORK` for ones that start in milliseconds.
+        """
+        self._limit, self._method = workers, method
+        # Not an argument of the process: `Process.start` writes those into a pipe, and what does
+        # not fit into it makes it wait for a process that may be dead.
+        self._function = pickle.dumps(function)
+        self._jobs: queue.SimpleQueue[tuple[Future, tuple] | None] = queue.SimpleQueue()
+        self._workers: list[tuple[BaseProcess, socket.socket]] = []
+        self._died: ChildProcessError | None = None
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, *arguments: Any) -> Future:
+        """Return the future of `function(*arguments)`: a `ChildProcessError` if a process died."""
+        if len(self._workers) < self._limit:
+            self._start_one()
+        future: Future = Future()
+        self._jobs.put((future, arguments))
+        return future
+
+    def map(self, items: Iterable[Item], *, ahead: int) -> Iterator[Any]:
+        """Yield `function(item)` in the order of `items`, at most `ahead` of them in advance.
+
+        Raises:
+            ChildProcessError: a process died; not only when the turn comes to its item.
+            Exception: what `function` raised, when the turn comes to its item.
+        """
+        waiting: deque[Future] = deque()
+        for item in items:
+            waiting.append(self.submit(item))
+            if len(waiting) > ahead:
+                yield self._next(waiting)
+        while waiting:
+            yield self._next(waiting)
+
+    def _next(self, waiting: deque[Future]) -> Any:
+        result = waiting.popleft().result()
+        if self._died is not None:
+            raise self._died
+        return result
+
+    def close(self) -> None:
+        """End the processes: those at work have `GRACE` to finish, then they are killed."""
+        for _ in self._workers:
+            self._jobs.put(None)
+        self._hang_up()
+        end = time.monotonic() + GRACE
+        for process, _ in self._workers:
+            process.join(max(0.0, end - time.monotonic()))
+        for process, _ in self._workers:
+            process.kill()
+            process.join()
+
+    def _hang_up(self) -> None:
+        """End both directions of all pipes; unlike closing, this wakes the threads that wait."""
+        for _, pipe in self._workers:
+            with contextlib.suppress(OSError):  # the other end is gone
+                pipe.shutdown(socket.SHUT_RDWR)
+
+    def _start_one(self) -> None:
+        """Start a process, and the thread that talks to it.
+
+        Processes start one at a time: the fork of another thread would inherit this one's end of
+        the pipe, which would then outlive it. Signals wait meanwhile: Ctrl-C reaches every process
+        of the group, also one that is still importing.
+        """
+        context = multiprocessing.get_context(self._method)
+        if self._method == "spawn":
+            multiprocessing.resource_tracker.ensure_running()  # it unblocks signals, so before that
+        with _starting, _one_thread_each(), _blocked(_SIGNALS):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                process = context.Process(target=_serve, args=(theirs,), daemon=True)
+                process.start()
+            self._workers.append((process, ours))
+            # a daemon: no thread keeps this process from its end
+            threading.Thread(target=self._drive, args=(process, ours), daemon=True).start()
+
+    def _drive(self, process: BaseProcess, pipe: socket.socket) -> None:
+        """Hand one process its jobs, one after the other."""
+        with contextlib.suppress(*_GONE):  # the first job tells
+            _send(pipe, _VALUE, self._function)
+        while (job := self._jobs.get()) is not None:
+            future, arguments = job
+            try:
+                result = self._exchange(process, pipe, pickle.dumps(arguments))
+            except BaseException as error:  # whatever it is, it belongs to who waits
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            del job, future, arguments  # while this waits for the next one
+
+    def _exchange(self, process: BaseProcess, pipe: socket.socket, arguments: bytes) -> Any:
+        try:
+            _send(pipe, _VALUE, arguments)
+            kind, answer = _receive(pipe)
+        except _GONE as error:
+            if self._died is None:
+                self._died = ChildProcessError(
+                    f"a worker process died ({_why(process)}): run again to go on, "
+                    "if need be with fewer workers"
+                )
+                self._hang_up()
+            raise self._died from error
+        result = answer if kind == _BYTES else pickle.loads(answer)
+        if kind == _ERROR:
+            raise result
+        return result
+
+
+def _why(process: BaseProcess) -> str:
+    process.join(GRACE)
+    code = process.exitcode
+    if code is None or code == -signal.SIGKILL:
+        return "killed, or out of memory?"
+    return f"signal {-code}" if code < 0 else f"exit status {code}"
 
 
 @contextlib.contextmanager
-def one_thread_each() -> Iterator[None]:
+def _one_thread_each() -> Iterator[None]:
     """Processes that start inside inherit an environment with one computing thread."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
@@ -87,11 +221,71 @@ def one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start(function: Callable | None) -> None:
-    global _work
-    _work = function
+@contextlib.contextmanager
+def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _serve(pipe: socket.socket) -> None:
+    """Get the function, then arguments, again and again, until the other end hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the handlers of its parent
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    os.setpgrp()  # what the whole group gets is for the parent: it saves, then ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    function: Callable[..., Any] | None = None
+    with contextlib.suppress(*_GONE):
+        _, content = _receive(pipe)
+        while True:
+            _, arguments = _receive(pipe)
+            try:
+                function = function or pickle.loads(content)
+                result = function(*pickle.loads(arguments))
+                if type(result) is bytes:
+                    kind, answer = _BYTES, result
+                else:
+                    kind, answer = _VALUE, pickle.dumps(result)
+            except BaseException as error:
+                kind, answer = _ERROR, _pickled_error(error)
+            _send(pipe, kind, answer)
+            result = answer = None  # while this waits for the next one
+
+
+def _pickled_error(error: BaseException) -> bytes:
+    """The error, its traceback as a note for `--traceback`; its text where it cannot travel."""
+    error.add_note(traceback.format_exc())
+    try:
+        answer = pickle.dumps(error)
+        pickle.loads(answer)
+    except BaseException:  # an error may raise anything when it is pickled
+        answer = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return answer
+
+
+def _send(pipe: socket.socket, kind: int, content: bytes) -> None:
+    pipe.sendall(_HEAD.pack(kind, len(content)))
+    pipe.sendall(content)
+
+
+def _receive(pipe: socket.socket) -> tuple[int, bytearray]:
+    """The kind and the content of the next message; `EOFError` where it does not come whole."""
+    kind, length = _HEAD.unpack(_read(pipe, _HEAD.size))
+    return kind, _read(pipe, length)
+
+
+def _read(pipe: socket.socket, length: int) -> bytearray:
+    content = bytearray(length)
+    left = memoryview(content)
+    while left:
+        received = pipe.recv_into(left, 0, socket.MSG_WAITALL)
+        if not received:
+            raise EOFError
+        left = left[received:]
+    return content
 
 
 def _end_with_parent() -> None:
@@ -99,8 +293,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _call(item: Item) -> Result:
-    assert _work is not None
-    return _work(item)
