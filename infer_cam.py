@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for folder in filter(None, (args.out, args.masks)):
                     held.enter_context(locked(folder))
             method, dataset, outputs = prepare(args, device)
-        infer(args, device, method, dataset, outputs)
+        with dist.agreed():
+            infer(args, device, method, dataset, outputs)
 
 
 def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Method, InferDataset, Outputs]:
@@ -92,8 +93,8 @@ def infer(
     batches = dataset.batches(left, args.batch_size or (8 if device.type == "cuda" else 1))
     loader = infer_loader(dataset, batches=batches, num_workers=args.num_workers)
     bar = tqdm(total=len(left), disable=not dist.is_main(), mininterval=1.0)
-    with outputs, bar:
-        for samples in loader:
+    with outputs, bar, contextlib.closing(dist.watched(loader)) as watched:
+        for samples in watched:
             size = strided_size(tuple(samples[0]["size"]), args.cam_stride)
             merged = infer_images(method, samples, size=size, device=device, amp=args.amp)
             for sample, maps in zip(samples, merged, strict=True):

@@ -56,7 +56,7 @@ def ranks(device: torch.device | None = None) -> Iterator[None]:
 
     After an error the group is not left: on GPUs that can wait for ranks that are still at work.
     """
-    start(device, timeout=PATIENCE if device is None else None)
+    start(device, timeout=PATIENCE)
     yield
     stop()
 
