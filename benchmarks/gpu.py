@@ -94,8 +94,6 @@ def tiny_parts(data: Sequence[str]) -> list[Part]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the parts; 1 when one of them failed."""
     args = parse(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that a part ends too
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name, open(args.out / "gpu.log", "wb") as log:
         folder = Path(name)
@@ -104,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = ("--dataset", "folder", "--root", str(folder / "drawn"))
         parts = tiny_parts(data) if args.tiny else gpu_parts(data)
         limits = limits_of(args.limit, parts)
+        parts = chosen(args.only, parts)
         record = run_parts(parts, limits, args, folder, log)
     text = tables(record)
     (args.out / "gpu.md").write_text(text, encoding="utf-8")
@@ -119,6 +118,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     out = Path(os.environ.get("OUT") or "out")
     add("--out", type=Path, default=out, help="folder of the three files")
     add("--total", type=positive_float, default=TOTAL, help="seconds of all parts together")
+    add("--only", nargs="+", metavar="PART", help="these parts; None: all of them")
     add(
         "--limit",
         action="append",
@@ -127,6 +127,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="time limit of one part; may be given several times",
     )
     return parser.parse_args(argv)
+
+
+def chosen(names: Sequence[str] | None, parts: Sequence[Part]) -> Sequence[Part]:
+    """The parts of these names, in their own order.
+
+    Raises:
+        ValueError: an unknown part.
+    """
+    known = [part.name for part in parts]
+    for name in names or ():
+        if name not in known:
+            raise ValueError(f"--only {name}: there are the parts {', '.join(known)}")
+    return [part for part in parts if names is None or part.name in names]
 
 
 def limits_of(given: Sequence[str], parts: Sequence[Part]) -> dict[str, float]:
@@ -172,7 +185,7 @@ def run_parts(
         record["seconds"] = time.perf_counter() - started
         write_record(args.out / "gpu.json", record)
         print(one_line(part.name, found[part.name]), flush=True)
-        machine = found["machine"]["result"]
+        machine = found[part.name]["result"] if part.name == "machine" else None
         if not args.tiny and machine is not None and machine["gpu"] is None:
             raise ValueError("torch sees no GPU here: --tiny runs the same parts on a CPU")
     return record
@@ -237,4 +250,6 @@ def one_line(name: str, part: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that a part ends too
     run_stage(main)

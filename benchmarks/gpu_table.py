@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 TITLES = {
@@ -14,7 +15,8 @@ TITLES = {
 def tables(record: dict[str, Any]) -> str:
     """All that was measured; a part without figures is a dash, with its reason at the end."""
     parts, tiny = record["parts"], record["tiny"]
-    results = {name: part["result"] or {} for name, part in parts.items()}
+    results = collections.defaultdict(dict)
+    results |= {name: part["result"] or {} for name, part in parts.items()}
     titles = {name: f"tiny {name}" if tiny else title for name, title in TITLES.items()}
     blocks = [
         machine_line(results["machine"], record),
