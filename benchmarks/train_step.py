@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Sequence
@@ -194,6 +193,8 @@ def line(name: str, milliseconds: float, *, indent: int) -> None:
 
 def peak_memory(device: torch.device) -> dict[str, float]:
     """{name: GiB}: of the GPU since the steps taken whole began, and of the process."""
+    import resource  # POSIX only; elsewhere `run_stage` has said so by now
+
     found = {"process_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
     if device.type == "cuda":
         found["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30

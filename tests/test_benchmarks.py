@@ -167,6 +167,8 @@ def test_train_step(folder_root: Path) -> None:
 
 def test_compiling_needs_a_compiler(monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert_refused(run("benchmarks/train_step.py", "--compile"), "--compile", "compiler")
 
 

@@ -233,7 +233,7 @@ def test_samples_take_no_shared_memory_and_no_open_files() -> None:
     kept = []
     for samples in infer_loader(Tensors(), batches=batches, num_workers=2):
         kept.append(samples)
-        assert "/dev/shm" not in Path("/proc/self/maps").read_text()
+        assert "/dev/shm/torch" not in Path("/proc/self/maps").read_text()
         assert open_files() - before < 16
     assert len(kept) == 6
     assert sorted(os.listdir("/dev/shm")) == shared
