@@ -117,6 +117,7 @@ def test_a_death_while_a_large_argument_is_on_the_way(method: str) -> None:
 
 
 def test_a_death_is_told_before_results_that_are_there() -> None:
+    """Also that of a process with nothing to do."""
     with Pool(2, time.sleep, method=FORK) as pool:
         results = pool.map([0] * 9, ahead=6)
         next(results)

@@ -125,9 +125,28 @@ class Pool:
 
     def _next(self, waiting: deque[Future]) -> Any:
         result = waiting.popleft().result()
-        if self._died is not None:
-            raise self._died
+        self.check()
         return result
+
+    def check(self) -> None:
+        """Raise `ChildProcessError` if a process died, also one that had nothing to do."""
+        for process, _ in self._workers:
+            if process.exitcode is not None:
+                raise self._bury(process)
+
+    def _bury(self, process: BaseProcess) -> ChildProcessError:
+        """Hang up on all processes after a death; the error that all who wait get."""
+        if self._died is None:
+            process.join(GRACE)
+            code = process.exitcode
+            why = "killed, or out of memory?"
+            if code not in (None, -signal.SIGKILL):
+                why = f"signal {-code}" if code < 0 else f"exit status {code}"
+            self._died = ChildProcessError(
+                f"a worker process died ({why}): run again to go on, if need be with fewer workers"
+            )
+            self._hang_up()
+        return self._died
 
     def close(self) -> None:
         """End the processes: those at work have `GRACE` to finish, then they are killed."""
@@ -185,25 +204,11 @@ class Pool:
             _send(pipe, _VALUE, arguments)
             kind, answer = _receive(pipe)
         except _GONE as error:
-            if self._died is None:
-                self._died = ChildProcessError(
-                    f"a worker process died ({_why(process)}): run again to go on, "
-                    "if need be with fewer workers"
-                )
-                self._hang_up()
-            raise self._died from error
+            raise self._bury(process) from error
         result = answer if kind == _BYTES else pickle.loads(answer)
         if kind == _ERROR:
             raise result
         return result
-
-
-def _why(process: BaseProcess) -> str:
-    process.join(GRACE)
-    code = process.exitcode
-    if code is None or code == -signal.SIGKILL:
-        return "killed, or out of memory?"
-    return f"signal {-code}" if code < 0 else f"exit status {code}"
 
 
 @contextlib.contextmanager

@@ -22,10 +22,10 @@ class BackgroundWriter:
         """Use `processes` when there are any; what is submitted must then be picklable."""
         if processes:
             pool = Pool(processes, _run)
-            self._submit, self._stop = pool.submit, pool.close
+            self._submit, self._check, self._stop = pool.submit, pool.check, pool.close
         else:
             pool = ThreadPoolExecutor(threads)
-            self._submit = pool.submit
+            self._submit, self._check = pool.submit, lambda: None
             self._stop = functools.partial(pool.shutdown, cancel_futures=True)
         self._ahead, self._slots = ahead, threading.Semaphore(ahead)
         self._error: BaseException | None = None
@@ -55,6 +55,7 @@ class BackgroundWriter:
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
+        self._check()
 
 
 def _run(call: Callable[..., Any], *arguments: Any) -> None:

@@ -1,0 +1,242 @@
+"""Commands whose workers are killed, as the memory killer does it: one line, and on they go."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_folder
+from processes import alive, children, command_of, wait_for
+from runs import REPOSITORY, command, environment, run, train_flags
+
+from tool.cam import Cam, save_cam
+from tool.mask import load_mask
+
+SECONDS = 10  # from a death to the end of the command
+WORKERS = 2
+STEPS = 30  # of a training run
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A command with workers.
+
+    Attributes:
+        script: the command. flags: without its output folder.
+        out: the flag of that folder, and what counts as an output.
+        spawned: whether the workers to kill are fresh processes, or forks: loader processes.
+    """
+
+    script: str
+    flags: list[object]
+    out: tuple[str, str]
+    spawned: bool
+
+    def command(self, out: Path) -> list[str]:
+        return command(self.script, *self.flags, self.out[0], out)
+
+    def outputs(self, out: Path) -> dict[str, bytes]:
+        """What is there whole: files under temporary names are not."""
+        paths = [path for path in sorted(out.glob(self.out[1])) if path.name[0] != "."]
+        if self.script == "train_fbr.py":
+            return {path.name: b"".join(entries(path)) for path in paths}
+        return {path.name: path.read_bytes() for path in paths}
+
+    def workers(self, pid: int) -> list[int]:
+        """The workers that a command has at the moment."""
+        found = [child for child in children(pid) if alive(child)]
+        if self.spawned:
+            return [child for child in found if b"spawn_main" in command_of(child)]
+        return [child for child in found if leads_a_group(child)]  # git, which a run asks, does not
+
+
+def leads_a_group(pid: int) -> bool:
+    try:
+        return os.getpgid(pid) == pid
+    except ProcessLookupError:
+        return False
+
+
+def entries(checkpoint: Path) -> list[bytes]:
+    """What a checkpoint holds, without the names in its zip."""
+    with zipfile.ZipFile(checkpoint) as archive:
+        return [archive.read(name) for name in archive.namelist() if "serialization" not in name]
+
+
+IMAGES = 40
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """The flags of a dataset whose list `many` has every image five times; CAMs beside it."""
+    root = write_folder(tmp_path_factory.mktemp("kills") / "dataset")
+    names = (root / "lists" / "train.txt").read_text().splitlines()
+    rows = dict(row.split(",") for row in (root / "labels.csv").read_text().splitlines()[1:])
+    for number in range(IMAGES):
+        name, copy = names[number % len(names)], f"{number:02d}"
+        (path,) = (root / "images").glob(f"{name}.*")
+        (root / "images" / f"{copy}{path.suffix}").write_bytes(path.read_bytes())
+        rows[copy] = rows[name]
+    many = [f"{number:02d}" for number in range(IMAGES)]
+    (root / "lists" / "many.txt").write_text("".join(f"{name}\n" for name in many))
+    text = "".join(f"{name},{classes}\n" for name, classes in rows.items())
+    (root / "labels.csv").write_text(f"image_id,classes\n{text}")
+    for place, name in enumerate([*names, *many]):
+        truth = load_mask(root / "masks" / f"{names[place % len(names)]}.png")
+        index = np.unique(truth[truth > 0])
+        maps = np.stack(
+            [0.9 * (truth == value) for value in index] or [np.zeros((0, *truth.shape))]
+        )
+        maps = maps.reshape(len(index), *truth.shape).astype(np.float32)
+        save_cam(root.parent / "cam" / f"{name}.npy", Cam(index, maps))
+    return ["--dataset", "folder", "--root", root]
+
+
+@pytest.fixture(scope="module")
+def crf(data: list[object]) -> Case:
+    """`crf_postprocess.py`, a second of work for each worker."""
+    flags = [*data, "--list", "many", "--cam-dir", data[-1].parent / "cam", "--iterations", 20]
+    return Case("crf_postprocess.py", [*flags, "--workers", WORKERS], ("--out", "*.png"), True)
+
+
+@pytest.fixture(scope="module")
+def cases(data: list[object], crf: Case) -> dict[str, Case]:
+    """Every command with workers; the checkpoints that they start from are made here."""
+    root, folder = data[-1], data[-1].parent
+    cams = ["--cam-dir", folder / "cam"]
+    seeds = [*data, *cams, "--out", folder / "seed", "--seed", 0.3, 0.05, "--workers", 1]
+    assert run("crf_postprocess.py", *seeds).returncode == 0
+    infer = {}
+    for method, more in (("cam", []), ("irn", ["--seed-dir", folder / "seed"])):
+        result = run(
+            "train_fbr.py", *train_flags(root, folder / method, method=method, steps=2), *more
+        )
+        assert result.returncode == 0, result.stderr
+        infer[method] = ["--checkpoint", folder / method / "checkpoint.pth", "--device", "cpu"]
+        infer[method] += [*data, "--list", "many", "--scales", 0.5, "--num-workers"]
+    train = train_flags(root, "OUT", method="cam", steps=STEPS)
+    del train[train.index("--out") : train.index("OUT") + 1]
+    masks = [*infer["cam"], 0, "--crf-workers", WORKERS]
+    return {
+        "train": Case(
+            "train_fbr.py", [*train, "--num-workers", WORKERS], ("--out", "checkpoint.pth"), False
+        ),
+        "cam": Case("infer_cam.py", [*infer["cam"], WORKERS], ("--out", "*.npy"), False),
+        "walk": Case("infer_cam.py", [*infer["irn"], WORKERS, *cams], ("--out", "*.npy"), False),
+        "masks": Case("infer_cam.py", masks, ("--masks", "*.png"), True),
+        "crf": crf,
+    }
+
+
+def start(case: Case, out: Path) -> subprocess.Popen:
+    """The command, in a process group of its own."""
+    return subprocess.Popen(
+        case.command(out),
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def family(pid: int) -> list[int]:
+    """The processes that a command has started."""
+    return [child for child in children(pid) if alive(child)]
+
+
+def progress(case: Case, out: Path) -> int:
+    """How many outputs are there; of a run, how many steps are done."""
+    if case.script == "train_fbr.py":
+        log = out / "log.jsonl"
+        return len(re.findall('"step"', log.read_text())) if log.exists() else 0
+    return len(case.outputs(out))
+
+
+def ended(process: subprocess.Popen) -> tuple[str, float]:
+    """What the command says, and after how many seconds it has ended."""
+    begun = time.monotonic()
+    try:
+        _, errors = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    return errors, time.monotonic() - begun
+
+
+def kill_one(case: Case, out: Path, reached: Callable[[int], bool], which: int) -> None:
+    """Kill a worker at a moment: the command ends in one line within seconds, without a child."""
+    process = start(case, out)
+    seen = wait_for(
+        lambda: (progress(case, out), case.workers(process.pid)),
+        lambda now: (reached(now[0]) and len(now[1]) > which) or process.poll() is not None,
+        seconds=120,
+    )
+    assert process.poll() is None, (seen, process.communicate())
+    left = family(process.pid)
+    os.kill(seen[1][which], signal.SIGKILL)
+    errors, seconds = ended(process)
+    lines = [line for line in errors.splitlines() if "error:" in line]
+    assert process.returncode == 2, (process.returncode, errors)
+    assert len(lines) == 1, errors
+    assert "worker process died" in lines[0], errors
+    assert "Traceback" not in errors
+    assert seconds < SECONDS, errors
+    assert not wait_for(lambda: [pid for pid in left if alive(pid)], lambda found: not found)
+
+
+def finish(case: Case, out: Path) -> None:
+    process = start(case, out)
+    errors, _ = ended(process)
+    assert process.returncode == 0, errors
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cases, tmp_path_factory) -> Callable[[str], dict[str, bytes]]:
+    """The outputs of a command that nobody disturbs; made once."""
+    known: dict[str, dict[str, bytes]] = {}
+
+    def outputs(name: str) -> dict[str, bytes]:
+        if name not in known:
+            out = tmp_path_factory.mktemp("undisturbed") / "out"
+            finish(cases[name], out)
+            known[name] = cases[name].outputs(out)
+            assert len(known[name]) == (1 if name == "train" else IMAGES)
+        return known[name]
+
+    return outputs
+
+
+MOMENTS: dict[str, Callable[[int], Callable[[int], bool]]] = {
+    "start": lambda whole: lambda done: True,
+    "middle": lambda whole: lambda done: done >= whole // 3,
+    "end": lambda whole: lambda done: done >= whole * 6 // 10,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train", "cam", "walk", "masks", "crf"])
+def test_killed_workers_end_the_command_and_it_goes_on(cases, undisturbed, tmp_path, name) -> None:
+    """Two kills at each of three moments, of the first worker and of the last."""
+    case, whole = cases[name], undisturbed(name)
+    number = STEPS if name == "train" else IMAGES
+    for moment, reached in MOMENTS.items():
+        for which in range(WORKERS):
+            out = tmp_path / f"{moment}{which}"
+            kill_one(case, out, reached(number), which)
+            finish(case, out)
+            assert case.outputs(out) == whole, (moment, which)
+
+
+@pytest.mark.parametrize("moment", ["start", "middle"])
+def test_a_killed_worker_is_told_in_one_line(crf, tmp_path, moment: str) -> None:
+    kill_one(crf, tmp_path / "out", MOMENTS[moment](IMAGES), 0)
