@@ -137,6 +137,7 @@ def infer_flags(root: Path, out: Path) -> list[object]:
     return ["--checkpoint", out / "checkpoint.pth", *data, "--scales", 1, "--num-workers", 0]
 
 
+@pytest.mark.slow
 def test_amn_interrupted_goes_on_to_the_same_weights(
     catalog: Catalog, folder_dataset: Path, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ def test_training_keeps_the_previous_checkpoint(folder_root: Path, tmp_path: Pat
     assert load_checkpoint(path)["step"] == 2
 
 
+@pytest.mark.slow
 def test_inference_keeps_the_finished_cams(folder_root: Path, tmp_path: Path) -> None:
     run("train_fbr.py", *train_flags(folder_root, tmp_path, method="cam", steps=1))
     out = tmp_path / "cam"
@@ -87,6 +88,7 @@ def test_a_failed_write_names_its_file_and_leaves_the_old_one(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_an_export_that_does_not_fit_is_one_line(folder_root: Path, tmp_path: Path) -> None:
     run("train_fbr.py", *train_flags(folder_root, tmp_path, method="cam", steps=1))
     result = run_limited(20_000, "network/export.py", tmp_path / "checkpoint.pth")

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from runs import REPOSITORY
 
 
+@pytest.mark.slow
 def test_the_chain_runs_whole_and_restarts(folder_root: Path, tmp_path: Path) -> None:
     small = "--crop 48 --batch-size 4 --num-workers 0 --picture-every 0 --device cpu"
     settings = {
