@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from network.restore import restore
 from tool import dist
 from tool.cam import is_whole, save_cam, strided_size
 from tool.files import claim, locked
-from tool.machine import spare_cores
+from tool.machine import is_out_of_memory, spare_cores
 from tool.msf import infer_images, present_rows
 from tool.options import Parser, positive_int, run_stage
 from tool.origin import origin
@@ -96,10 +96,27 @@ def infer(
     with outputs, bar, contextlib.closing(dist.watched(loader)) as watched:
         for samples in watched:
             size = strided_size(tuple(samples[0]["size"]), args.cam_stride)
-            merged = infer_images(method, samples, size=size, device=device, amp=args.amp)
+            with told_if_too_large(samples):
+                merged = infer_images(method, samples, size=size, device=device, amp=args.amp)
             for sample, maps in zip(samples, merged, strict=True):
                 outputs.put(sample, maps)
             bar.update(len(samples))
+
+
+@contextlib.contextmanager
+def told_if_too_large(samples: Sequence[dict[str, object]]) -> Iterator[None]:
+    """Inside, lack of memory becomes a `ValueError` that names the images and what helps."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        names = ", ".join(str(sample["image_id"]) for sample in samples[:3])
+        height, width = samples[0]["size"]
+        raise ValueError(
+            f"too little memory for {len(samples)} images of {width}x{height} at once ({names}): "
+            "give fewer or smaller --scales, a smaller --batch-size, or a smaller copy of the image"
+        ) from error
 
 
 class Outputs(contextlib.ExitStack):

@@ -181,6 +181,24 @@ def test_a_process_leaves_signals_to_its_parent(method: str) -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
+def test_ctrl_c_is_not_lost_while_a_process_starts() -> None:
+    """Whichever thread receives it, and also in a hook of the fork, where errors are ignored."""
+    hooks = []
+    os.register_at_fork(before=lambda: hooks and os.kill(os.getpid(), signal.SIGINT))
+    idle = threading.Thread(target=time.sleep, args=(1,))
+    idle.start()
+    with Pool(1, abs, method="fork") as pool:
+        hooks.append(True)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                pool.submit(1)
+        finally:
+            hooks.clear()
+        assert len(pool._workers) == 1, "so that leaving ends it"
+    idle.join()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_leaving_ends_processes_at_work() -> None:
     begun = time.monotonic()
     with Pool(2, time.sleep, method=FORK) as pool:

@@ -7,9 +7,10 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -137,10 +138,10 @@ def cases(data: list[object], crf: Case) -> dict[str, Case]:
     }
 
 
-def start(case: Case, out: Path) -> subprocess.Popen:
+def start(case: Case, out: Path, python: Sequence[str] = (sys.executable,)) -> subprocess.Popen:
     """The command, in a process group of its own."""
     return subprocess.Popen(
-        case.command(out),
+        [*python, *case.command(out)[1:]],
         cwd=REPOSITORY,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -240,3 +241,50 @@ def test_killed_workers_end_the_command_and_it_goes_on(cases, undisturbed, tmp_p
 @pytest.mark.parametrize("moment", ["start", "middle"])
 def test_a_killed_worker_is_told_in_one_line(crf, tmp_path, moment: str) -> None:
     kill_one(crf, tmp_path / "out", MOMENTS[moment](IMAGES), 0)
+
+
+def interrupt(case: Case, out: Path, delay: float) -> None:
+    """Ctrl-C some time after the first worker is there: status 130, and not a word."""
+    process = start(case, out)
+    workers = wait_for(lambda: case.workers(process.pid), bool, seconds=120)
+    time.sleep(delay)
+    left = {*workers, *family(process.pid)}
+    os.killpg(process.pid, signal.SIGINT)
+    errors, seconds = ended(process)
+    assert process.returncode == 130, (process.returncode, errors)
+    assert "Traceback" not in errors
+    assert "Error" not in errors
+    assert seconds < SECONDS, errors
+    assert not wait_for(lambda: [pid for pid in left if alive(pid)], lambda found: not found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train", "cam", "masks", "crf"])
+def test_ctrl_c_while_workers_start(cases, tmp_path, name: str) -> None:
+    for number, delay in enumerate((0.0, 0.02, 0.3, 1.0)):
+        interrupt(cases[name], tmp_path / f"{number}", delay)
+
+
+def test_ctrl_c_while_fresh_processes_import(crf, tmp_path) -> None:
+    interrupt(crf, tmp_path / "out", 0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["train", "cam", "masks", "crf"])
+def test_a_killed_worker_of_one_rank_ends_all(cases, tmp_path, name: str) -> None:
+    """Under torchrun, which adds words of its own."""
+    case = cases[name]
+    if name == "train":  # norms from scratch cannot be taken over ranks on a CPU
+        start_from = ["--init", cases["cam"].flags[1]]
+        case = dataclasses.replace(case, flags=[*case.flags, *start_from])
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = start(case, tmp_path / "out", [sys.executable, *torchrun])
+    ranks = wait_for(lambda: children(process.pid), lambda found: len(found) == 2, 60)
+    workers = wait_for(lambda: case.workers(ranks[1]), bool, 120)
+    left = [*ranks, *workers, *family(ranks[0])]
+    os.kill(workers[0], signal.SIGKILL)
+    errors, seconds = ended(process)
+    assert process.returncode != 0
+    assert errors.count("worker process died") == 1, errors
+    assert seconds < 2 * SECONDS, errors
+    assert not wait_for(lambda: [pid for pid in left if alive(pid)], lambda found: not found)

@@ -19,6 +19,14 @@ def spare_cores() -> int:
     return min(2, max(0, cores - 2))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice; on a CPU torch has no type for that."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    text = str(error)
+    return "allocate memory" in text or "out of memory" in text or "could not create a" in text
+
+
 def cpp_compiler() -> str | None:
     """The C++ compiler that torch.compile would take, if there is one."""
     names = (os.environ.get("CXX"), "g++", "clang++", "c++")

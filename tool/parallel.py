@@ -17,16 +17,16 @@ import pickle
 import queue
 import signal
 import socket
-import struct
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
+
+from tool.worker import BYTES, ERROR, GONE, SIGNALS, VALUE, receive, send, serve
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,10 +35,6 @@ GRACE = 1.0  # seconds in which a process may finish what it is writing before i
 FORK = "fork" if sys.platform == "linux" else "spawn"  # Apple's libraries do not survive a fork
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_GONE = (EOFError, OSError)  # of a pipe: nothing left to read, or in the middle of a message
-_HEAD = struct.Struct("!BQ")  # of a message: kind and length
-_VALUE, _BYTES, _ERROR = range(3)
 _starting = threading.Lock()
 
 
@@ -176,10 +172,10 @@ class Pool:
         context = multiprocessing.get_context(self._method)
         if self._method == "spawn":
             multiprocessing.resource_tracker.ensure_running()  # it unblocks signals, so before that
-        with _starting, _one_thread_each(), _blocked(_SIGNALS):
+        with _starting, _one_thread_each(), _held_back(SIGNALS):
             ours, theirs = socket.socketpair()
             with theirs:
-                process = context.Process(target=_serve, args=(theirs,), daemon=True)
+                process = context.Process(target=serve, args=(theirs,), daemon=True)
                 process.start()
             self._workers.append((process, ours))
             # a daemon: no thread keeps this process from its end
@@ -187,8 +183,8 @@ class Pool:
 
     def _drive(self, process: BaseProcess, pipe: socket.socket) -> None:
         """Hand one process its jobs, one after the other."""
-        with contextlib.suppress(*_GONE):  # the first job tells
-            _send(pipe, _VALUE, self._function)
+        with contextlib.suppress(*GONE):  # the first job tells
+            send(pipe, VALUE, self._function)
         while (job := self._jobs.get()) is not None:
             future, arguments = job
             try:
@@ -201,12 +197,12 @@ class Pool:
 
     def _exchange(self, process: BaseProcess, pipe: socket.socket, arguments: bytes) -> Any:
         try:
-            _send(pipe, _VALUE, arguments)
-            kind, answer = _receive(pipe)
-        except _GONE as error:
+            send(pipe, VALUE, arguments)
+            kind, answer = receive(pipe)
+        except GONE as error:
             raise self._bury(process) from error
-        result = answer if kind == _BYTES else pickle.loads(answer)
-        if kind == _ERROR:
+        result = answer if kind == BYTES else pickle.loads(answer)
+        if kind == ERROR:
             raise result
         return result
 
@@ -227,74 +223,23 @@ def _one_thread_each() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _blocked(signals: Iterable[signal.Signals]) -> Iterator[None]:
+def _held_back(signals: Sequence[signal.Signals]) -> Iterator[None]:
+    """Signals that come inside take effect afterwards; processes that start inside block them.
+
+    To block them is not enough for this process: another thread may receive a signal, its handler
+    runs in the main thread all the same, and what it raises inside a hook of the fork is lost.
+    """
+    came: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for one in signals:
+            handlers[one] = signal.signal(one, lambda number, _: came.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _serve(pipe: socket.socket) -> None:
-    """Get the function, then arguments, again and again, until the other end hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the handlers of its parent
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    os.setpgrp()  # what the whole group gets is for the parent: it saves, then ends this process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    function: Callable[..., Any] | None = None
-    with contextlib.suppress(*_GONE):
-        _, content = _receive(pipe)
-        while True:
-            _, arguments = _receive(pipe)
-            try:
-                function = function or pickle.loads(content)
-                result = function(*pickle.loads(arguments))
-                if type(result) is bytes:
-                    kind, answer = _BYTES, result
-                else:
-                    kind, answer = _VALUE, pickle.dumps(result)
-            except BaseException as error:
-                kind, answer = _ERROR, _pickled_error(error)
-            _send(pipe, kind, answer)
-            result = answer = None  # while this waits for the next one
-
-
-def _pickled_error(error: BaseException) -> bytes:
-    """The error, its traceback as a note for `--traceback`; its text where it cannot travel."""
-    error.add_note(traceback.format_exc())
-    try:
-        answer = pickle.dumps(error)
-        pickle.loads(answer)
-    except BaseException:  # an error may raise anything when it is pickled
-        answer = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
-    return answer
-
-
-def _send(pipe: socket.socket, kind: int, content: bytes) -> None:
-    pipe.sendall(_HEAD.pack(kind, len(content)))
-    pipe.sendall(content)
-
-
-def _receive(pipe: socket.socket) -> tuple[int, bytearray]:
-    """The kind and the content of the next message; `EOFError` where it does not come whole."""
-    kind, length = _HEAD.unpack(_read(pipe, _HEAD.size))
-    return kind, _read(pipe, length)
-
-
-def _read(pipe: socket.socket, length: int) -> bytearray:
-    content = bytearray(length)
-    left = memoryview(content)
-    while left:
-        received = pipe.recv_into(left, 0, socket.MSG_WAITALL)
-        if not received:
-            raise EOFError
-        left = left[received:]
-    return content
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+        for one, handler in reversed(handlers.items()):
+            signal.signal(one, handler or signal.SIG_DFL)
+        for number in came:
+            signal.raise_signal(number)
