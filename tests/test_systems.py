@@ -27,6 +27,30 @@ PROGRAMS = sorted(
 QUICK = ("eval_miou.py", "train_fbr.py")
 
 
+# Stands for a Python without packages: it notes what is to be installed, and has it from then on.
+STAND_IN = """#!/bin/bash
+here="$(dirname "$0")"
+case "$1 $2" in
+  "-V "*) echo "Python $VERSION" ;;
+  "-m venv")
+    mkdir -p .venv/bin
+    rm -f .venv/bin/python
+    cp "$0" .venv/bin/python
+    echo "venv ${*:3}" >>"$NOTES" ;;
+  "-m pip")
+    [ "$3" = --version ] && exit 0
+    echo "pip $0 ${*:3}" >>"$NOTES"
+    for word in "$@"; do [[ "$word" == */constraints.txt ]] && cp "$word" "$NOTES.constraints"; done
+    touch "$here/installed" ;;
+  *find_spec*) [ -e "$here/installed" ] ;;
+  *sys.base_prefix*) [ "$VIRTUAL" = 1 ] ;;
+  *least*) [ "$TORCH" = 1 ] ;;
+  *version_info*) [ "${VERSION#3.}" -ge 11 ] ;;
+  *) exit 1 ;;
+esac
+"""
+
+
 def setup(folder: Path, **environment: str) -> subprocess.CompletedProcess:
     """Run `scripts/setup.sh` in a copy, so that no `.venv` is at hand and none is left."""
     (folder / "scripts").mkdir()
@@ -42,12 +66,28 @@ def setup(folder: Path, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def fake_python(path: Path, version: str) -> Path:
-    """A program that is an old Python as far as `setup.sh` can tell."""
+def stand_in(path: Path) -> Path:
+    """Write `STAND_IN` to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'#!/bin/sh\n[ "$1" = -V ] && echo "Python {version}" && exit 0\nexit 1\n')
+    path.write_text(STAND_IN)
     path.chmod(0o755)
     return path
+
+
+def installed(folder: Path, **environment: str) -> tuple[str, list[str], list[str]]:
+    """Set up with the stand-in as Python, in a folder with a space in its name.
+
+    Returns:
+        The Python that was chosen, the notes of the stand-in, and the constraints that it got.
+    """
+    python = stand_in(folder / "a python" / "python")
+    notes = folder / "notes"
+    facts = {"PYTHON": str(python), "NOTES": str(notes), "VERSION": "3.12"}
+    result = setup(folder, **facts | {"TORCH": "0", "VIRTUAL": "0", "NEWEST": "0"} | environment)
+    assert result.returncode == 0, result.stderr
+    constraints = Path(f"{notes}.constraints")
+    pins = constraints.read_text().splitlines() if constraints.exists() else []
+    return result.stdout.strip(), notes.read_text().splitlines(), pins
 
 
 @pytest.mark.parametrize(
@@ -75,12 +115,11 @@ def test_there_are_programs() -> None:
 
 
 def test_an_old_python_is_one_line(tmp_path: Path) -> None:
-    old = fake_python(tmp_path / "python3.10", "3.10.13")
-    result = setup(tmp_path, PYTHON=str(old))
+    result = setup(tmp_path, PYTHON=str(stand_in(tmp_path / "python3.10")), VERSION="3.10")
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert "3.11" in line
-    assert "Python 3.10.13" in line
+    assert "Python 3.10" in line
     assert not (tmp_path / ".venv").exists()
 
 
@@ -100,6 +139,51 @@ def test_a_python_that_has_everything_is_used_as_it_is(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == sys.executable
     assert not (tmp_path / ".venv").exists()
+
+
+def test_a_new_venv_gets_the_tested_versions(tmp_path: Path) -> None:
+    python, notes, pins = installed(tmp_path)
+    assert python == ".venv/bin/python"
+    assert notes[0] == "venv --clear .venv"
+    assert all(note.startswith("pip .venv/bin/python install") for note in notes[1:])
+    assert pins == (ROOT / "scripts/constraints.txt").read_text().splitlines()
+
+
+def test_the_newest_versions_have_no_constraints(tmp_path: Path) -> None:
+    _, notes, pins = installed(tmp_path, NEWEST="1")
+    assert len(notes) == 3
+    assert pins == []
+
+
+def test_a_torch_that_is_there_stays(tmp_path: Path) -> None:
+    stand_in(tmp_path / ".venv" / "bin" / "python")
+    python, notes, pins = installed(tmp_path, TORCH="1")
+    assert python == ".venv/bin/python"
+    assert not any(note.startswith("venv") for note in notes)
+    names = {pin.partition("==")[0] for pin in pins}
+    assert names.isdisjoint({"torch", "torchvision"})
+    assert "timm" in names
+
+
+def test_a_venv_sees_the_torch_of_its_system(tmp_path: Path) -> None:
+    _, notes, pins = installed(tmp_path, TORCH="1")
+    assert notes[0] == "venv --clear --system-site-packages .venv"
+    assert not any(pin.startswith("torch=") for pin in pins)
+
+
+def test_a_virtual_environment_with_torch_gets_what_it_lacks(tmp_path: Path) -> None:
+    python, notes, pins = installed(tmp_path, TORCH="1", VIRTUAL="1")
+    assert python == str(tmp_path / "a python" / "python")
+    assert not any(note.startswith("venv") for note in notes)
+    assert pins == []
+
+
+def test_a_venv_whose_python_is_gone_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").symlink_to("/no/such/python")
+    python, notes, _ = installed(tmp_path)
+    assert python == ".venv/bin/python"
+    assert notes[0] == "venv --clear .venv"
 
 
 def test_an_unknown_flag_is_one_line() -> None:
