@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from data.prepare import (
 from tool.files import MADE_FROM, claim, differing, locked
 from tool.mask import load_mask, save_mask
 from tool.options import Parser, positive_int, run_stage
-from tool.parallel import map_processes
+from tool.parallel import cores, map_processes
 from tool.run_directory import file_hash
 
 
@@ -86,7 +85,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default="small",
         help="which object is on top: the smaller, the later or the first in the annotations",
     )
-    add("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes")
+    add("--workers", type=positive_int, default=cores(), help="processes")
     return parser.parse_args(argv)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from data.catalog import Catalog, add_dataset_flags, catalog_from
 from tool.files import atomic_path
 from tool.options import Parser, one_line, positive_int, run_stage
+from tool.parallel import cores
 
 FILE_ERRORS = (ValueError, OSError)
 
@@ -149,7 +149,7 @@ def check(catalog: Catalog, ids: Sequence[str]) -> Report:
     def one(image_id: str) -> Finding:
         return examine(catalog, image_id, with_masks=with_masks, with_labels=with_labels)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         findings = list(tqdm(pool.map(one, ids), total=len(ids), disable=None, leave=False))
     brightest = [finding.brightest for finding in findings if finding.brightest is not None]
     if brightest and max(brightest) <= 1:

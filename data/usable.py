@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from functools import partial
 from data.catalog import Catalog
 from tool import dist
 from tool.options import one_line
+from tool.parallel import cores
 
 
 def add_skip_flag(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +52,7 @@ def bad_images(
 ) -> dict[str, str]:
     """Image id -> why it cannot be read; every file is decoded."""
     read = partial(complaint, catalog, saliency=saliency, masks=masks)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         reasons = pool.map(read, ids)
         return {i: reason for i, reason in zip(ids, reasons, strict=True) if reason is not None}
 

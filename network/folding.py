@@ -26,6 +26,8 @@ FOLDABLE = (nn.Conv2d, DepthwiseConv2d, Conv2dSame, ThinStridedConv2d)
 class FoldedConv2d(nn.Conv2d):
     """A convolution that applies the frozen norm behind it; made by `fold_frozen_norms`."""
 
+    strides_safely = True
+
     def take(self, conv: nn.Conv2d, norm: nn.Module) -> FoldedConv2d:
         """Share the weight of `conv`; read the statistics of `norm`, which is not registered."""
         self.weight, self.bias = conv.weight, None
@@ -47,7 +49,7 @@ class FoldedConv2d(nn.Conv2d):
             if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.groups == 1:
                 return pointwise(feature, weight, bias)
             if self.thin:
-                cells = every_stride(feature, self.stride)
+                cells = every_stride(feature, self.stride, self.padding)
                 return F.conv2d(cells, weight, bias, groups=self.groups)
         padding = self.padding
         if self.same:

@@ -9,6 +9,7 @@ stride-th cell, so the faulty kernel is never needed.
 from __future__ import annotations
 
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 FEWEST_CHANNELS = 16  # input channels from which on oneDNN's kernel is right
@@ -17,46 +18,62 @@ FEWEST_CHANNELS = 16  # input channels from which on oneDNN's kernel is right
 class ThinStridedConv2d(nn.Conv2d):
     """A drop-in for a thin strided `nn.Conv2d` of size 1x1; on an accelerator it is that one."""
 
+    strides_safely = True
+
     def forward(self, feature: Tensor) -> Tensor:
         """Map (N, D, h, w) to (N, E, h / stride, w / stride)."""
         if feature.device.type != "cpu":
             return super().forward(feature)
-        cells = every_stride(feature, self.stride)
+        cells = every_stride(feature, self.stride, self.padding)
         return F.conv2d(cells, self.weight, self.bias, groups=self.groups)
 
 
 def is_thin_and_strided(conv: nn.Conv2d) -> bool:
     """Return whether a convolution is of the kind that oneDNN computes wrongly."""
-    return (
-        conv.kernel_size == (1, 1)
-        and max(conv.stride) > 1
-        and conv.padding in ((0, 0), "valid")
-        and conv.weight.shape[1] < FEWEST_CHANNELS
-    )
+    small = conv.kernel_size == (1, 1) and conv.weight.shape[1] < FEWEST_CHANNELS
+    return small and max(conv.stride) > 1
 
 
 def replace_thin_strides(module: nn.Module) -> None:
-    """Replace every thin strided 1x1 convolution inside `module`; names and weights stay."""
+    """Replace every thin strided 1x1 convolution inside `module`; names and weights stay.
+
+    Raises:
+        ValueError: `module` holds one of a type that cannot be replaced.
+    """
     for name, child in module.named_children():
-        if type(child) is nn.Conv2d and is_thin_and_strided(child):
-            replacement = ThinStridedConv2d(
-                child.in_channels,
-                child.out_channels,
-                1,
-                stride=child.stride,
-                groups=child.groups,
-                bias=child.bias is not None,
-                device="meta",  # its weights are those of `child`: no random draw is spent
-            )
-            replacement.weight, replacement.bias = child.weight, child.bias
-            replacement.train(child.training)
-            setattr(module, name, replacement)
+        safe = getattr(child, "strides_safely", False)
+        if isinstance(child, nn.Conv2d) and is_thin_and_strided(child) and not safe:
+            setattr(module, name, _replacement(child))
         else:
             replace_thin_strides(child)
 
 
-def every_stride(feature: Tensor, stride: tuple[int, int]) -> Tensor:
+def _replacement(conv: nn.Conv2d) -> ThinStridedConv2d:
+    plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
+    if not plain and type(conv) is not Conv2dSame:  # of size 1x1, that one has nothing to pad
+        raise ValueError(
+            f"the network holds a {type(conv).__name__} of size 1x1 with stride {conv.stride} and "
+            f"{conv.in_channels} input channels, which some CPUs compute wrongly: choose another"
+        )
+    replacement = ThinStridedConv2d(
+        conv.in_channels,
+        conv.out_channels,
+        1,
+        stride=conv.stride,
+        padding=(0, 0) if isinstance(conv.padding, str) else conv.padding,
+        groups=conv.groups,
+        bias=conv.bias is not None,
+        device="meta",  # its weights are those of `conv`: no random draw is spent
+    )
+    replacement.weight, replacement.bias = conv.weight, conv.bias
+    return replacement.train(conv.training)
+
+
+def every_stride(feature: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
     """Return the cells (N, D, h / stride, w / stride) on which a 1x1 convolution stands."""
+    if any(padding):
+        high, wide = padding
+        feature = F.pad(feature, (wide, wide, high, high))
     return feature[:, :, :: stride[0], :: stride[1]]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from method_cases import METHODS, MIXED, first_steps, make_batch, make_method
+from timm.layers import Conv2dSame, StdConv2d
 from timm.layers.norm_act import FrozenBatchNormAct2d
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -54,10 +55,15 @@ def train_once(method: nn.Module) -> Convolutions:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("groups", [1, 2, 6])
-@pytest.mark.parametrize(("stride", "size"), [(2, (7, 10)), (3, (8, 9)), ((1, 2), (5, 6))])
-def test_it_is_the_plain_convolution(bias: bool, groups: int, stride: Any, size: Any) -> None:
+@pytest.mark.parametrize(
+    ("stride", "padding", "size"),
+    [(2, 0, (7, 10)), (3, "valid", (8, 9)), ((1, 2), 0, (5, 6)), (2, (1, 2), (5, 6))],
+)
+def test_it_is_the_plain_convolution(
+    bias: bool, groups: int, stride: Any, padding: Any, size: tuple[int, int]
+) -> None:
     torch.manual_seed(0)
-    plain = nn.Conv2d(6, 12, 1, stride=stride, groups=groups, bias=bias).double()
+    plain = nn.Conv2d(6, 12, 1, stride=stride, padding=padding, groups=groups, bias=bias).double()
     net = nn.Sequential(copy.deepcopy(plain))
     state = net.state_dict()
     replace_thin_strides(net)
@@ -83,13 +89,26 @@ def test_it_is_the_plain_convolution(bias: bool, groups: int, stride: Any, size:
         nn.Conv2d(16, 4, 1, stride=2),
         nn.Conv2d(8, 16, 1),
         nn.Conv2d(8, 16, 3, stride=2),
-        nn.Conv2d(8, 16, 1, stride=2, padding=1),
     ],
 )
 def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
     net = nn.Sequential(conv)
     replace_thin_strides(net)
     assert net[0] is conv
+
+
+def test_same_padding_of_a_thin_convolution_is_none() -> None:
+    plain, feature = Conv2dSame(6, 4, 1, stride=2), torch.rand(1, 6, 7, 6)
+    net = nn.Sequential(plain)
+    replace_thin_strides(net)
+    assert type(net[0]) is ThinStridedConv2d
+    assert torch.allclose(net(feature), plain(feature), atol=1e-6)
+
+
+def test_one_that_cannot_be_replaced_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"StdConv2d of size 1x1 .* 8 input channels"):
+        replace_thin_strides(nn.Sequential(StdConv2d(8, 16, 1, stride=2)))
+    replace_thin_strides(nn.Sequential(StdConv2d(16, 16, 1, stride=2)))
 
 
 def test_the_guard_sees_a_thin_convolution() -> None:

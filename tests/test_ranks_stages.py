@@ -236,7 +236,7 @@ def test_a_wrong_flag_is_told_by_the_first_rank(monkeypatch, capsys) -> None:
 
 
 def test_ranks_on_one_machine_share_its_cores_and_gpus(monkeypatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert (default_workers(), dist.local_cuda()) == (16, "cuda")
     for ranks, rank, workers, gpu in (

@@ -7,16 +7,18 @@ import shutil
 
 import torch
 
+from tool.parallel import cores
+
 
 def spare_cores() -> int:
     """Loader processes: beside a GPU a share of the cores, at most 8; else cores - 2, at most 2.
 
     A network on two cores is slower with a loader beside it than with one that takes turns.
     """
-    cores = os.cpu_count() or 1
+    here = cores()
     if torch.cuda.is_available():
-        return min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    return min(2, max(0, cores - 2))
+        return min(8, here // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return min(2, max(0, here - 2))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import functools
 import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from data.usable import add_skip_flag, ids_from
 from tool import download
 from tool.files import atomic_path, claim
 from tool.options import Parser, positive_int, run_stage
-from tool.parallel import map_processes
+from tool.parallel import cores, map_processes
 from tool.run_directory import file_hash
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -62,7 +61,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", type=Path, help="ONNX file of a U2-Net; None: tool.download's u2net, 168 MB")
     add("--out", type=Path, help="folder for ID.png; None: the dataset's")
     add("--shard", type=shard, default=(0, 1), metavar="I/N", help="share I of N, from 0")
-    add("--workers", type=positive_int, default=os.cpu_count() or 1, help="processes")
+    add("--workers", type=positive_int, default=cores(), help="processes")
     add_dataset_flags(parser)
     add_skip_flag(parser)
     parser.set_defaults(dataset="folder")
