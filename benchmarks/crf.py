@@ -1,6 +1,6 @@
 """`python -m benchmarks.crf`: the CRF in torch against pydensecrf, time and agreement.
 
-On the photographs of a folder, or on an image that it draws: seconds an image of each preset, on
+On the photographs of a folder, or on an image that it draws: seconds per image for each preset, on
 one thread of a CPU (and on a GPU with --device cuda, `--batch` images at once), for numbers of
 labels, and how far the two are apart.
 """

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def facts() -> dict[str, Any]:
-    """Plain values; None where the machine does not tell."""
+    """Return plain values; None for what the machine does not tell."""
     gpu = torch.cuda.is_available()
     properties = torch.cuda.get_device_properties(0) if gpu else None
     return {
@@ -57,7 +57,7 @@ def facts() -> dict[str, Any]:
 
 
 def output(*command: str) -> str | None:
-    """The first line that a program prints, if it is there and ends well."""
+    """Return the first line that a program prints; None if it is missing or fails."""
     if shutil.which(command[0]) is None:
         return None
     try:
@@ -71,7 +71,7 @@ def output(*command: str) -> str | None:
 
 
 def version(package: str) -> str | None:
-    """Of an installed package."""
+    """Return the installed version of a package, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -79,7 +79,7 @@ def version(package: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """As Linux names it, else the architecture."""
+    """Return the model of the CPU as Linux names it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

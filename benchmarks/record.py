@@ -19,7 +19,7 @@ def add_json_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def write_record(path: Path | None, record: dict[str, Any]) -> None:
-    """Write `record` whole, in place of what the file held; nothing where no file is given.
+    """Write `record` whole, in place of what the file held; do nothing if `path` is None.
 
     NaN and infinity, which JSON does not have, become null.
     """

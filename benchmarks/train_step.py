@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -195,7 +196,8 @@ def peak_memory(device: torch.device) -> dict[str, float]:
     """{name: GiB}: of the GPU since the steps taken whole began, and of the process."""
     import resource  # POSIX only; elsewhere `run_stage` has said so by now
 
-    found = {"process_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes, or KiB
+    found = {"process_gib": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30}
     if device.type == "cuda":
         found["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return found

@@ -112,7 +112,7 @@ class _Load:
         return self.collate([self.dataset[key] for key in keys])
 
     def __call__(self, keys: Sequence[object]) -> bytes:
-        """Return a batch as `_unpacked` reads it.
+        """Return a batch as `pickle.loads` reads it.
 
         Bytes go through a pipe. Tensors as torch sends them would take a file in /dev/shm or an
         open file each: a container has 64 MB of the one, a process 1,024 of the other.
@@ -127,9 +127,11 @@ class _Packer(pickle.Pickler):
     """Pickles tensors as NumPy arrays, which is a single copy."""
 
     def reducer_override(self, value: object) -> Any:
-        if type(value) is Tensor:
-            return torch.from_numpy, (value.numpy(),)
-        return NotImplemented
+        if type(value) is not Tensor or value.requires_grad or value.is_conj() or value.is_neg():
+            return NotImplemented
+        if value.dtype == torch.bfloat16:  # NumPy has none
+            return NotImplemented
+        return torch.from_numpy, (value.numpy(),)
 
 
 def _loaded(load: _Load, keys: Iterable[Sequence[object]], num_workers: int) -> Iterator[Any]:

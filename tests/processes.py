@@ -5,6 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+
+if not Path("/proc/self/task").exists():
+    pytest.skip("finds processes in /proc, which Linux alone has", allow_module_level=True)
 from typing import TypeVar
 
 Found = TypeVar("Found")

@@ -198,6 +198,9 @@ class Tensors(Dataset):
             "image_id": str(key),
             "turned": ramp.permute(2, 0, 1),
             "part": ramp[:, 1:2, ::2],
+            "bfloat16": ramp.bfloat16(),
+            "with gradient": ramp.clone().requires_grad_(True),
+            "conjugated": torch.complex(ramp, ramp).conj(),
             "scalar": torch.tensor(3, dtype=torch.int64),
             "none": torch.zeros(0, 5, dtype=torch.uint8),
             "bool": ramp > 3,
@@ -219,13 +222,15 @@ def test_tensors_arrive_as_they_were_and_can_be_written_to() -> None:
         assert type(found) is type(value)
         assert (found.dtype, found.shape) == (value.dtype, value.shape)
         assert torch.equal(found, value)
-        found.zero_()  # NumPy's read-only arrays would make torch warn, and crash here
+        assert found.requires_grad == value.requires_grad
+        found.detach().zero_()  # NumPy's read-only arrays would make torch warn, and crash here
 
 
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks into /proc")
 def test_samples_take_no_shared_memory_and_no_open_files() -> None:
     """A container has 64 MB of /dev/shm; a process may have 1,024 files open."""
     before = open_files()

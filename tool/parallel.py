@@ -1,4 +1,4 @@
-"""Functions run in other processes, whose death is an error and never a wait.
+"""Run functions in worker processes; if a worker dies, raise an error instead of waiting.
 
 `concurrent.futures.ProcessPoolExecutor` and torch's `DataLoader` hand their processes work through
 shared queues. A process that is killed while it holds the lock of such a queue, or while a large
@@ -72,10 +72,10 @@ def map_processes(
 
 
 class Pool:
-    """Processes that run one function, each with one computing thread.
+    """Worker processes that run one function, each with one computing thread.
 
-    They start with the first jobs, leave signals to this process and end when it does, even when
-    it is killed. Leaving the `with` block ends them: what is not done by then stays undone.
+    They start with the first jobs, ignore signals, and end with this process, even if it is killed.
+    Leaving the `with` block ends them and drops unfinished jobs.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Pool:
                 raise self._bury(process)
 
     def _bury(self, process: BaseProcess) -> ChildProcessError:
-        """Hang up on all processes after a death; the error that all who wait get."""
+        """Close all pipes after a worker died; return the error for all waiting callers."""
         if self._died is None:
             process.join(GRACE)
             code = process.exitcode
@@ -152,19 +152,20 @@ class Pool:
         return self._died
 
     def close(self) -> None:
-        """End the processes: those at work have `GRACE` to finish, then they are killed."""
+        """End the processes: busy ones have `GRACE` seconds to finish, then they are killed."""
         for _ in self._workers:
             self._jobs.put(None)
         self._hang_up()
         end = time.monotonic() + GRACE
         for process, _ in self._workers:
             process.join(max(0.0, end - time.monotonic()))
-        for process, _ in self._workers:
+        for process, pipe in self._workers:
             process.kill()
             process.join()
+            pipe.close()
 
     def _hang_up(self) -> None:
-        """End both directions of all pipes; unlike closing, this wakes the threads that wait."""
+        """Shut down all pipes; unlike closing them, this wakes the threads that wait."""
         for _, pipe in self._workers:
             with contextlib.suppress(OSError):  # the other end is gone
                 pipe.shutdown(socket.SHUT_RDWR)
@@ -190,13 +191,13 @@ class Pool:
 
     def _drive(self, process: BaseProcess, pipe: socket.socket) -> None:
         """Hand one process its jobs, one after the other."""
-        with contextlib.suppress(*GONE):  # the first job tells
+        with contextlib.suppress(*GONE):  # the first job reports the error
             send(pipe, VALUE, self._function)
         while (job := self._jobs.get()) is not None:
             future, arguments = job
             try:
                 result = self._exchange(process, pipe, pickle.dumps(arguments))
-            except BaseException as error:  # whatever it is, it belongs to who waits
+            except BaseException as error:  # for the caller that waits for this future
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -216,7 +217,7 @@ class Pool:
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Processes that start inside inherit an environment with one computing thread."""
+    """Let processes that start inside inherit an environment with one computing thread."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:

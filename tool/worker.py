@@ -47,7 +47,7 @@ def serve(pipe: socket.socket) -> None:
 
 
 def _pickled_error(error: BaseException) -> bytes:
-    """The error, its traceback as a note for `--traceback`; its text where it cannot travel."""
+    """Return the pickled error, its traceback as a note; its text if it cannot be pickled."""
     error.add_note(traceback.format_exc())
     try:
         answer = pickle.dumps(error)
@@ -64,7 +64,7 @@ def send(pipe: socket.socket, kind: int, content: bytes) -> None:
 
 
 def receive(pipe: socket.socket) -> tuple[int, bytearray]:
-    """Return kind and content of the next message; `EOFError` when it does not come whole."""
+    """Return kind and content of the next message; raise `EOFError` if it is cut off."""
     kind, length = _HEAD.unpack(_read(pipe, _HEAD.size))
     return kind, _read(pipe, length)
 
