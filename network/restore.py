@@ -12,25 +12,21 @@ from torch import Tensor
 
 from network.backbones import build_backbone
 from network.channel_order import background_place, our_classifier
+from network.foreign_heads import (
+    CLASSIFIER,
+    as_maps,
+    bias_of,
+    classifier_names,
+    classifier_note,
+    our_names,
+)
 from network.methods import Method, build_method
 from network.options import inference_options
-from network.unwrap import COUNTER, find_backbone, tensors_named
-from tool.checkpoint import as_checkpoint, load_checkpoint, load_tensors
+from network.unwrap import described, find_backbone, plain_name
+from tool.checkpoint import as_checkpoint, load_checkpoint, load_safetensors, load_tensors
 from tool.options import one_line
-from tool.run_directory import check_sizes, load_state, state_names
+from tool.run_directory import COUNTER, check_sizes, load_state, state_names
 
-CLASSIFIER = "classifier.weight"
-OURS = "backbone.net."  # what the names of a backbone's tensors begin with in our files
-# The released code's heads; everything else in its files is the backbone, under the same names.
-_RELEASED = {
-    "fc8.weight": CLASSIFIER,
-    "f8_3.weight": "correlation.low.weight",
-    "f8_4.weight": "correlation.mid.weight",
-    "f9.weight": "correlation.embed.weight",
-    "proj_fg.weight": "project_foreground.weight",
-    "proj_bg.weight": "project_background.weight",
-    "bg_classifier.weight": "segment_background.classifier.weight",
-}
 _CONFIG = {
     "method": str,
     "backbone": str,
@@ -40,7 +36,6 @@ _CONFIG = {
     "pretrained": bool,
     "method_config": dict,
 }
-_UNUSED = "bg_bn."  # a BatchNorm frozen at its identity
 _TRAINING_ONLY = ("correlation.", "project_", "segment_background.", "bank.")
 
 
@@ -57,22 +52,22 @@ def restore(
     """The method that a file holds, and its configuration.
 
     Args:
-        path: `checkpoint.pth` of train_fbr.py, the `.safetensors` of network.export, or a state
-            dict of the released code or its kin, which needs the other three.
-        method: what it must be; None: whatever it is. backbone: what the network of a released
+        path: `checkpoint.pth` of train_fbr.py, the `.safetensors` of network.export, or a foreign
+            state dict in either container, which needs the other three.
+        method: what it must be; None: whatever it is. backbone: what the network of a foreign
             state dict is. class_names: the K foreground classes that it must have; None: any.
         options: `NAME=VALUE`s in place of what the file has; see `inference_options`. The
             configuration that is returned has them.
-        background: where the classifier of a released state dict has it; see
+        background: where the classifier of a foreign state dict has it; see
             `network.channel_order`.
-        tell: takes a line that says what was assumed about a released state dict.
+        tell: takes a line that says what was assumed about a foreign state dict.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: unreadable, of another method, number of classes or class names, an option that
             it does not have, or a background whose place is open.
     """
-    checkpoint = open_checkpoint(
+    checkpoint, may_lack = open_checkpoint(
         path,
         method=method,
         backbone=backbone,
@@ -91,11 +86,8 @@ def restore(
             restored = build_method(config)
         except ValueError as error:
             raise ValueError(f"--option {' '.join(options)}: {error}") from error
-    may_lack = checkpoint.get("may_lack", ())
-    if (
-        may_lack and may_lack is not _TRAINING_ONLY
-    ):  # an export: it lacks no weights, whatever it says
-        may_lack = state_names(restored)
+    if may_lack is None:
+        may_lack = state_names(restored) if checkpoint.get("may_lack") else ()
     load_state(restored, checkpoint["model"], path, may_lack=may_lack)
     return restored, config
 
@@ -172,82 +164,91 @@ def open_checkpoint(
     class_names: tuple[str, ...] | None,
     background: str | None = None,
     tell: Callable[[str], object] = print,
-) -> dict[str, Any]:
-    """Return the content of a file as a checkpoint of ours; see `restore`."""
+) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+    """Return a file as a checkpoint of ours; see `restore`.
+
+    Returns:
+        The checkpoint, and how names begin that a foreign file may lack. None for a file of ours:
+        an export may lack state, never weights.
+    """
     path = Path(path)
-    if not path.is_file() or path.suffix == ".safetensors":
-        checkpoint = load_checkpoint(path)
-    else:
-        content = load_tensors(path)
-        ours = {"method", "config"} <= set(content)
-        if not ours and any(t.ndim == 4 for t in tensors_named(content, "fc8.weight")):
-            if method is None or backbone is None or class_names is None:
-                raise ValueError(
-                    f"{path} is a state dict of the released code: pass --method and --backbone"
-                )
-            config = {
-                "method": method,
-                "backbone": backbone,
-                "output_stride": 8,
-                "num_classes": len(class_names),
-                "class_names": list(class_names),
-                "pretrained": True,
-                "method_config": {},
-            }
-            model = _released_model(content, config, path, background, tell)
-            about = {"method": method, "config": config, "step": 0, "may_lack": _TRAINING_ONLY}
-            return about | {"model": model}
-        checkpoint = as_checkpoint(content, path)
-    if background is not None:
-        raise ValueError(f"--background {background}: {path} is ours, its background is first")
-    return checkpoint
+    content, ours = _read(path)
+    if ours is not None:
+        if background is not None:
+            raise ValueError(f"--background {background}: {path} is ours, its background is first")
+        return ours, None
+    if method is None or backbone is None or class_names is None:
+        raise ValueError(
+            f"{path} is not a checkpoint of train_fbr.py: it lacks method and config; for weights "
+            f"of other code pass --method and --backbone; the file holds {described(content)}"
+        )
+    config = {
+        "method": method,
+        "backbone": backbone,
+        "output_stride": 8,
+        "num_classes": len(class_names),
+        "class_names": list(class_names),
+        "pretrained": True,
+        "method_config": {},
+    }
+    model = _foreign_model(content, config, path, background, tell)
+    return {"method": method, "config": config, "step": 0, "model": model}, _TRAINING_ONLY
 
 
-def _released_model(
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return what a file holds, and the same as a checkpoint of ours; None if it is foreign."""
+    if not path.is_file():
+        return {}, load_checkpoint(path)  # says what makes it
+    if path.suffix == ".safetensors":
+        tensors, about = load_safetensors(path)
+        return tensors, as_checkpoint({**about, "model": tensors}, path) if about else None
+    content = load_tensors(path)
+    ours = {"method", "config"} <= set(content)
+    return content, as_checkpoint(content, path) if ours else None
+
+
+def _foreign_model(
     content: dict[str, Any],
     config: dict[str, Any],
     path: Path,
     background: str | None,
     tell: Callable[[str], object],
 ) -> dict[str, Tensor]:
-    """Return a state dict of the released code under our names, in our order of the maps.
+    """Return a foreign state dict under our names, in our order of the maps.
 
-    Heads that only training uses are left out where the method has none.
+    Heads that the method does not have are left out.
     """
     own = outline_of(config, path).state_dict()
     with torch.device("meta"):
         outline = build_backbone(config["backbone"], output_stride=config["output_stride"])
     found = find_backbone(outline, content, path)
-    heads = our_names(found.rest)
-    lacking = [*found.missing, *({CLASSIFIER} - set(heads))]
+    classes, width = config["num_classes"], outline.taps["high"].channels
+    names = classifier_names(found.rest, width=width, num_classes=classes)
+    lacking = [*map(plain_name, found.missing), *([] if names else [CLASSIFIER])]
     if lacking:
         raise ValueError(
-            f"{path} does not fit {config['backbone']}: {len(lacking)} tensors lack or have "
-            f"another shape, first {', '.join(lacking[:3])}; the file holds {found.content}"
+            f"{path} does not fit {config['backbone']} and {classes} classes: it lacks "
+            f"{len(lacking)} tensors or has them in another shape, first {', '.join(lacking[:3])}; "
+            f"the file holds {found.content}"
         )
+    if len(names) > 1:
+        choice = ", ".join(repr(name)[:80] for name in names[:5])
+        raise ValueError(f"{path} has several classifiers: {choice}: keep one of them in the file")
     if CLASSIFIER not in own:
         raise ValueError(f"{path} has a classifier of one layer, method {config['method']} has not")
-    classes, weight = config["num_classes"], heads[CLASSIFIER]
+    weight = as_maps(found.rest[names[0]])
     place, line = background_place(
-        len(weight), classes, said=background, names=found.rest, what=path.name
+        len(weight), classes, background=background, names=found.rest, what=path.name
     )
     if place == "none" and len(own[CLASSIFIER]) > classes:
         raise ValueError(
             f"{line}: method {config['method']} needs a map of the background (--method cam does "
             "not)"
         )
+    others = {n: t for n, t in found.rest.items() if n not in (names[0], bias_of(names[0]))}
+    heads = {n: t for n, t in our_names(others).items() if n in own and n != CLASSIFIER}
     heads[CLASSIFIER] = our_classifier(weight, own[CLASSIFIER], place)
+    line += classifier_note(names[0], found.rest)
     tell(line + (f"; {found.place}" if found.place else ""))
     weights = {f"backbone.{n}": t for n, t in found.backbone.items() if not n.endswith(COUNTER)}
-    return weights | {
-        n: t for n, t in heads.items() if n in own or not n.startswith(_TRAINING_ONLY)
-    }
-
-
-def our_names(heads: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the heads of the released code, or of another, under our names."""
-    return {
-        _RELEASED.get(name, name): tensor
-        for name, tensor in heads.items()
-        if not name.startswith(_UNUSED) and not name.endswith(COUNTER)
-    }
+    return heads | weights

@@ -68,7 +68,7 @@ def test_the_place_of_the_background(rows: int, fbr: bool, said: str, place: str
     names = ["proj_fg.weight", "proj_bg.weight", "bg_classifier.weight"] if fbr else ["fc8.weight"]
 
     def decide() -> tuple[str, str]:
-        return background_place(rows, K, said=said, names=names, what="w.pth")
+        return background_place(rows, K, background=said, names=names, what="w.pth")
 
     if place is None:
         with pytest.raises(ValueError, match=rf"w\.pth has .*{rows} maps"):

@@ -107,7 +107,8 @@ def test_a_released_checkpoint_gives_the_released_cams(released, folder_root, tm
 def test_every_tensor_of_a_released_checkpoint_has_a_place(tmp_path) -> None:
     path, names = tmp_path / "released.pth", tuple("abcde")
     torch.save(released_state(5), path)
-    state = open_checkpoint(path, method="fbr", backbone=SLIM, class_names=names)["model"]
+    checkpoint, _ = open_checkpoint(path, method="fbr", backbone=SLIM, class_names=names)
+    state = checkpoint["model"]
     config = {"method": "fbr", "backbone": SLIM, "output_stride": 8, "num_classes": 5}
     own = build_method(config | {"pretrained": True, "method_config": {}}).state_dict()
     assert not set(state) - set(own)

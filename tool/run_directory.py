@@ -18,6 +18,7 @@ from tool.checkpoint import LARGEST_INT, load_checkpoint, plain_tensors, save_ch
 from tool.files import atomic_path
 
 CHECKPOINT = "checkpoint.pth"
+COUNTER = "num_batches_tracked"  # of a norm: no weight, and a frozen norm has none
 _LARGEST_LACK = 2**28  # numbers that a file may leave to be made: the bank's
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
 
@@ -56,7 +57,7 @@ def write_config(
 
 
 def _noted_weights(path: Path) -> dict[str, Any]:
-    """Return the `weights` of a `config.json` under that key; nothing where there is no note."""
+    """Return {"weights": ...} from `config.json`, or {} if it has none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -204,15 +205,14 @@ def check_sizes(method: torch.nn.Module, state: dict[str, torch.Tensor], path: P
 def check_complete(
     method: torch.nn.Module, state: dict[str, torch.Tensor], path: Path | str
 ) -> None:
-    """Check that `state` has every weight of `method`, and nothing that `method` has not.
+    """Check that `state` has every weight of `method`, and no tensor that `method` lacks.
 
-    Counters of norms may lack: a frozen norm has none.
+    Norm counters may be missing: a frozen norm has none.
 
     Raises:
-        ValueError: names what is lacking or unknown.
+        ValueError: names what is missing or unknown.
     """
-    counters = "num_batches_tracked"
-    wrong = [n for n in weight_names(method) if n not in state and not n.endswith(counters)]
+    wrong = [n for n in weight_names(method) if n not in state and not n.endswith(COUNTER)]
     own = set(method.state_dict())
     _refuse(path, wrong + [name for name in state if name not in own])
 
