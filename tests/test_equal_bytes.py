@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -45,6 +46,26 @@ def test_what_is_one_object_and_what_is_a_copy_gives_equal_bytes(tmp_path: Path)
     model._metadata = {"": {"version": 1}}
     separate["model"] = model
     assert saved(content, tmp_path / "a.pth") == saved(separate, tmp_path / "b.pth")
+
+
+class Pair(NamedTuple):
+    """As an optimizer of others might keep its rates."""
+
+    low: int
+    high: str
+
+
+def test_named_tuples_sizes_and_equal_bytes(tmp_path: Path) -> None:
+    one, other = bytes([1, 2, 3]), bytes([1, 2, 3])
+    assert one is not other
+    size = torch.Size([2, 3])
+    shared = CONTENT | {"state": [one, one], "size": size, "pair": Pair(1, "step")}
+    separate = CONTENT | {"state": [one, other], "size": size, "pair": (1, "step")}
+    content = saved(shared, tmp_path / "a.pth")
+    assert content == saved(separate, tmp_path / "b.pth")
+    back = load_checkpoint(tmp_path / "a.pth")
+    assert (back["state"], back["pair"]) == ([one, one], (1, "step"))
+    assert type(back["size"]) is torch.Size
 
 
 EXTRA = {"fbr": ["--momentum", 0.9], "amn": []}  # a bank and SGD's buffers; Adam's state

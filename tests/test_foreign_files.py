@@ -33,6 +33,12 @@ def numbered(shift: float = 0.0) -> dict[str, Tensor]:
     return {n: torch.full_like(state[n], 1 + shift + i) for i, n in enumerate(names)}
 
 
+def numbered_module() -> torch.nn.Module:
+    net = build_backbone(SLIM).net
+    net.load_state_dict(numbered(), strict=False)
+    return net
+
+
 def behind(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
@@ -171,17 +177,48 @@ def test_nothing_beside_the_weights_runs(call: Callable, zipped: bool, tmp_path:
     assert not list(tmp_path.glob("trace*"))
 
 
+@pytest.mark.parametrize("name", ["w.pth", "a \"b\" $HOME `id` 'c' \\n.pth"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": numbered(), "schedule": functools.partial(max, 3), "s": np.float64(1)},
+        {"a name of tomorrow": {"deeper": numbered()}, "schedule": functools.partial(max, 3)},
+        {"other": {"x": torch.ones(2)}, "net": numbered_module()},
+    ],
+)
 def test_what_is_refused_is_named_and_the_command_helps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, content: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "w.pth"
-    content = {"model": numbered(), "schedule": functools.partial(max, 3), "s": np.float64(1)}
-    with pytest.raises(ValueError, match=r"w\.pth: refused: it carries a functools\.partial") as e:
+    path = tmp_path / name
+    words = r"pth: refused: it carries a (functools\.partial|network\.resnet38d\.ResNet38d)"
+    with pytest.raises(ValueError, match=words) as e:
         loaded(content, path)
-    words = shlex.split(str(e.value).partition("anew: ")[2])
+    assert "\n" not in str(e.value)
+    assert weights_saved_anew(str(e.value), tmp_path, monkeypatch) == 1
+
+
+def weights_saved_anew(message: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Run the command in a message as a shell splits it; the first value of what it saved."""
+    words = shlex.split(message.partition("anew: ")[2])
     assert words[:2] == ["python", "-c"]
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(folder)
     exec(words[2], {})
     backbone = build_backbone(SLIM)
-    load_pretrained(backbone, str(tmp_path / "weights.pth"))
-    assert first_value(backbone) == 1
+    load_pretrained(backbone, str(folder / "weights.pth"))
+    return first_value(backbone)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_a_late_pickle_protocol_is_read_or_named(
+    protocol: int, zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, content = tmp_path / "w.pth", {"net": {"deeper": numbered()}, "epoch": 3}
+    options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": zipped}
+    if protocol == 3:
+        assert first_value(loaded(content, path, **options)[0]) == 1
+        return
+    with pytest.raises(ValueError, match=rf"w\.pth: refused: .*pickle protocol {protocol}") as e:
+        loaded(content, path, **options)
+    assert weights_saved_anew(str(e.value), tmp_path, monkeypatch) == 1

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tool.beside import load_weights_only, refused_name
+from tool.beside import load_weights_only, refusal
 from tool.files import atomic_path
 from tool.options import one_line
 
@@ -54,26 +54,38 @@ _NO_SAFETENSORS = (
 def save_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
     """Write `content` (tensors and plain types) to `path` atomically; `OSError` on a full disk.
 
-    Equal content gives equal bytes. So torch gets an open file: it writes the name of a path that
-    it opens itself, here a random one, into every entry.
+    Equal content gives equal bytes, if its tensors are equal as they lie in memory: a view writes
+    its whole storage, two views of one storage write it once. torch gets an open file: it writes
+    the name of a path that it opens itself, here a random one, into every entry.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save(_canonical(content), file)
+            torch.save(_canonical(content, {}), file)
         except RuntimeError as error:  # torch's own writer hides the system's error
             raise OSError(_FULL) from error
 
 
-def _canonical(value: Any) -> Any:
-    """Return `value` in new plain containers, equal texts as one object.
+def _canonical(value: Any, seen: dict[bytes, bytes]) -> Any:
+    """Return `value` in new plain containers, equal texts and equal bytes as one object.
 
     A pickle refers back to an object that it has seen. So its bytes depend on which equal parts are
-    the same object, and that differs once a part has been read from a file.
+    the same object, and that differs once a part has been read from a file. Tensors stay as they
+    are.
+
+    Args:
+        seen: the bytes that were met; it grows.
     """
     if isinstance(value, dict):
-        return {_canonical(key): _canonical(item) for key, item in value.items()}
+        return {_canonical(key, seen): _canonical(item, seen) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)([_canonical(item) for item in value])
+        items = [_canonical(item, seen) for item in value]
+        return (
+            torch.Size(items)
+            if isinstance(value, torch.Size)
+            else (items if isinstance(value, list) else tuple(items))
+        )
+    if type(value) is bytes:
+        return seen.setdefault(value, value)
     return sys.intern(value) if type(value) is str else value
 
 
@@ -94,7 +106,7 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
         _refuse_compressed(path)
         content = load_weights_only(path)
     except pickle.UnpicklingError as error:
-        raise ValueError(_refusal(path, refused_name(error))) from error
+        raise ValueError(f"{path}: refused: {refusal(path, error)}") from error
     except _UNREADABLE as error:
         raise ValueError(
             f"{path} is not a readable checkpoint (corrupt, truncated or compressed)"
@@ -102,22 +114,6 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
     return content
-
-
-def _refusal(path: Path, name: str | None) -> str:
-    """Say what in a file was refused and, if it names that, how to save its weights anew."""
-    if name is None:
-        return f"{path}: refused: it is corrupt or carries more than tensors and plain types"
-    code = (
-        "import torch; "
-        f"c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
-        "c = c if isinstance(c, dict) else c.state_dict(); "
-        "torch.save(c.get('state_dict', c.get('model', c)), 'weights.pth')"
-    )
-    return (
-        f"{path}: refused: it carries a {name}, more than tensors and plain types; if you trust "
-        f'the file, save its weights anew: python -c "{code}"'
-    )
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -242,7 +238,7 @@ def save_exported(path: Path | str, checkpoint: dict[str, Any], left_out: Sequen
 
 
 def load_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a `.safetensors` file, and what `network.export` wrote about them, else {}.
+    """Return the tensors and the metadata that `network.export` wrote ({} if none).
 
     Raises:
         ValueError: unreadable, or exported by a version that lost the norms' scale and shift.
