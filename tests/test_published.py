@@ -12,8 +12,8 @@ import torch
 from file_server import Server
 from runs import assert_refused, run, train_flags
 
-from network import published
-from network.backbones import build_backbone
+from network import pretrained, published
+from network.backbones import Backbone, build_backbone
 from network.pretrained import load_pretrained
 
 RESNET18 = "timm:resnet18"
@@ -70,6 +70,25 @@ def test_a_file_of_another_hash_is_refused_and_not_kept(publish, slim, cache) ->
     (cache / name).write_bytes(slim)
     with pytest.raises(ValueError, match=rf"{name} has the SHA-256 .* not the 00000000 .* remove"):
         load_pretrained(build_backbone("resnet38d_slim"), "imagenet")
+
+
+def test_a_start_asks_once_which_file_it_is(publish, slim, cache, folder_root, tmp_path) -> None:
+    """The file is hashed each time."""
+    name, asked, ask = publish(slim), [], published.published_file
+
+    def counted(backbone: Backbone) -> Path:
+        asked.append(backbone.name)
+        return ask(backbone)
+
+    flags = [*train_flags(folder_root, tmp_path / "out", method="cam", steps=1)]
+    flags[flags.index("--weights") + 1] = "imagenet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretrained, "published_file", counted)
+        result = run("train_fbr.py", *flags)
+    assert result.returncode == 0, result.stderr
+    assert len(asked) == 1
+    noted = json.loads((tmp_path / "out" / "config.json").read_text())["weights"]
+    assert noted["file"] == str(cache / name)
 
 
 @pytest.mark.parametrize("how", ["gone", "refused", "cut"])
@@ -149,9 +168,12 @@ def test_the_addresses() -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "words"),
-    [("resnet38d", ("python -m tool.download weights",)), ("resnet38d_slim", ("nobody",))],
+    [
+        ("resnet38d", ("python -m tool.download weights",)),
+        ("resnet38d_slim", ("no published weights",)),
+    ],
 )
-def test_a_backbone_that_nobody_publishes(backbone, words, cache, folder_root, tmp_path) -> None:
+def test_a_backbone_without_published(backbone, words, cache, folder_root, tmp_path) -> None:
     flags = train_flags(folder_root, tmp_path / "out", method="cam", steps=1)
     flags[flags.index("--weights") + 1] = "imagenet"
     result = run("train_fbr.py", *flags, "--backbone", backbone)
