@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from runs import assert_refused, run, run_ranks, train_flags
 
+import infer_cam
 from data.catalog import open_catalog
 from data.dataset import InferDataset
 from network.methods import build_method
@@ -220,3 +221,18 @@ def test_a_refused_folder_gets_nothing_from_any_rank(trained, folder_root, tmp_p
     flags += ["--scales", 0.25, "--num-workers", 0, "--device", "cpu"]
     assert_refused(run_ranks(2, tmp_path / "texts", "infer_cam.py", *flags), "another run")
     assert {file.name for file in out.iterdir()} == {".lock", "made_from.json"}
+
+
+def test_a_photograph_too_large_for_the_memory_is_named(
+    trained, folder_root, tmp_path, monkeypatch
+) -> None:
+    real = infer_cam.infer_images
+
+    def starved(method: object, samples: list[dict], **more: object) -> list[dict]:
+        if samples[0]["image_id"] == "d6":
+            torch.empty(1 << 60)  # torch's own error
+        return real(method, samples, **more)
+
+    monkeypatch.setattr(infer_cam, "infer_images", starved)
+    result = infer(trained, folder_root, tmp_path / "cam")
+    assert_refused(result, "too little memory", "78x61", "(d6)", "--scales", "--batch-size")

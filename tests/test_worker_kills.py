@@ -139,6 +139,8 @@ def start(case: Case, out: Path, python: Sequence[str] = (sys.executable,)) -> s
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # the background job of a shell, which the tests may be, ignores Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -270,6 +272,16 @@ def test_ctrl_c_while_fresh_processes_import(crf, tmp_path) -> None:
     interrupt(crf, tmp_path / "out", 0.1)
 
 
+def ranks_of(torchrun: int) -> list[int]:
+    """Return the ranks that torchrun has started, without its other children."""
+    commands = {pid: command_of(pid) for pid in children(torchrun)}
+    return [
+        pid
+        for pid, line in commands.items()
+        if (b"--out" in line or b"--masks" in line) and b"distributed.run" not in line
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "cam", "masks", "crf"])
 def test_a_killed_worker_of_one_rank_ends_all(cases, tmp_path, name: str) -> None:
@@ -280,7 +292,7 @@ def test_a_killed_worker_of_one_rank_ends_all(cases, tmp_path, name: str) -> Non
         case = dataclasses.replace(case, flags=[*case.flags, *start_from])
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     process = start(case, tmp_path / "out", [sys.executable, *torchrun])
-    ranks = wait_for(lambda: children(process.pid), lambda found: len(found) == 2, 60)
+    ranks = wait_for(lambda: ranks_of(process.pid), lambda found: len(found) == 2, 60)
     workers = wait_for(lambda: case.workers(ranks[1]), bool, 120)
     left = [*ranks, *workers, *family(ranks[0])]
     os.kill(workers[0], signal.SIGKILL)
