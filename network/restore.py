@@ -22,7 +22,7 @@ from network.foreign_heads import (
 )
 from network.methods import Method, build_method
 from network.options import inference_options
-from network.unwrap import described, find_backbone, plain_name
+from network.unwrap import Found, described, find_backbone, plain_name
 from tool.checkpoint import as_checkpoint, load_checkpoint, load_safetensors, load_tensors
 from tool.options import one_line
 from tool.run_directory import COUNTER, check_sizes, load_state, state_names
@@ -216,9 +216,43 @@ def _foreign_model(
 ) -> dict[str, Tensor]:
     """Return a foreign state dict under our names, in our order of the maps.
 
-    Heads that the method does not have are left out.
+    Heads that the method does not have are left out; the line that `tell` gets names them.
     """
-    own = outline_of(config, path).state_dict()
+    own, classes = outline_of(config, path).state_dict(), config["num_classes"]
+    found, name = _backbone_and_classifier(content, config, path)
+    if CLASSIFIER not in own:
+        raise ValueError(f"{path} has a classifier of one layer, method {config['method']} has not")
+    weight = as_maps(found.rest[name])
+    place, line = background_place(
+        len(weight), classes, background=background, names=found.rest, what=path.name
+    )
+    if place == "none" and len(own[CLASSIFIER]) > classes:
+        raise ValueError(
+            f"{line}: method {config['method']} needs a map of the background (--method cam does "
+            "not)"
+        )
+    others = our_names({n: t for n, t in found.rest.items() if n not in (name, bias_of(name))})
+    heads = {n: t for n, t in others.items() if n in own and n != CLASSIFIER}
+    left = [n for n in others if n not in heads]
+    heads[CLASSIFIER] = our_classifier(weight, own[CLASSIFIER], place)
+    line += classifier_note(name, found.rest) + (f"; {found.place}" if found.place else "")
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        shown = ", ".join(repr(n)[:80] for n in left[:5])
+        line += f"; left out, as method {config['method']} has no such tensors: {shown}{more}"
+    tell(line)
+    weights = {f"backbone.{n}": t for n, t in found.backbone.items() if not n.endswith(COUNTER)}
+    return heads | weights
+
+
+def _backbone_and_classifier(
+    content: dict[str, Any], config: dict[str, Any], path: Path
+) -> tuple[Found, str]:
+    """Find the backbone in a foreign state dict, and the name of its one classifier.
+
+    Raises:
+        ValueError: a tensor of the backbone or the classifier is missing, or several fit.
+    """
     with torch.device("meta"):
         outline = build_backbone(config["backbone"], output_stride=config["output_stride"])
     found = find_backbone(outline, content, path)
@@ -234,21 +268,4 @@ def _foreign_model(
     if len(names) > 1:
         choice = ", ".join(repr(name)[:80] for name in names[:5])
         raise ValueError(f"{path} has several classifiers: {choice}: keep one of them in the file")
-    if CLASSIFIER not in own:
-        raise ValueError(f"{path} has a classifier of one layer, method {config['method']} has not")
-    weight = as_maps(found.rest[names[0]])
-    place, line = background_place(
-        len(weight), classes, background=background, names=found.rest, what=path.name
-    )
-    if place == "none" and len(own[CLASSIFIER]) > classes:
-        raise ValueError(
-            f"{line}: method {config['method']} needs a map of the background (--method cam does "
-            "not)"
-        )
-    others = {n: t for n, t in found.rest.items() if n not in (names[0], bias_of(names[0]))}
-    heads = {n: t for n, t in our_names(others).items() if n in own and n != CLASSIFIER}
-    heads[CLASSIFIER] = our_classifier(weight, own[CLASSIFIER], place)
-    line += classifier_note(names[0], found.rest)
-    tell(line + (f"; {found.place}" if found.place else ""))
-    weights = {f"backbone.{n}": t for n, t in found.backbone.items() if not n.endswith(COUNTER)}
-    return heads | weights
+    return found, names[0]

@@ -221,3 +221,14 @@ def test_weights_that_are_numpy_arrays_are_named_as_such(way, tmp_path: Path) ->
         torch.save(content | {"score": np.float64(1)}, tmp_path / "w.pth")
         with pytest.raises(ValueError, match=r"191 values are NumPy arrays, .* save them with to"):
             way(tmp_path / "w.pth")
+
+
+def test_inference_names_the_heads_that_it_leaves_out(tmp_path: Path) -> None:
+    content = numbered() | {"fc8.weight": head()}
+    path = write(
+        content | {"edge.weight": torch.ones(4), "bg_bn.weight": torch.ones(4)}, tmp_path / "w.pth"
+    )
+    assert restored(path)[1].endswith("left out, as method cam has no such tensors: 'edge.weight'")
+    write(content | {f"head.{i}": torch.ones(1) for i in range(7)}, path)
+    assert restored(path)[1].endswith("'head.4' and 2 more")
+    assert "left out" not in restored(write(content, path))[1]
