@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from data.catalog import add_dataset_flags, catalog_from
 from data.usable import add_skip_flag, ids_from
-from tool import dist
+from tool.cli import Parser, positive_int, run_stage
+from tool.crf.stage import PostProcess, add_crf_flags, crf_settings
 from tool.files import locked
-from tool.options import Parser, positive_int, run_stage
-from tool.parallel import default_workers
-from tool.postprocess import PostProcess, add_crf_flags, crf_settings
-from tool.predictions import require_files
+from tool.formats.predictions import require_files
+from tool.parallel import dist
+from tool.parallel.processes import default_workers
 
 
 def parser() -> Parser:

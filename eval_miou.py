@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from data.catalog import Catalog, add_dataset_flags, catalog_from
 from data.usable import add_skip_flag, ids_from
-from tool import dist
-from tool.evaluation import PRED_255, Evaluation
-from tool.metrics import Sweep
-from tool.options import Parser, run_stage
-from tool.predictions import Predictions, read_mask, require_files
-from tool.report import document_of, hash_of_ids, leak_of, table_of, write_curve, write_json
+from tool.cli import Parser, run_stage
+from tool.files import write_json
+from tool.formats.predictions import Predictions, read_mask, require_files
+from tool.parallel import dist
+from tool.score.document import document_of, hash_of_ids, leak_of, table_of, write_curve
+from tool.score.evaluation import PRED_255, Evaluation
+from tool.score.metrics import Sweep
 
 
 def parser() -> Parser:

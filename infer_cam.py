@@ -12,23 +12,22 @@ from tqdm import tqdm
 
 from data.catalog import Catalog, add_dataset_flags, catalog_from
 from data.dataset import InferDataset
-from data.earlier import add_earlier_flags, earlier_from
 from data.loader import infer_loader
 from data.usable import add_skip_flag, ids_from
-from network.channel_order import BACKGROUND_HELP, PLACES
 from network.methods import Method, method_names
-from network.restore import restore
-from tool import dist
-from tool.cam import is_whole, save_cam, strided_size
-from tool.files import claim, locked
-from tool.machine import is_out_of_memory, spare_cores
-from tool.msf import infer_images, present_rows
-from tool.options import Parser, positive_int, run_stage
-from tool.origin import origin
-from tool.parallel import default_workers
-from tool.postprocess import PostProcess, add_crf_flags, crf_settings
-from tool.run_directory import file_hash
-from tool.writer import BackgroundWriter
+from network.weights.channel_order import BACKGROUND_HELP, PLACES
+from network.weights.restore import restore
+from tool.cli import Parser, positive_int, run_stage
+from tool.crf.stage import PostProcess, add_crf_flags, crf_settings
+from tool.files import file_hash, locked
+from tool.formats.cam import is_whole, save_cam, strided_size
+from tool.infer.multiscale import infer_images, present_rows
+from tool.infer.previous import add_earlier_flags, earlier_from
+from tool.parallel import dist
+from tool.parallel.machine import is_out_of_memory, spare_cores
+from tool.parallel.processes import default_workers
+from tool.parallel.writer import BackgroundWriter
+from tool.provenance import claim, origin
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,25 +18,25 @@ import torch
 from data.catalog import Catalog, add_dataset_flags, catalog_from
 from data.colour import Finish
 from data.dataset import TrainDataset
-from data.earlier import add_earlier_flags, earlier_from
 from data.loader import step_batches
 from data.transforms import RandomLongSide, RandomScale
 from data.usable import add_skip_flag, ids_from
-from network.backbones import BACKBONES
-from network.channel_order import BACKGROUND_HELP, PLACES
-from network.initialise import initialise
+from network.backbones import backbone_names
 from network.methods import Method, build_method, find_method, method_names
-from network.pretrained import WHEELS, load_pretrained, source_file
-from tool import dist
-from tool.engine import Settings, fit
-from tool.files import locked
-from tool.log import RunLog
-from tool.machine import cpp_compiler
-from tool.options import Parser, positive_int, run_stage
-from tool.origin import origin
+from network.weights.channel_order import BACKGROUND_HELP, PLACES
+from network.weights.initialise import initialise
+from network.weights.pretrained import WHEELS, load_pretrained, source_file
+from tool.cli import Parser, positive_int, run_stage
+from tool.files import file_hash, list_hash, locked
+from tool.infer.previous import add_earlier_flags, earlier_from
+from tool.parallel import dist
+from tool.parallel.machine import cpp_compiler
 from tool.progress import Progress
-from tool.run_directory import file_hash, list_hash, resume_run, save_run, write_config
-from tool.train_flags import add_recipe_flags, add_run_flags
+from tool.provenance import origin
+from tool.train.engine import Settings, fit
+from tool.train.flags import add_recipe_flags, add_run_flags
+from tool.train.log import RunLog
+from tool.train.run_directory import resume_run, save_run, write_config
 
 IDENTITY = """method backbone output_stride method_config dataset list steps batch_size accumulate
     crop long_side scale lr momentum warmup weight_decay seed amp"""
@@ -223,7 +223,7 @@ def add_network_flags(parser: Parser, paper: str) -> None:
     add = parser.add_argument
     small = "timm:tf_efficientnet_lite0"  # what a CPU trains in minutes
     default = paper if torch.cuda.is_available() else small
-    add("--backbone", default=default, help=f"one of {', '.join(BACKBONES)}")
+    add("--backbone", default=default, help=f"one of {', '.join(backbone_names)}")
     add("--output-stride", type=positive_int, default=16, help="pixels a cell; resnet38d has 8")
     add(
         "--weights",

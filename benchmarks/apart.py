@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from benchmarks.arithmetic import Call
 from benchmarks.timing import Timer, timed_functions
-from network import contrast, heads, losses, nroi, prototypes
+from network import heads, losses
+from network.contrast import cells, info_nce, nroi, prototypes, queries
 from network.methods import Method
-from tool.engine import to_device, total_loss
 from tool.progress import Progress
+from tool.train.engine import to_device, total_loss
 
-LIBRARIES = (contrast, heads, losses, nroi, prototypes)
+LIBRARIES = (cells, heads, info_nce, losses, nroi, prototypes, queries)
 UNTIMED = 3  # first steps: the second is the first with a filled bank
 STEPS = 1000  # of the run that the steps pretend to belong to
 

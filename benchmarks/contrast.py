@@ -17,7 +17,7 @@ from network.methods import build_method
 from network.methods.fbr import Fbr
 from network.methods.fbr_amn import FbrAmn
 from network.methods.ppc import View
-from tool.options import Parser, positive_int, run_stage
+from tool.cli import Parser, positive_int, run_stage
 from tool.progress import Progress
 
 

@@ -20,9 +20,10 @@ import torch
 
 from benchmarks.drawn import structured_noise
 from benchmarks.record import add_json_flag, write_record
-from data.files import IMAGE_SUFFIXES, decode
-from tool.crf import PRESETS, Preset, label_unary, score_unary
-from tool.options import Parser, positive_int, run_stage
+from data.files import IMAGE_SUFFIXES
+from tool.cli import Parser, positive_int, run_stage
+from tool.crf.dense import PRESETS, Preset, label_unary, score_unary
+from tool.formats.image import decode
 
 DRAWN = (375, 500)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tool.mask import save_mask
+from tool.formats.mask import save_mask
 
 OBJECT = (0.25, 0.55)  # range of an object's side, as a share of the image's shorter side
 

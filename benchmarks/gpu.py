@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from benchmarks.drawn import write_drawn
 from benchmarks.gpu_table import tables
 from benchmarks.record import write_record
-from tool.options import Parser, positive_float, run_stage
+from tool.cli import Parser, positive_float, run_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL = 460.0  # seconds of all parts together

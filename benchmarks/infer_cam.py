@@ -30,13 +30,13 @@ from benchmarks.train_step import add_network_flags, build, device_name
 from data.catalog import add_dataset_flags, catalog_from, open_catalog
 from data.dataset import InferDataset
 from data.loader import infer_loader
-from data.transforms import at_scale
 from network.methods import Method, find_method
-from tool.cam import save_cam
-from tool.dist import pick_device
-from tool.msf import infer_images, present_rows
-from tool.options import Parser, positive_int, run_stage
-from tool.writer import BackgroundWriter
+from tool.cli import Parser, positive_int, run_stage
+from tool.formats.cam import save_cam
+from tool.infer.multiscale import infer_images, present_rows
+from tool.infer.scales import at_scale
+from tool.parallel.dist import pick_device
+from tool.parallel.writer import BackgroundWriter
 
 Samples = list[dict[str, Any]]
 DISTINCT = 50  # images of the memory run, taken again and again

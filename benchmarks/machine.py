@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.arithmetic import peak_tflops
 from benchmarks.record import add_json_flag, write_record
-from tool.machine import cpp_compiler
-from tool.options import Parser, run_stage
+from tool.cli import Parser, run_stage
+from tool.parallel.machine import cpp_compiler
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "triton", "tensorboard")

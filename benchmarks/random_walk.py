@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.record import add_json_flag, spread, write_record
-from tool.options import Parser, positive_int, run_stage
-from tool.random_walk import pairs_within, path_affinity, random_walk
+from network.walk.random_walk import pairs_within, path_affinity, random_walk
+from tool.cli import Parser, positive_int, run_stage
 
 STRIDE = 4
 

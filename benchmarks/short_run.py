@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.drawn import write_drawn
 from benchmarks.record import add_json_flag, write_record
-from tool.options import Parser, positive_int, run_stage
+from tool.cli import Parser, positive_int, run_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 10  # of the log

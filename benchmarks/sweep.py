@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tool.cam import Cam, save_cam
-from tool.evaluation import Evaluation
-from tool.mask import load_mask, save_mask
-from tool.metrics import THRESHOLDS, Sweep
-from tool.options import Parser, positive_int, run_stage
-from tool.predictions import Predictions
+from tool.cli import Parser, positive_int, run_stage
+from tool.formats.cam import Cam, save_cam
+from tool.formats.mask import load_mask, save_mask
+from tool.formats.predictions import Predictions
+from tool.score.evaluation import Evaluation
+from tool.score.metrics import THRESHOLDS, Sweep
 
 NUM_CLASSES = 20
 

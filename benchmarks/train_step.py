@@ -27,16 +27,16 @@ from benchmarks.timing import Timer
 from data.catalog import add_dataset_flags, catalog_from
 from data.colour import Finish
 from data.dataset import TrainDataset
-from data.earlier import add_earlier_flags, earlier_from
 from data.loader import step_batches
 from data.transforms import RandomLongSide
 from network.methods import Method, build_method, method_names
-from network.pretrained import load_pretrained
-from tool.dist import pick_device
-from tool.engine import History, Settings, take_step, to_device
-from tool.machine import cpp_compiler
-from tool.options import Parser, positive_int, run_stage
+from network.weights.pretrained import load_pretrained
+from tool.cli import Parser, positive_int, run_stage
+from tool.infer.previous import add_earlier_flags, earlier_from
+from tool.parallel.dist import pick_device
+from tool.parallel.machine import cpp_compiler
 from tool.progress import Progress
+from tool.train.engine import History, Settings, take_step, to_device
 
 PARTS = ("load", "to device", "finish", "backbone forward", "heads and terms forward")
 PARTS += ("backward of all terms", "backbone backward", "optimizer", "bank")

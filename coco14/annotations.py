@@ -13,7 +13,7 @@ import numpy as np
 
 import coco14
 from coco14.regions import check_segmentation, region_of
-from tool.mask import UNKNOWN
+from tool.formats.mask import UNKNOWN
 
 OVERLAPS = ("small", "later", "first")
 

@@ -28,11 +28,11 @@ from data.prepare import (
     put_files,
     recorded,
 )
-from tool.files import MADE_FROM, claim, differing, locked
-from tool.mask import load_mask, save_mask
-from tool.options import Parser, positive_int, run_stage
-from tool.parallel import cores, map_processes
-from tool.run_directory import file_hash
+from tool.cli import Parser, positive_int, run_stage
+from tool.files import file_hash, locked
+from tool.formats.mask import load_mask, save_mask
+from tool.parallel.processes import cores, map_processes
+from tool.provenance import MADE_FROM, claim, differing
 
 
 def main(argv: Sequence[str] | None = None) -> None:

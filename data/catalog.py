@@ -14,8 +14,9 @@ from PIL import Image
 
 import coco14
 import voc12
-from data.files import IMAGE_SUFFIXES, check_id, decode, find_file, size_of
+from data.files import IMAGE_SUFFIXES, check_id, find_file
 from data.labels import read_class_names, read_labels, read_text
+from tool.formats.image import decode, size_of
 
 MASK_SUFFIXES = (".png", ".PNG")
 SALIENCY_SUFFIXES = MASK_SUFFIXES + IMAGE_SUFFIXES
@@ -216,7 +217,7 @@ class Catalog:
         Raises:
             ValueError: a broken file, one of another size than the image, or a value above K.
         """
-        from tool.mask import load_mask
+        from tool.formats.mask import load_mask
 
         path = self.mask_path(image_id)
         mask = load_mask(path)

@@ -18,9 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from data.catalog import Catalog, add_dataset_flags, catalog_from
+from tool.cli import Parser, one_line, positive_int, run_stage
 from tool.files import atomic_path
-from tool.options import Parser, one_line, positive_int, run_stage
-from tool.parallel import cores
+from tool.parallel.processes import cores
 
 FILE_ERRORS = (ValueError, OSError)
 

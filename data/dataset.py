@@ -11,9 +11,10 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from data.catalog import Catalog
-from data.earlier import Earlier, takes_earlier
-from data.transforms import RandomLongSide, RandomScale, TrainTransform, at_scale
-from tool.keyed import seed_of
+from data.transforms import RandomLongSide, RandomScale, TrainTransform
+from tool.infer.previous import Earlier, takes_earlier
+from tool.infer.scales import at_scale
+from tool.progress import derive_seed
 
 ALWAYS = ("image_id", "image", "label", "valid")
 INFERABLE = ("image_id", "image", "label", "seed", "cam")
@@ -103,7 +104,7 @@ class TrainDataset(Dataset):
         if self.with_seed:
             fields["seed"] = self._seed(image_id, image.size)
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed_of(self.seed, epoch, image_id))
+            torch.default_generator.manual_seed(derive_seed(self.seed, epoch, image_id))
             sample = self.transform(fields)
         label = torch.from_numpy(self.catalog.label(image_id))
         return {"image_id": image_id, "label": label, **sample}

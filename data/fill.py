@@ -13,8 +13,8 @@ import numpy as np
 
 from data.catalog import add_dataset_flags, catalog_from
 from data.usable import add_skip_flag, ids_from
-from tool.mask import save_mask
-from tool.options import Parser, run_stage
+from tool.cli import Parser, run_stage
+from tool.formats.mask import save_mask
 
 THRESHOLD = 127  # of 255: the values above it are those above one half
 

@@ -15,7 +15,7 @@ from data.catalog import open_catalog
 from data.labels import csv_rows, read_class_names
 from data.prepare import check_images, list_bytes, put_files
 from data.usable import bad_images
-from tool.options import Parser, run_stage
+from tool.cli import Parser, run_stage
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -166,7 +166,7 @@ def _one_label(names: list[str], position: Mapping[str, int], where: str) -> np.
 def _read_npy(
     path: Path, num_classes: int, id_of_int: Callable[[int], str]
 ) -> dict[str, np.ndarray]:
-    from tool.unpickle import load_npy
+    from tool.formats.npy import load_npy
 
     content = load_npy(path)
     if not isinstance(content, Mapping) or not content:

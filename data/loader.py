@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from tool.keyed import seed_of
-from tool.parallel import FORK, Pool
+from tool.parallel.processes import FORK, Pool
+from tool.progress import derive_seed
 
 
 def step_batches(
@@ -96,7 +96,7 @@ class _StepSampler:
     def _key(self, position: int) -> tuple[int, int]:
         epoch, place = divmod(position, self.length)
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
             self._order = torch.randperm(self.length, generator=generator).tolist()
             self._epoch = epoch
         return epoch, self._order[place]

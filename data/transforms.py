@@ -7,13 +7,13 @@ Colour and normalisation follow on the device (`data.colour`).
 from __future__ import annotations
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from data.colour import draw_jitter, jitter_matrix
+from tool.infer.scales import scaled_size
 
 
 class RandomLongSide(v2.Transform):
@@ -91,20 +91,3 @@ class TrainTransform:
         for name in {"image", "saliency"} & set(fields):
             result[name] = functional.pil_to_tensor(fields[name])
         return result
-
-
-def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """(height, width) times `scale`, rounded, at least one pixel."""
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def at_scale(image: Image.Image, scale: float) -> Tensor:
-    """A PIL RGB image (W, H) at a scale, bicubic.
-
-    Returns:
-        (3, h, w) uint8, h = round(H * scale), w = round(W * scale), at least 1.
-    """
-    height, width = scaled_size(image.height, image.width, scale)
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return functional.pil_to_tensor(image)

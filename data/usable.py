@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from data.catalog import Catalog
-from tool import dist
-from tool.options import one_line
-from tool.parallel import cores
+from tool.cli import one_line
+from tool.parallel import dist
+from tool.parallel.processes import cores
 
 
 def add_skip_flag(parser: argparse.ArgumentParser) -> None:

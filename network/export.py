@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from network.restore import check_config, outline_of
-from tool.checkpoint import load_checkpoint, save_exported
-from tool.options import Parser, run_stage
-from tool.run_directory import check_complete, check_sizes, state_names
+from network.weights.restore import check_config, outline_of
+from tool.cli import Parser, run_stage
+from tool.formats.checkpoint import load_checkpoint, save_exported
+from tool.train.run_directory import check_complete, check_sizes, state_names
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tool.dist import global_mean
+from tool.parallel.dist import global_mean
 
 _EPS = 1e-5
 
@@ -190,3 +190,8 @@ def balanced_cross_entropy(logit: Tensor, seed: Tensor, *, smoothing: float) -> 
         for part in (background, foreground)
     ]
     return (halves[0] + halves[1]) / 2
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """A context without autocast: cosines are divided by temperatures as low as 0.1."""
+    return torch.autocast(like.device.type, enabled=False)

@@ -48,5 +48,5 @@ export METHODS
 printf '%s\n' $SEEDS | xargs -P "$JOBS" -L 1 bash -c 'seed_of "$1"' seed_of || failed=1
 rows=()
 for method in $METHODS; do rows+=("$method" "$method+irn"); done
-"$PYTHON" -m tool.table "$COMPARE_OUT" --methods "${rows[@]}"
+"$PYTHON" -m tool.report.table "$COMPARE_OUT" --methods "${rows[@]}"
 exit "$failed"

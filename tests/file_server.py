@@ -56,7 +56,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def download(server: Server, name: str, out: Path, what: str = "weights") -> Result:
-    return run("tool/download.py", what, "--url", server.url(name), "--out", out)
+    return run("tool/download/__main__.py", what, "--url", server.url(name), "--out", out)
 
 
 def zip_of(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from network.contrast import Cells
+from network.contrast.cells import Cells
 from network.methods import Method, build_method, method_names
 from tool.progress import Progress
 

@@ -13,7 +13,7 @@ import socket
 import sys
 from pathlib import Path
 
-from tool.options import run_stage
+from tool.cli import run_stage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = ["--backbone", "resnet38d_slim", "--weights", "none", "--crop", "64", "--batch-size", "4"]

@@ -1,4 +1,4 @@
-"""`tool.archive`: a damaged archive is refused, whatever is damaged; never unpacked in part."""
+"""`tool.download.archive`: a damaged archive is refused, never unpacked in part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from file_server import tar_of, zip_of
 
-from tool.archive import _announced, unpacked
+from tool.download.archive import _announced, unpacked
 
 NOISE = random.Random(0)
 FILES = {f"labels/deep/{n}.png": NOISE.randbytes(2000) if n % 2 else b"ab" * 900 for n in range(9)}

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from network.backbones import TAP_NAMES, Backbone, build_backbone
-from network.depthwise import DepthwiseConv2d, replace_depthwise
-from network.folding import FoldedConv2d
-from network.resnet38d import ResNet38d
+from network.backbones.cpu.depthwise import DepthwiseConv2d, replace_depthwise
+from network.backbones.cpu.folding import FoldedConv2d
+from network.backbones.resnet38d import ResNet38d
 from tool.progress import Progress
 
 LITE = "timm:tf_efficientnet_lite0"

@@ -19,8 +19,8 @@ from network import losses
 from network.backbones import build_backbone
 from network.dropout import KeyedDropout
 from network.methods import method_names
-from tool.engine import total_loss
 from tool.progress import Progress
+from tool.train.engine import total_loss
 
 CPU = torch.device("cpu")
 TAPS = ("low", "mid", "high")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tool.cam import Cam, best_foreground, cam_mask, load_cam, save_cam
+from tool.formats.cam import Cam, best_foreground, cam_mask, load_cam, save_cam
 
 RNG = np.random.default_rng(0)
 LABEL = np.zeros(20, np.float32)

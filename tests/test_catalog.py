@@ -15,7 +15,7 @@ from conftest import FOLDER_CLASSES, FOLDER_IMAGES, write_voc
 from PIL import Image
 
 from data.catalog import Catalog, add_dataset_flags, catalog_from, open_catalog
-from tool.options import Parser
+from tool.cli import Parser
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("WSSS_DATA", REPOSITORY.parent / "shared" / "data"))

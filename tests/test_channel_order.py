@@ -11,10 +11,10 @@ import torch
 from runs import Result, assert_refused, run
 
 from network.backbones import build_backbone
-from network.channel_order import background_place, our_classifier
-from network.initialise import initialise
 from network.methods import Method, build_method
-from network.restore import restore
+from network.weights.channel_order import background_place, our_classifier
+from network.weights.initialise import initialise
+from network.weights.restore import restore
 
 SLIM = "resnet38d_slim"
 CLASSES = ("disc", "square", "sky lark")  # of the folder dataset

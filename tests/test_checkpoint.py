@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tool.checkpoint import load_checkpoint, load_tensors, save_checkpoint
+from tool.formats.checkpoint import load_checkpoint, load_tensors, save_checkpoint
 
 CONTENT = {
     "method": "cam",

@@ -10,7 +10,11 @@ import torch
 from method_cases import cosine, make_cells
 from torch import Tensor
 
-from network import contrast, prototypes
+from network.contrast import prototypes
+from network.contrast.cells import Cells, class_prototypes, l2_normalize, pseudo_labels, view_cells
+from network.contrast.info_nce import class_balanced_mean, class_mean, info_nce, mean_query
+from network.contrast.queries import Queries
+from network.losses import full_precision
 from tool.progress import Progress
 
 STEP = Progress(step=2, steps=10, seed=4)
@@ -19,7 +23,7 @@ STEP = Progress(step=2, steps=10, seed=4)
 def test_pseudo_labels_are_the_argmax_of_the_softmax_over_present_classes_and_background() -> None:
     torch.manual_seed(0)
     score, label = torch.rand(3, 4, 5, 5), torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1], [0] * 4])
-    pseudo = contrast.pseudo_labels(score, label, bg_score=0.6)
+    pseudo = pseudo_labels(score, label, bg_score=0.6)
     for image in range(3):
         present = label[image].nonzero()[:, 0]
         channels = torch.cat([torch.full((1, 5, 5), 0.6), score[image, present]])
@@ -30,23 +34,23 @@ def test_pseudo_labels_are_the_argmax_of_the_softmax_over_present_classes_and_ba
 
 def test_an_all_zero_map_and_a_tie_with_the_background_are_background() -> None:
     score = torch.tensor([0.0, 0.1, 0.11]).view(1, 1, 1, 3)
-    assert contrast.pseudo_labels(score, torch.ones(1, 1), bg_score=0.1).tolist() == [[[0, 0, 1]]]
+    assert pseudo_labels(score, torch.ones(1, 1), bg_score=0.1).tolist() == [[[0, 0, 1]]]
 
 
 def test_a_prototype_averages_the_top_cells_of_the_images_that_have_the_class() -> None:
     embedding = torch.arange(8.0).view(2, 1, 2, 2) + 1  # image 0: 1..4, image 1: 5..8
     score = torch.tensor([[[[0.2, 0.9], [0.5, 0.1]]], [[[1.0, 1.0], [1.0, 1.0]]]])
     label = torch.tensor([[1.0], [0.0]])
-    prototype, valid = contrast.class_prototypes(embedding, score, label, top=2)
+    prototype, valid = class_prototypes(embedding, score, label, top=2)
     assert prototype.flatten().tolist() == pytest.approx([(0.9 * 2 + 0.5 * 3) / 1.4])
     assert valid.tolist() == [True]
-    both, _ = contrast.class_prototypes(embedding, score, torch.ones(2, 1), top=4)
+    both, _ = class_prototypes(embedding, score, torch.ones(2, 1), top=4)
     assert both.item() == pytest.approx(6.5)
 
 
 def test_a_class_without_image_or_without_score_has_no_prototype() -> None:
     score = torch.stack([torch.rand(2, 4, 4), torch.zeros(2, 4, 4)], dim=1)
-    prototype, valid = contrast.class_prototypes(
+    prototype, valid = class_prototypes(
         torch.rand(2, 3, 4, 4), score, torch.tensor([[0.0, 1.0], [0.0, 1.0]]), top=3
     )
     assert valid.tolist() == [False, False]
@@ -58,7 +62,7 @@ def test_cells_of_a_view(background: bool) -> None:
     torch.manual_seed(0)
     embedding = torch.rand(2, 5, 8, 8, requires_grad=True)
     refined, label = torch.rand(2, 3, 8, 8), torch.tensor([[1.0, 0, 0], [1, 0, 1]])
-    cells = contrast.view_cells(embedding, refined, label, bg_score=0.3, background=background)
+    cells = view_cells(embedding, refined, label, bg_score=0.3, background=background)
     assert cells.valid.tolist() == [background, True, False, True]
     assert not cells.embedding.requires_grad
     for index in range(128):
@@ -75,7 +79,7 @@ def test_cells_of_a_view(background: bool) -> None:
     assert (cells.prototype[0].abs().max() > 0) == background
 
 
-def info_nce(
+def contrast_of(
     query: Tensor,
     positive: Tensor,
     negative: Tensor,
@@ -84,8 +88,8 @@ def info_nce(
     blocks: list[tuple[int, int, int]] | None = None,
 ) -> Tensor:
     """Of any vectors, each made a unit one."""
-    query, positive, negative = (contrast.unit(one) for one in (query, positive, negative))
-    (loss,) = contrast.info_nce(query, positive, [negative], temperature=temperature, blocks=blocks)
+    query, positive, negative = (l2_normalize(one) for one in (query, positive, negative))
+    (loss,) = info_nce(query, positive, [negative], temperature=temperature, blocks=blocks)
     return loss
 
 
@@ -93,7 +97,7 @@ def info_nce(
 def test_info_nce_equals_its_definition_in_loops(temperature: float) -> None:
     torch.manual_seed(2)
     query, positive, negative = torch.randn(2, 3, 4), torch.randn(2, 4), torch.randn(2, 5, 4)
-    loss = info_nce(query, positive, negative, temperature=temperature)
+    loss = contrast_of(query, positive, negative, temperature=temperature)
     for p in range(2):
         for m in range(3):
             near = math.exp(cosine(query[p, m], positive[p]) / temperature)
@@ -107,23 +111,23 @@ def test_info_nce_trains_the_queries_only_and_pulls_them_to_the_positive() -> No
     query, positive, negative = (
         torch.randn(shape, requires_grad=True) for shape in ((1, 2, 4), (1, 4), (1, 6, 4))
     )
-    loss = info_nce(query, positive, negative, temperature=0.5)
+    loss = contrast_of(query, positive, negative, temperature=0.5)
     loss.sum().backward()
     assert positive.grad is None
     assert negative.grad is None
     moved = query.detach() - 0.1 * query.grad
-    assert info_nce(moved, positive, negative, temperature=0.5).sum() < loss.sum()
+    assert contrast_of(moved, positive, negative, temperature=0.5).sum() < loss.sum()
 
 
 def test_the_gradient_of_info_nce_is_that_of_its_definition() -> None:
     generator = torch.Generator().manual_seed(4)
     query, positive, negative, second = (
-        contrast.unit(torch.randn(shape, generator=generator, dtype=torch.float64))
+        l2_normalize(torch.randn(shape, generator=generator, dtype=torch.float64))
         for shape in ((2, 3, 4), (2, 4), (2, 5, 4), (2, 6, 4))
     )
 
     def loss(query: Tensor) -> tuple[Tensor, ...]:
-        return contrast.info_nce(query, positive, [negative, second], temperature=0.1)
+        return info_nce(query, positive, [negative, second], temperature=0.1)
 
     assert torch.autograd.gradcheck(loss, query.requires_grad_())
 
@@ -131,9 +135,9 @@ def test_the_gradient_of_info_nce_is_that_of_its_definition() -> None:
 def test_info_nce_is_finite_at_the_lowest_temperature() -> None:
     torch.manual_seed(5)
     query = torch.randn(1, 4, 4, requires_grad=True)
-    same = contrast.unit(query.detach())
+    same = l2_normalize(query.detach())
     for negative in (same, -same):
-        loss = info_nce(query, same[:, 0], negative, temperature=0.03)
+        loss = contrast_of(query, same[:, 0], negative, temperature=0.03)
         loss.sum().backward()
         assert loss.isfinite().all()
         assert query.grad.isfinite().all()
@@ -148,7 +152,7 @@ def test_only_the_rows_of_the_blocks_are_computed_and_they_are_the_same() -> Non
     assert sum((last - first) * slots for first, last, slots in blocks) < 150 + 2 * 150
     losses, gradients = [], []
     for wanted in (blocks, None):
-        loss = info_nce(query, positive, negative, temperature=0.5, blocks=wanted)
+        loss = contrast_of(query, positive, negative, temperature=0.5, blocks=wanted)
         losses.append(loss[queries.chosen])
         gradients.append(torch.autograd.grad(losses[-1].sum(), query)[0])
     assert torch.allclose(*losses)
@@ -158,38 +162,38 @@ def test_only_the_rows_of_the_blocks_are_computed_and_they_are_the_same() -> Non
 
 def test_the_mean_query_gives_the_mean_cosine() -> None:
     torch.manual_seed(7)
-    query, other = contrast.unit(torch.randn(3, 4, 5)), contrast.unit(torch.randn(3, 6, 5))
+    query, other = l2_normalize(torch.randn(3, 4, 5)), l2_normalize(torch.randn(3, 6, 5))
     queries = queries_of([4, 1, 0], cap=4)
     usable = torch.ones(3, dtype=torch.bool)
-    direct = contrast.class_balanced_mean(
+    direct = class_balanced_mean(
         (query @ other.transpose(1, 2)).mean(dim=2), queries.chosen, queries, usable, STEP
     )
-    mean = contrast.mean_query(query, queries.chosen, queries)
-    ours = contrast.class_mean((mean * other.mean(dim=1)).sum(dim=1), queries, usable, STEP)
+    mean = mean_query(query, queries.chosen, queries)
+    ours = class_mean((mean * other.mean(dim=1)).sum(dim=1), queries, usable, STEP)
     assert ours.item() == pytest.approx(direct.item())
 
 
 def test_zero_embeddings_give_finite_losses_and_gradients() -> None:
     query = torch.zeros(1, 3, 4, requires_grad=True)
-    loss = info_nce(query, torch.zeros(1, 4), torch.zeros(1, 5, 4), temperature=0.5)
+    loss = contrast_of(query, torch.zeros(1, 4), torch.zeros(1, 5, 4), temperature=0.5)
     loss.sum().backward()
     assert loss.isfinite().all()
     assert query.grad.isfinite().all()
 
 
-def queries_of(counts: list[int], *, cap: int) -> contrast.Queries:
+def queries_of(counts: list[int], *, cap: int) -> Queries:
     chosen = torch.arange(cap) < torch.tensor(counts)[:, None]
     cell = torch.arange(len(counts) * cap).view(-1, cap)
-    return contrast.Queries(torch.arange(len(counts)), cell, chosen)
+    return Queries(torch.arange(len(counts)), cell, chosen)
 
 
 def test_the_mean_is_over_the_queries_of_a_class_then_over_usable_classes() -> None:
     value = torch.tensor([[1.0, 2, 9], [5, 9, 9], [9, 9, 9], [7, 7, 7]], requires_grad=True)
     queries = queries_of([2, 1, 0, 3], cap=3)
     usable = torch.tensor([True, True, True, False])
-    mean = contrast.class_balanced_mean(value, queries.chosen, queries, usable, STEP)
+    mean = class_balanced_mean(value, queries.chosen, queries, usable, STEP)
     assert mean.item() == pytest.approx((1.5 + 5) / 2)
-    nothing = contrast.class_balanced_mean(value, queries.chosen, queries, usable & False, STEP)
+    nothing = class_balanced_mean(value, queries.chosen, queries, usable & False, STEP)
     assert nothing.item() == 0
     nothing.backward()
     assert value.grad.abs().max() == 0
@@ -202,14 +206,14 @@ def test_the_mean_over_ranks_of_the_shares_is_the_global_mean() -> None:
     here = torch.tensor([[True, False, False], [False, False, False]])
     two = dataclasses.replace(STEP, world_size=2)
     shares = [
-        contrast.class_balanced_mean(value, part & queries.chosen, queries, usable, two)
+        class_balanced_mean(value, part & queries.chosen, queries, usable, two)
         for part in (here, ~here)
     ]
     assert (sum(shares) / 2).item() == pytest.approx((2 + 5) / 2)
 
 
 def cross_entropy_reference(
-    vector: Tensor, cells: contrast.Cells, positive: int, others: list[int]
+    vector: Tensor, cells: Cells, positive: int, others: list[int]
 ) -> float:
     near = math.exp(cosine(vector, cells.prototype[positive]) / 0.1)
     far = [math.exp(cosine(vector, cells.prototype[k]) / 0.1) for k in others]
@@ -272,5 +276,5 @@ def test_contrast_stays_in_full_precision_under_autocast() -> None:
     one = torch.rand(4, 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert (one @ one).dtype == torch.bfloat16
-        with contrast.full_precision(one):
+        with full_precision(one):
             assert (one @ one).dtype == torch.float32

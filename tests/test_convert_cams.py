@@ -1,4 +1,4 @@
-"""`tool.convert_cams`: the field's code reads ours, ours reads what it wrote."""
+"""`data.convert_cams`: the field's code reads ours, ours reads what it wrote."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from runs import assert_refused, run
 
 from data.catalog import open_catalog
-from tool.cam import Cam, load_cam, save_cam
+from tool.formats.cam import Cam, load_cam, save_cam
 
 MAPS = np.random.default_rng(0).random((3, 9, 14)).astype(np.float16).astype(np.float32)
 
@@ -27,7 +27,7 @@ def cams(tmp_path: Path, folder_root: Path) -> Path:
 
 
 def convert(source: Path, out: Path, layout: str, *flags: object):
-    return run("tool/convert_cams.py", "--cam-dir", source, "--out", out, "--to", layout, *flags)
+    return run("data/convert_cams.py", "--cam-dir", source, "--out", out, "--to", layout, *flags)
 
 
 def field(path: Path) -> dict:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tool.cam import Cam, cam_mask
-from tool.crf import PRESETS, DenseCRF, Preset, label_unary, preset_of, score_unary
-from tool.crf_tasks import mask_task, seed_task, solve, with_background
+from tool.crf.dense import PRESETS, DenseCRF, Preset, label_unary, preset_of, score_unary
+from tool.crf.jobs import mask_task, seed_task, solve, with_background
+from tool.formats.cam import Cam, cam_mask
 
 DATA = Path(os.environ.get("WSSS_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
 PSA = preset_of("psa80", 5)

@@ -15,11 +15,11 @@ from PIL import Image
 
 import crf_postprocess
 from data.catalog import open_catalog
-from tool.cam import Cam, cam_mask, load_cam, save_cam
-from tool.crf import preset_of
-from tool.mask import load_mask, save_mask
-from tool.parallel import map_processes
-from tool.postprocess import PostProcess
+from tool.crf.dense import preset_of
+from tool.crf.stage import PostProcess
+from tool.formats.cam import Cam, cam_mask, load_cam, save_cam
+from tool.formats.mask import load_mask, save_mask
+from tool.parallel.processes import map_processes
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data.drawing.scene import make_sample
-from tool.cam import Cam
-from tool.crf import PRESETS, label_unary, pick_backend, preset_of, score_unary
-from tool.crf_tasks import mask_task, seed_task, solve, solve_batch, with_background
-from tool.mean_field import Kernel
-from tool.permutohedral import Lattice
+from data.toy.drawing.scene import make_sample
+from tool.crf.dense import PRESETS, label_unary, pick_backend, preset_of, score_unary
+from tool.crf.jobs import mask_task, seed_task, solve, solve_batch, with_background
+from tool.crf.mean_field import Kernel
+from tool.crf.permutohedral import Lattice
+from tool.formats.cam import Cam
 
 DATA = Path(os.environ.get("WSSS_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
 STORED = Path(__file__).with_name("crf_expected.npz")
@@ -151,14 +151,14 @@ def test_groups_are_apart_and_far_positions_are_refused() -> None:
 
 def test_backends(monkeypatch) -> None:
     assert pick_backend("torch")[0] == "torch"
-    monkeypatch.setattr("tool.crf._has_gpu", lambda: False)
+    monkeypatch.setattr("tool.crf.dense._has_gpu", lambda: False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert pick_backend("auto") == ("torch", "cpu")
     with pytest.raises(ValueError, match="pydensecrf2"):
         pick_backend("pydensecrf")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert pick_backend("auto") == ("pydensecrf", "cpu")
-    monkeypatch.setattr("tool.crf._has_gpu", lambda: True)
+    monkeypatch.setattr("tool.crf.dense._has_gpu", lambda: True)
     assert pick_backend("auto") == ("torch", "cuda")
     assert pick_backend("pydensecrf") == ("pydensecrf", "cpu")
 

@@ -15,7 +15,8 @@ from torch.utils.data import default_collate
 from data.catalog import Catalog, open_catalog
 from data.colour import Finish
 from data.dataset import InferDataset, TrainDataset
-from data.transforms import RandomLongSide, scaled_size
+from data.transforms import RandomLongSide
+from tool.infer.scales import scaled_size
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

@@ -11,7 +11,8 @@ from file_server import Killed, download, killed
 from runs import assert_refused, run
 from test_full_disk import assert_one_line, run_limited
 
-from tool.download import HASHES, SOURCES
+from tool.download.check import HASHES
+from tool.download.fetch import SOURCES
 
 
 def parts_in(folder: Path) -> list[Path]:
@@ -129,7 +130,8 @@ def test_killed_before_the_last_rename_it_ends_without_the_server(
 def test_a_full_disk_is_one_line_with_the_file(server, tmp_path) -> None:
     server.files["a.params"] = bytes(3_000_000)
     flags = ["weights", "--url", server.url("a.params"), "--out", tmp_path]
-    assert_one_line(run_limited(1_000_000, "tool/download.py", *flags), "a.params", "too large")
+    result = run_limited(1_000_000, "tool/download/__main__.py", *flags)
+    assert_one_line(result, "a.params", "too large")
     assert not (tmp_path / "weights" / "a.params").exists()
     assert download(server, "a.params", tmp_path).returncode == 0
     assert (tmp_path / "weights" / "a.params").read_bytes() == server.files["a.params"]
@@ -142,7 +144,7 @@ def test_another_address_is_not_ignored(server, tmp_path) -> None:
     for other in ("b.params", "b/a.params"):
         words = ["a.params", "not of", server.url("a.params"), server.url(other)]
         assert_refused(download(server, other, tmp_path), *words)
-    result = run("tool/download.py", "weights", "--out", tmp_path)  # what is there
+    result = run("tool/download/__main__.py", "weights", "--out", tmp_path)  # what is there
     assert result.returncode == 0
     assert server.url("a.params") in result.stdout
     assert (tmp_path / "weights" / "a.params").read_bytes() == b"first"
@@ -153,7 +155,7 @@ def test_files_of_earlier_versions_keep_working(server, tmp_path) -> None:
     folder.mkdir()
     (folder / "a.params").write_bytes(b"first")
     (folder / HASHES).write_text(json.dumps({"a.params": hashlib.sha256(b"first").hexdigest()}))
-    assert run("tool/download.py", "weights", "--out", tmp_path).returncode == 0
+    assert run("tool/download/__main__.py", "weights", "--out", tmp_path).returncode == 0
     assert download(server, "a.params", tmp_path).returncode == 0  # the name says that it is that
     assert_refused(download(server, "b.params", tmp_path), "a.params", "b.params")
     (folder / "a.params").write_bytes(b"other")
@@ -176,9 +178,9 @@ def test_several_files_are_told_apart_or_said(server, tmp_path) -> None:
     (folder / "a.params").write_bytes(b"by hand")
     (folder / "notes.txt").write_bytes(b"mine")
     flags = ["weights", "--out", tmp_path]
-    assert_refused(run("tool/download.py", *flags), "a.params", "notes.txt")
+    assert_refused(run("tool/download/__main__.py", *flags), "a.params", "notes.txt")
     (folder / HASHES).write_text(json.dumps({"a.params": hashlib.sha256(b"by hand").hexdigest()}))
-    result = run("tool/download.py", *flags)
+    result = run("tool/download/__main__.py", *flags)
     assert result.returncode == 0
     assert "a.params" in result.stdout
 
@@ -192,7 +194,7 @@ def test_the_host_cannot_choose_one_of_our_names(server, tmp_path, monkeypatch, 
         path.write_bytes(b"{}")
         return path
 
-    monkeypatch.setattr("tool.download._gdown", hostile)
+    monkeypatch.setattr("tool.download.fetch._gdown", hostile)
     assert_refused(download(server, "a.params", tmp_path), "the host calls its file")
     assert not (tmp_path / "weights" / HASHES).exists()
 
@@ -251,7 +253,7 @@ def test_a_web_page_that_an_earlier_version_took_is_forgotten(server, tmp_path) 
 
 def test_what_is_not_there_is_one_line(server, tmp_path) -> None:
     assert_refused(download(server, "none.zip", tmp_path), "none.zip", "404")
-    assert_refused(run("tool/download.py", "everything"), "everything")
+    assert_refused(run("tool/download/__main__.py", "everything"), "everything")
     server.shutdown()
     server.server_close()
     assert_refused(download(server, "none.zip", tmp_path), "none.zip")

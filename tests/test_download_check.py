@@ -15,7 +15,7 @@ from file_server import tar_of, zip_of
 from PIL import Image
 from safetensors.numpy import save as safetensors
 
-from tool.download_check import HASHES, check_content
+from tool.download.check import HASHES, check_content
 
 HTML = "<html><body>Quota exceeded for \u00fcbung.zip</body></html>"
 PAGES = {

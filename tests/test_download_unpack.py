@@ -13,7 +13,7 @@ import pytest
 from file_server import Killed, download, killed, tar_of, zip_of
 from runs import assert_refused
 
-from tool.download import HASHES
+from tool.download.check import HASHES
 
 
 @pytest.mark.parametrize("name", ["labels.zip", "labels.tar.gz"])

@@ -17,11 +17,11 @@ from torch.utils.data import default_collate
 from data.catalog import Catalog, open_catalog
 from data.colour import Finish
 from data.dataset import InferDataset, TrainDataset
-from data.earlier import Earlier
 from data.transforms import RandomScale
-from tool.cam import Cam, save_cam
-from tool.checkpoint import load_checkpoint
-from tool.mask import save_mask
+from tool.formats.cam import Cam, save_cam
+from tool.formats.checkpoint import load_checkpoint
+from tool.formats.mask import save_mask
+from tool.infer.previous import Earlier
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tool.checkpoint import load_checkpoint, save_checkpoint
-from tool.engine import History, Settings, fit, set_rates, split, total_loss
-from tool.log import RunLog
+from tool.formats.checkpoint import load_checkpoint, save_checkpoint
 from tool.progress import Progress
+from tool.train.engine import History, Settings, fit, set_rates, split, total_loss
+from tool.train.log import RunLog
 
 
 class Line(nn.Module):

@@ -12,8 +12,8 @@ import torch
 from file_server import Killed
 from runs import run, train_flags
 
-from tool import run_directory
-from tool.checkpoint import load_checkpoint, save_checkpoint
+from tool.formats.checkpoint import load_checkpoint, save_checkpoint
+from tool.train import run_directory
 
 CONTENT = {
     "method": "cam",

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import eval_miou
-from tool.cam import Cam, save_cam
-from tool.mask import load_mask, save_mask
+from tool.formats.cam import Cam, save_cam
+from tool.formats.mask import load_mask, save_mask
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ("disc", "square", "sky lark")

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from data.colour import Finish, draw_jitter
 from network.methods import Method
-from tool import mean_field
-from tool.engine import History, Settings, take_step
-from tool.msf import infer_images
+from network.walk.random_walk import pairs_within, path_affinity
+from tool.crf import mean_field
+from tool.infer.multiscale import infer_images
 from tool.progress import Progress
-from tool.random_walk import pairs_within, path_affinity
+from tool.train.engine import History, Settings, take_step
 
 PRESENT = 2  # classes of the image that is inferred
 SIZE = (48, 64)

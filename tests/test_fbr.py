@@ -18,7 +18,8 @@ from method_cases import (
     second_step,
 )
 
-from network import contrast, nroi_contrast
+from network.contrast import fbr as terms_of_fbr
+from network.contrast import queries
 from network.losses import resize
 from network.methods import ppc as ppc_module
 from tool.progress import Progress
@@ -55,7 +56,7 @@ def test_fbr_contrasts_nothing_where_there_is_nothing_to_contrast() -> None:
 
 @pytest.mark.parametrize(
     ("name", "module", "function"),
-    [("fbr", nroi_contrast, "info_nce"), ("ppc", ppc_module, "prototype_cross_entropy")],
+    [("fbr", terms_of_fbr, "info_nce"), ("ppc", ppc_module, "prototype_cross_entropy")],
 )
 def test_the_contrast_is_not_autocast(
     monkeypatch: pytest.MonkeyPatch, name: str, module, function: str
@@ -99,10 +100,10 @@ def test_an_accelerator_computes_all_classes_with_the_same_result(
 ) -> None:
     batch = make_batch(MIXED)
     some = first_steps(make_method("fbr"), batch)
-    monkeypatch.setattr(nroi_contrast, "class_slots", lambda label: torch.arange(label.shape[1]))
-    monkeypatch.setattr(contrast, "_most", lambda candidates: candidates.shape[1])
-    whole = property(lambda queries: lambda: [(0, queries.chosen.shape[1], len(queries.slots))])
-    monkeypatch.setattr(contrast.Queries, "blocks", whole)
+    monkeypatch.setattr(terms_of_fbr, "class_slots", lambda label: torch.arange(label.shape[1]))
+    monkeypatch.setattr(queries, "_most", lambda candidates: candidates.shape[1])
+    whole = property(lambda drawn: lambda: [(0, drawn.chosen.shape[1], len(drawn.slots))])
+    monkeypatch.setattr(queries.Queries, "blocks", whole)
     every = first_steps(make_method("fbr"), batch)
     for term in ("nce_fg", "nce_nroi"):
         assert every[term].item() == pytest.approx(some[term].item(), rel=1e-5)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data import fill
 from data.toy import write_toy
-from tool.mask import load_mask
+from tool.formats.mask import load_mask
 
 
 def test_fill_takes_the_lowest_class_above_one_half() -> None:

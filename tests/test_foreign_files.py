@@ -18,10 +18,10 @@ from pickled import Calls
 from torch import Tensor
 
 from network.backbones import Backbone, build_backbone
-from network.initialise import initialise
 from network.methods import build_method
-from network.pretrained import load_pretrained
-from tool.checkpoint import load_tensors
+from network.weights.initialise import initialise
+from network.weights.pretrained import load_pretrained
+from tool.formats.checkpoint import load_tensors
 
 SLIM = "resnet38d_slim"
 

@@ -16,11 +16,11 @@ from test_state import Teacher
 from torch import Tensor
 
 from network.backbones import build_backbone
-from network.foreign_heads import classifier_names
-from network.initialise import initialise
 from network.methods import Method, build_method
-from network.pretrained import load_pretrained
-from network.restore import restore
+from network.weights.foreign_heads import classifier_names
+from network.weights.initialise import initialise
+from network.weights.pretrained import load_pretrained
+from network.weights.restore import restore
 
 CLASSES = ("a", "b", "c")
 K = len(CLASSES)

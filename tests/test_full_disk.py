@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from runs import REPOSITORY, command, environment, run, train_flags
 
-from tool.cam import load_cam
-from tool.checkpoint import load_checkpoint, save_checkpoint
 from tool.files import atomic_path
+from tool.formats.cam import load_cam
+from tool.formats.checkpoint import load_checkpoint, save_checkpoint
 
 LIMITED = """
 import resource, runpy, sys

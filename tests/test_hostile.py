@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from runs import assert_refused, run
 from torch import Tensor
 
-from tool.checkpoint import load_checkpoint
+from tool.formats.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")

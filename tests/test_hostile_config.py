@@ -15,8 +15,8 @@ from runs import assert_refused, run
 
 from network.backbones import build_backbone
 from network.methods.fbr import Fbr
-from network.restore import restore
-from tool.checkpoint import load_checkpoint, save_exported
+from network.weights.restore import restore
+from tool.formats.checkpoint import load_checkpoint, save_exported
 
 FIELDS = {field.name: field.default for field in dataclasses.fields(Fbr.Config)}
 

@@ -12,7 +12,7 @@ import torch
 from hostile import assert_each_refuses, changed, stage, train_once
 from runs import run
 
-from tool.checkpoint import load_checkpoint
+from tool.formats.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")

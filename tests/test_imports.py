@@ -1,8 +1,8 @@
-"""Who may import whom: the layers of the design, read off the syntax trees."""
+"""Who may import whom: the layers of the design, read off the syntax trees, without exceptions."""
 
 from __future__ import annotations
 
-import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -10,110 +10,101 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PROGRAMS = ("train_fbr", "infer_cam", "crf_postprocess", "eval_miou")
-# package -> the packages of ours that it may import
+_spec = importlib.util.spec_from_file_location("layout", ROOT / "docs" / "layout.py")
+layout = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(layout)
+
+FILES = {layout.module_of(path): path for path in layout.files()}
+# package -> the packages of ours that it may import, beside itself
 ALLOWED = {
-    "tool": {"tool"},
-    "voc12": {"voc12", "tool"},
-    "coco14": {"coco14", "tool"},
-    "data": {"data", "voc12", "coco14", "tool"},
-    "network": {"network", "tool"},
-    "benchmarks": {"benchmarks", "data", "network", "tool", "voc12", "coco14"},
+    "tool": set(),
+    "network": {"tool"},
+    "data": {"tool", "voc12", "coco14"},
+    "voc12": {"data", "tool"},
+    "coco14": {"data", "tool"},
 }
-OURS = {*PROGRAMS, *ALLOWED}
-ABOVE_METHODS = ("initialise.py", "restore.py")  # build methods, for the stages
-# Programs that live in a package (`python -m tool.NAME`) and stand above it, like a stage script.
-INNER_PROGRAMS = (
-    "network/export.py",
-    "tool/convert_cams.py",
-    "tool/saliency.py",
-    "tool/show.py",
-    "tool/submit.py",
-    "coco14/prepare.py",
-    "voc12/prepare.py",
-)
-
-
-def files_of(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
-
-
-def imported(path: Path) -> set[str]:
-    """The dotted names that a file imports anywhere in it, functions included."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} has a relative import"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+FACTS = ("voc12", "coco14")  # their `__init__`; the other files of those folders are commands
 
 
 def packages_of_ours(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in imported(path)} & OURS
-
-
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-ALL_FILES = [ROOT / f"{name}.py" for name in PROGRAMS] + [
-    path for package in ALLOWED for path in files_of(package)
-]
+    """The top-level names of ours that a file imports."""
+    ours = {*layout.STAGES, *layout.PACKAGES, "benchmarks", "tests"}
+    return {name.split(".")[0] for name in layout.imported(path)} & ours
 
 
 def test_the_walk_sees_the_code() -> None:
     """Guards the other tests against looking at nothing."""
     assert {"data", "network", "tool"} <= packages_of_ours(ROOT / "train_fbr.py")
-    assert {"tool.progress.Progress", "torch"} <= imported(ROOT / "network/nroi.py")
+    nroi = FILES["network.contrast.nroi"]
+    assert {"tool.progress.Progress", "torch"} <= layout.imported(nroi)
+    assert "tool.parallel.dist" in layout.file_graph()["tool.train.engine"]
     for package in ("data", "network", "tool"):
-        assert len(files_of(package)) > 5
+        assert sum(name.split(".")[0] == package for name in FILES) > 15
 
 
-@pytest.mark.parametrize("path", ALL_FILES, ids=name_of)
-def test_nothing_imports_a_stage_script(path: Path) -> None:
-    assert not packages_of_ours(path) & set(PROGRAMS)
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_imports_what_lies_below_its_package(name: str) -> None:
+    package = name.split(".")[0]
+    found = packages_of_ours(FILES[name]) - {package}
+    if package in layout.STAGES:
+        assert not found & {*layout.STAGES, "benchmarks", "tests"}
+    else:
+        assert found <= ALLOWED[package]
 
 
-@pytest.mark.parametrize("package", ALLOWED)
-def test_a_package_imports_what_lies_below_it(package: str) -> None:
-    for path in files_of(package):
-        if name_of(path) not in INNER_PROGRAMS:
-            wrong = packages_of_ours(path) - ALLOWED[package]
-            assert not wrong, f"{name_of(path)} imports {wrong}"
+@pytest.mark.parametrize("name", FACTS)
+def test_facts_of_a_benchmark_import_nothing(name: str) -> None:
+    assert not packages_of_ours(FILES[name])
 
 
-@pytest.mark.parametrize("program", INNER_PROGRAMS)
-def test_a_program_inside_a_package_is_run_and_never_imported(program: str) -> None:
-    assert '__name__ == "__main__"' in (ROOT / program).read_text(encoding="utf-8")
-    module = program.removesuffix(".py").replace("/", ".")
-    for path in ALL_FILES:
-        assert not any(name.startswith(module) for name in imported(path)), path
+def test_data_takes_the_facts_of_a_benchmark_and_no_command() -> None:
+    for name, targets in layout.file_graph().items():
+        if name.split(".")[0] == "data":
+            wrong = {t for t in targets if t.split(".")[0] in FACTS} - set(FACTS)
+            assert not wrong, f"{name} imports {wrong}"
 
 
-def host_methods(path: Path) -> set[str]:
+def test_a_command_is_run_and_never_imported() -> None:
+    commands = {name for name, path in FILES.items() if '"__main__"' in path.read_text()}
+    assert {"data.check", "network.export", "network.predict.__main__"} < commands
+    for name, targets in layout.file_graph().items():
+        assert not targets & commands, name
+
+
+def test_neither_files_nor_rooms_import_each_other_in_a_circle() -> None:
+    layout.floors(layout.file_graph())
+    layout.floors(layout.room_graph())
+
+
+def test_a_circle_is_found() -> None:
+    with pytest.raises(ValueError, match="circle among a, b"):
+        layout.floors({"a": {"b"}, "b": {"a"}, "c": set()})
+
+
+def methods_imported(path: Path) -> set[str]:
     """The methods that a file of `network/` imports."""
     prefix = "network.methods."
-    names = {name.removeprefix(prefix) for name in imported(path) if name.startswith(prefix)}
     methods = {file.stem for file in (ROOT / "network/methods").glob("*.py")}
-    return {name.split(".")[0] for name in names} & methods
+    found = {n.removeprefix(prefix) for n in layout.imported(path) if n.startswith(prefix)}
+    return {name.split(".")[0] for name in found} & methods
 
 
-@pytest.mark.parametrize(
-    "path", files_of("network/methods"), ids=lambda path: f"methods/{path.name}"
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "network/methods").glob("*.py")), ids=str)
 def test_a_method_imports_at_most_one_other(path: Path) -> None:
-    assert len(host_methods(path) - {path.stem}) <= (path.stem != "__init__")
+    assert len(methods_imported(path) - {path.stem}) <= (path.stem != "__init__")
 
 
-def test_what_methods_share_knows_no_method() -> None:
-    for path in files_of("network"):
-        if path.parent.name != "methods" and path.name not in ABOVE_METHODS:
-            assert not any(name.startswith("network.methods") for name in imported(path)), path
+def test_nothing_else_names_a_method() -> None:
+    for name, path in FILES.items():
+        if not name.startswith("network.methods"):
+            assert not methods_imported(path), name
 
 
 @pytest.mark.parametrize("program", ["eval_miou", "crf_postprocess"])
 def test_the_stages_behind_the_cams_do_not_import_torch(program: str) -> None:
     code = f"import sys, {program}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_drawing_is_up_to_date() -> None:
+    assert layout.PAGE.read_text(encoding="utf-8") == layout.page(), "run python docs/layout.py"

@@ -1,4 +1,4 @@
-"""Stage 2 as a user runs it: restart, refusals, equality with one image at a time; `tool.show`."""
+"""Stage 2 and `network.predict` as a user runs them: restart, refusals, equal in batches."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import infer_cam
 from data.catalog import open_catalog
 from data.dataset import InferDataset
 from network.methods import build_method
-from tool.cam import Cam, at_size, load_cam
-from tool.checkpoint import load_checkpoint
-from tool.files import claim
-from tool.mask import load_mask
-from tool.msf import infer_images
-from tool.writer import BackgroundWriter
+from tool.formats.cam import Cam, at_size, load_cam
+from tool.formats.checkpoint import load_checkpoint
+from tool.formats.mask import load_mask
+from tool.infer.multiscale import infer_images
+from tool.parallel.writer import BackgroundWriter
+from tool.provenance import claim
 
 CPU = torch.device("cpu")
 
@@ -143,7 +143,7 @@ def test_cams_of_two_checkpoints_do_not_mix(trained, folder_root, tmp_path) -> N
 def test_show_writes_one_picture(trained, folder_root, tmp_path) -> None:
     image = next(iter((folder_root / "images").iterdir()))
     out = tmp_path / "shown.png"
-    script = "tool/show.py"
+    script = "network/predict/__main__.py"
     result = run(script, image, "--checkpoint", trained, "--out", out, "--device", "cpu")
     assert result.returncode == 0, result.stderr
     width, height = Image.open(image).size

@@ -12,8 +12,8 @@ from runs import Result, assert_refused, run
 from data.catalog import open_catalog
 from network.methods import find_method
 from network.options import inference_options
-from tool.cam import Cam, load_cam, save_cam
-from tool.checkpoint import save_checkpoint
+from tool.formats.cam import Cam, load_cam, save_cam
+from tool.formats.checkpoint import save_checkpoint
 
 
 @pytest.fixture
@@ -55,10 +55,10 @@ def test_options_change_the_walk_and_belong_to_their_folder(irn, tmp_path) -> No
 def test_show_takes_the_files_of_the_earlier_stage(irn, tmp_path, folder_dataset) -> None:
     shown = [folder_dataset / "images" / "a1.jpg", "--checkpoint", tmp_path / "irn.pth"]
     out = ["--out", tmp_path / "shown.png", "--device", "cpu"]
-    assert_refused(run("tool/show.py", *shown, *out), "--cam-dir")
+    assert_refused(run("network/predict/__main__.py", *shown, *out), "--cam-dir")
     shown += ["--cam-dir", tmp_path / "cam"]
-    assert_refused(run("tool/show.py", *shown, *out), "--classes")
-    result = run("tool/show.py", *shown, "--classes", "disc", *out)
+    assert_refused(run("network/predict/__main__.py", *shown, *out), "--classes")
+    result = run("network/predict/__main__.py", *shown, "--classes", "disc", *out)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "shown.png").is_file()
 

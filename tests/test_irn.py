@@ -8,11 +8,11 @@ import pytest
 import torch
 from method_cases import MIXED, make_batch, make_method
 
-from network.affinity import affinity_losses, displacement_losses, pair_labels
 from network.backbones import Tap
 from network.heads import BoundaryHead, DisplacementHead, on_grid
+from network.walk.affinity import affinity_losses, displacement_losses, pair_labels
+from network.walk.random_walk import pairs_within, path_affinity, random_walk
 from tool.progress import Progress
-from tool.random_walk import pairs_within, path_affinity, random_walk
 
 NEAR = pairs_within(2)  # (0, 1), (1, -1), (1, 0), (1, 1)
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runs import run, train_flags
 
-from tool.cam import Cam, save_cam
+from tool.formats.cam import Cam, save_cam
 
 IMAGE = "a1"
 NAMES = ("labels.csv", "cls_labels.npy", "list.txt", "cam.npy", "psa.npy", "mask.png")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tool.mask import load_mask, palette, save_mask
+from tool.formats.mask import load_mask, palette, save_mask
 
 
 def test_round_trip_of_every_value(tmp_path: Path) -> None:

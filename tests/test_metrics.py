@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tool.cam import Cam, cam_mask
-from tool.evaluation import Evaluation
-from tool.metrics import (
+from tool.formats.cam import Cam, cam_mask
+from tool.score.evaluation import Evaluation
+from tool.score.metrics import (
     THRESHOLDS,
     Sweep,
     count_confusion,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tool.msf import mirrored_pairs
+from tool.infer.multiscale import mirrored_pairs
 
 
 def test_each_image_is_followed_by_its_mirror() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from network.nroi import NROIBank, kmeans
+from network.contrast.nroi import NROIBank, kmeans
 from tool.progress import Progress
 
 STEP = Progress(step=1, steps=10, seed=2)

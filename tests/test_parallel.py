@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from processes import alive, children, wait_for
 
-from tool.parallel import FORK, Pool, map_processes
-from tool.writer import BackgroundWriter
+from tool.parallel.processes import FORK, Pool, map_processes
+from tool.parallel.writer import BackgroundWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = sorted({"spawn", FORK})
@@ -181,6 +182,15 @@ def test_a_process_leaves_signals_to_its_parent(method: str) -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == set()
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own answer to Ctrl-C; the background job of a shell, as tests may be, ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_is_not_lost_while_a_process_starts() -> None:
     """Whichever thread receives it, and also in a hook of the fork, where errors are ignored."""
     hooks = []
@@ -224,7 +234,7 @@ def write_slowly(path: Path) -> None:
 
 IDLE_AND_BUSY = """
 import os, sys, time
-from tool.parallel import Pool
+from tool.parallel.processes import Pool
 
 if __name__ == "__main__":
     pool = Pool(2, time.sleep, method=sys.argv[1])

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from network.backbones import build_backbone
-from network.pretrained import load_pretrained
-from network.resnet38d import name_from_mxnet
-from tool.params import read_params
+from network.backbones.resnet38d import name_from_mxnet
+from network.weights.pretrained import load_pretrained
+from tool.formats.mxnet import read_params
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REAL = Path(os.environ.get("WSSS_DATA", REPOSITORY.parent / "shared" / "data")) / "mxnet"

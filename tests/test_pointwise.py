@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.ops import FrozenBatchNorm2d
 
 from network.backbones import Backbone, build_backbone
-from network.folding import FoldedConv2d
+from network.backbones.cpu.folding import FoldedConv2d
+from network.backbones.cpu.pointwise import FEWEST_CHANNELS, ThinStridedConv2d, replace_thin_strides
 from network.methods import Method, build_method
-from network.pointwise import FEWEST_CHANNELS, ThinStridedConv2d, replace_thin_strides
-from tool.engine import total_loss
+from tool.train.engine import total_loss
 
 THIN = "timm:ghostnetv3_050"  # holds depthwise 1x1 convolutions of stride 2
 

@@ -18,13 +18,13 @@ from test_full_disk import assert_one_line, run_limited
 
 import coco14
 import voc12
-from tool.mask import load_mask
+from tool.formats.mask import load_mask
 
 KILLED = """
 import os, runpy, signal, sys
-import tool.mask
+import tool.formats.mask
 count, sys.argv = int(sys.argv[1]), sys.argv[2:]
-save = tool.mask.write_mask
+save = tool.formats.mask.write_mask
 def write(file, mask):
     global count
     count -= 1
@@ -33,7 +33,7 @@ def write(file, mask):
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     save(file, mask)
-tool.mask.write_mask = write
+tool.formats.mask.write_mask = write
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

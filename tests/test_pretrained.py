@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.backbones import build_backbone
-from network.pretrained import _lite0_name, load_pretrained, read_named_weights, wheel_file
+from network.weights.pretrained import _lite0_name, load_pretrained, read_named_weights, wheel_file
 
 LITE = "timm:tf_efficientnet_lite0"
 

@@ -12,9 +12,12 @@ import torch
 from file_server import Server
 from runs import assert_refused, run, train_flags
 
-from network import pretrained, published
 from network.backbones import Backbone, build_backbone
-from network.pretrained import load_pretrained
+from network.backbones.resnet38d import ResNet38dBackbone
+from network.backbones.resnet50 import ResNet50Backbone
+from network.backbones.timm_models import TimmBackbone
+from network.weights import pretrained, published
+from network.weights.pretrained import load_pretrained
 
 RESNET18 = "timm:resnet18"
 
@@ -45,7 +48,8 @@ def publish(server: Server, monkeypatch: pytest.MonkeyPatch):
     def serve(content: bytes, digest: str | None = None) -> str:
         name = f"net-{digest or hashlib.sha256(content).hexdigest()[:8]}.pth"
         server.files[name] = content
-        monkeypatch.setattr(published, "published_url", lambda _: (server.url(name), name))
+        for family in (ResNet38dBackbone, ResNet50Backbone, TimmBackbone):
+            monkeypatch.setattr(family, "published", lambda _: (server.url(name), name))
         return name
 
     return serve
@@ -102,7 +106,7 @@ def test_without_an_answer_one_line_says_what_to_put_where(
         server.cut = 1000
     else:
         nobody = "http://127.0.0.1:1/net.pth"
-        monkeypatch.setattr(published, "published_url", lambda _: (nobody, name))
+        monkeypatch.setattr(ResNet50Backbone, "published", lambda _: (nobody, name))
     flags = [*train_flags(folder_root, tmp_path / "out", method="cam", steps=1)]
     flags[flags.index("--weights") + 1] = "imagenet"
     refused = run("train_fbr.py", *flags)
@@ -150,20 +154,20 @@ def test_every_start_is_noted_and_a_resume_keeps_the_note(slim, folder_root, tmp
 
 
 def test_the_addresses() -> None:
-    url, name = published.published_url(build_backbone("resnet50"))
+    url, name = build_backbone("resnet50").published()
     assert (url, name) == (
         "https://download.pytorch.org/models/resnet50-0676ba61.pth",
         "resnet50-0676ba61.pth",
     )
     backbone = build_backbone(RESNET18)
-    url, name = published.published_url(backbone)
+    url, name = backbone.published()
     assert name == "timm--resnet18.a1_in1k.safetensors"
     assert url.endswith("/timm/resnet18.a1_in1k/resolve/main/model.safetensors")
     backbone.net.pretrained_cfg = {"url": "https://host/resnet18-5c106cde.pth?x=1"}
-    assert published.published_url(backbone)[1] == "resnet18-5c106cde.pth"
+    assert backbone.published()[1] == "resnet18-5c106cde.pth"
     backbone.net.pretrained_cfg = {}
     with pytest.raises(ValueError, match=r"timm publishes no weights of timm:resnet18"):
-        published.published_url(backbone)
+        backbone.published()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,15 @@ import torch
 from method_cases import cosine, make_cells
 from torch import Tensor
 
-from network import contrast, prototypes
+from network.contrast import prototypes
+from network.contrast.cells import class_slots, l2_normalize
+from network.contrast.queries import (
+    Queries,
+    draw_queries,
+    foreground_negatives,
+    hard_cells,
+    query_embedding,
+)
 from tool.progress import Progress
 
 STEP = Progress(step=2, steps=10, seed=4)
@@ -21,7 +29,7 @@ def test_hard_cells_equal_a_loop_over_images() -> None:
     pseudo = torch.randint(0, 4, (3, 40))
     cells = make_cells(pseudo, num_classes=5, score=torch.rand(120))
     slots = torch.tensor([0, 2, 4])
-    hard = contrast.hard_cells(cells, slots, quantile=0.6, floor=0.3)
+    hard = hard_cells(cells, slots, quantile=0.6, floor=0.3)
     score = cells.score.view(3, 40)
     for row, slot in enumerate(slots.tolist()):
         for image in range(3):
@@ -36,7 +44,7 @@ def test_hard_cells_equal_a_loop_over_images() -> None:
 
 def test_cells_of_images_without_a_score_above_the_floor_are_hard() -> None:
     cells = make_cells([[1, 1, 0]], num_classes=1, score=torch.full((3,), 0.2))
-    assert contrast.hard_cells(cells, torch.tensor([0]), quantile=0.6, floor=0.5).tolist() == [
+    assert hard_cells(cells, torch.tensor([0]), quantile=0.6, floor=0.5).tolist() == [
         [True, True, False]
     ]
 
@@ -45,17 +53,17 @@ def test_queries_are_candidates_without_repetition_up_to_the_cap() -> None:
     cells = make_cells(torch.tensor([[0, 1, 2, 1] * 10] * 2), num_classes=3)
     slots = torch.tensor([0, 1, 2])
     candidates = cells.pseudo == slots[:, None] + 1
-    queries = contrast.draw_queries(cells, candidates, slots, STEP, "q", cap=15)
+    queries = draw_queries(cells, candidates, slots, STEP, "q", cap=15)
     assert queries.chosen.sum(dim=1).tolist() == [15, 15, 0]
     for row in (0, 1):
         chosen = queries.cell[row][queries.chosen[row]]
         assert len(set(chosen.tolist())) == 15
         assert candidates[row, chosen].all()
-    everyone = contrast.draw_queries(cells, candidates, slots, STEP, "q", cap=1000)
+    everyone = draw_queries(cells, candidates, slots, STEP, "q", cap=1000)
     assert everyone.chosen.sum(dim=1).tolist() == [40, 20, 0]
     later = dataclasses.replace(STEP, step=3)
     assert not torch.equal(
-        contrast.draw_queries(cells, candidates, slots, later, "q", cap=15).cell, queries.cell
+        draw_queries(cells, candidates, slots, later, "q", cap=15).cell, queries.cell
     )
 
 
@@ -63,7 +71,7 @@ def test_queries_come_first_and_so_do_the_classes_that_have_most_of_them() -> No
     pseudo = torch.tensor([[1] * 5 + [2] * 90 + [3] * 70 + [0] * 35])
     cells, slots = make_cells(pseudo, num_classes=3), torch.tensor([0, 1, 2])
     candidates = cells.pseudo == slots[:, None] + 1
-    queries = contrast.draw_queries(cells, candidates, slots, STEP, "q", cap=256)
+    queries = draw_queries(cells, candidates, slots, STEP, "q", cap=256)
     assert queries.slots.tolist() == [1, 2, 0]
     assert queries.chosen.sum(dim=1).tolist() == [90, 70, 5]
     for slot, cell, chosen in zip(queries.slots, queries.cell, queries.chosen, strict=True):
@@ -83,7 +91,7 @@ def negative_classes(
 ) -> tuple[Tensor, Tensor]:
     """The pseudo classes (P, n) of the drawn negatives, and the cells' own (P, n)."""
     cells = make_cells(pseudo, num_classes=4, width=2, prototype=PROTOTYPES)
-    cell, has_other = contrast.foreground_negatives(
+    cell, has_other = foreground_negatives(
         cells, torch.tensor(slots), STEP, "fg", count=count, temperature=0.5
     )
     return torch.where(has_other[:, None], cells.pseudo[cell], -1), cell
@@ -125,13 +133,13 @@ def test_a_class_draws_the_same_whichever_classes_are_asked_for() -> None:
 
 def test_query_embeddings_carry_the_gradient_to_the_chosen_cells_of_this_rank() -> None:
     embedding = torch.randn(2, 3, 2, 2, requires_grad=True)
-    queries = contrast.Queries(
+    queries = Queries(
         torch.tensor([0]), torch.tensor([[5, 8, 15]]), torch.tensor([[True, True, False]])
     )
     progress = dataclasses.replace(STEP, rank=1, world_size=2)  # global cells 8..15
-    query, here = contrast.query_embedding(embedding, queries, progress)
+    query, here = query_embedding(embedding, queries, progress)
     assert here.tolist() == [[False, True, False]]
-    assert torch.equal(query[0, 1], contrast.unit(embedding[0, :, 0, 0]))
+    assert torch.equal(query[0, 1], l2_normalize(embedding[0, :, 0, 0]))
     query[here][:, 0].sum().backward()
     assert embedding.grad[0, :, 0, 0].abs().min() > 0
     others = embedding.grad.clone()
@@ -160,5 +168,5 @@ def test_intra_queries_are_a_random_half_and_the_hard_half_of_each_class() -> No
 
 def test_class_slots_are_the_classes_of_the_batch() -> None:
     label = torch.tensor([[1.0, 0, 0, 1], [1, 0, 0, 0]])
-    assert contrast.class_slots(label).tolist() == [0, 3]
-    assert contrast.class_slots(0 * label).tolist() == [0]
+    assert class_slots(label).tolist() == [0, 3]
+    assert class_slots(0 * label).tolist() == [0]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tool.random_walk import (
+from network.walk.random_walk import (
     at_offsets,
     line_path,
     pairs_within,

@@ -22,9 +22,9 @@ from runs import REPOSITORY, environment, run, run_ranks, train_flags
 from torch import Tensor, multiprocessing, nn
 
 from network.backbones import build_backbone
-from tool import dist
-from tool.engine import distributed as distributed_method
+from tool.parallel import dist
 from tool.progress import Progress
+from tool.train.engine import distributed as distributed_method
 
 WORLDS = (2, pytest.param(4, marks=pytest.mark.slow))
 STEPS = 3

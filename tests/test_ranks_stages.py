@@ -15,11 +15,12 @@ import torch.distributed as distributed
 from conftest import FOLDER_IMAGES
 from runs import REPOSITORY, RanksResult, assert_refused, environment, run_ranks
 
-from tool import crf, dist
-from tool.cam import Cam, save_cam
-from tool.mask import load_mask, save_mask
-from tool.options import Parser
-from tool.parallel import default_workers
+from tool.cli import Parser
+from tool.crf import dense
+from tool.formats.cam import Cam, save_cam
+from tool.formats.mask import load_mask, save_mask
+from tool.parallel import dist
+from tool.parallel.processes import default_workers
 
 IDS = tuple(FOLDER_IMAGES)
 
@@ -174,8 +175,8 @@ def test_a_broken_cam_ends_every_rank_with_one_line_that_names_it(
 PROGRAM = """
 import os, time
 import numpy as np
-from tool import dist
-from tool.options import run_stage
+from tool.parallel import dist
+from tool.cli import run_stage
 
 def forever():
     try:
@@ -247,8 +248,8 @@ def test_ranks_on_one_machine_share_its_cores_and_gpus(monkeypatch) -> None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
         monkeypatch.setenv("LOCAL_RANK", str(rank))
         assert (default_workers(), dist.local_cuda()) == (workers, gpu)
-    monkeypatch.setattr(crf, "_has_gpu", lambda: True)
-    assert crf.pick_backend("torch") == ("torch", "cuda:1")
+    monkeypatch.setattr(dense, "_has_gpu", lambda: True)
+    assert dense.pick_backend("torch") == ("torch", "cuda:1")
 
 
 def test_ranks_with_a_share_each_wait_for_days(monkeypatch) -> None:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from data.catalog import open_catalog
 from network.backbones import build_backbone
-from network.initialise import class_weights, initialise
 from network.methods import build_method
-from network.restore import open_checkpoint, restore
-from tool.cam import load_cam
-from tool.checkpoint import load_checkpoint, save_checkpoint
+from network.weights.initialise import class_weights, initialise
+from network.weights.restore import open_checkpoint, restore
+from tool.formats.cam import load_cam
+from tool.formats.checkpoint import load_checkpoint, save_checkpoint
 
 SLIM = "resnet38d_slim"
 SCALES = (0.5, 1.0, 1.5)

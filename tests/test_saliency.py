@@ -1,4 +1,4 @@
-"""`tool.saliency` with a small ONNX model made here: the mean of the image's colours."""
+"""`data.saliency` with a small ONNX model made here: the mean of the image's colours."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def model_file(
 
 def test_without_a_model_u2net_is_downloaded(folder_root, tmp_path, monkeypatch) -> None:
     model = model_file(tmp_path / "u2net.onnx")
-    monkeypatch.setattr("tool.download.get", lambda what: {"u2net": model}[what])
+    monkeypatch.setattr("tool.download.fetch.get", lambda what: {"u2net": model}[what])
     flags = ["--root", folder_root, "--list", "train", "--out", tmp_path / "out", "--workers", 1]
-    assert run("tool/saliency.py", *flags).returncode == 0
+    assert run("data/saliency.py", *flags).returncode == 0
     assert len(list((tmp_path / "out").glob("*.png"))) == 8
 
 
 def saliency(root: Path, out: Path, model: Path, *flags: object):
     base = ["--model", model, "--root", root, "--list", "train", "--out", out, "--workers", 1]
-    return run("tool/saliency.py", *base, *flags)
+    return run("data/saliency.py", *base, *flags)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import torch
 from method_cases import METHODS, MIXED, make_batch, make_method
 from torch import Tensor, nn
 
-from network.folding import FROZEN, Folded
-from network.initialise import initialise
+from network.backbones.cpu.folding import FROZEN, Folded
+from network.contrast.nroi import NROIBank
 from network.methods import Method
-from network.nroi import NROIBank
+from network.weights.initialise import initialise
 from tool.progress import Progress
-from tool.run_directory import state_names, weight_names
+from tool.train.run_directory import state_names, weight_names
 
 NORMS = (nn.BatchNorm2d, *FROZEN, Folded)
 

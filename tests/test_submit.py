@@ -1,4 +1,4 @@
-"""`tool.submit`: the archive has what VOC's server takes, and anything else is named."""
+"""`voc12.submit`: the archive has what VOC's server takes, and anything else is named."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from runs import assert_refused, run
 
-from tool.mask import palette, save_mask
-from tool.submit import FOLDER
+from tool.formats.mask import palette, save_mask
+from voc12.submit import FOLDER
 
 IDS = {"2008_000006": (20, 12), "2008_000011": (9, 16)}
 
@@ -32,7 +32,7 @@ def voc(tmp_path: Path) -> Path:
 
 
 def submit(voc: Path, *flags: object):
-    return run("tool/submit.py", voc / "out" / "comp6.tar", "--root", voc, *flags)
+    return run("voc12/submit.py", voc / "out" / "comp6.tar", "--root", voc, *flags)
 
 
 def test_writes_what_the_server_takes(voc) -> None:

@@ -22,7 +22,7 @@ def test_rows_are_mean_and_deviation_over_seeds(tmp_path) -> None:
         write(tmp_path / f"fbr-seed{seed}", masks, masks - 10)
     write(tmp_path / "fill-seed0", 40.0)
     (tmp_path / "fbr-seed3").mkdir()
-    result = run("tool/table.py", tmp_path, "--methods", "fill", "fbr", "eps")
+    result = run("tool/report/table.py", tmp_path, "--methods", "fill", "fbr", "eps")
     rows = [[cell.strip() for cell in line.split("|")] for line in result.stdout.splitlines()]
     assert rows[0][2] == "CAM at .25"
     by_name = {row[1]: row[2:-1] for row in rows}
@@ -32,4 +32,4 @@ def test_rows_are_mean_and_deviation_over_seeds(tmp_path) -> None:
 
 
 def test_an_empty_folder_names_the_script(tmp_path) -> None:
-    assert_refused(run("tool/table.py", tmp_path), "compare.sh")
+    assert_refused(run("tool/report/table.py", tmp_path), "compare.sh")

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from data import toy
-from data.drawing import scene
-from data.drawing.scene import CLASS_NAMES, KINDS, LEAST_SHARE, Sample, make_sample
 from data.fill import fill_mask
+from data.toy import __main__ as command
+from data.toy.drawing import scene
+from data.toy.drawing.scene import CLASS_NAMES, KINDS, LEAST_SHARE, Sample, make_sample
 
 K = len(CLASS_NAMES)
 TRAIN, VAL = 5, 3
@@ -150,11 +151,11 @@ def test_counts_below_one_are_refused(tmp_path: Path, counts: dict[str, int]) ->
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    toy.main(["--root", str(tmp_path / "data"), "--train", "2", "--val", "1", "--seed", "3"])
+    command.main(["--root", str(tmp_path / "data"), "--train", "2", "--val", "1", "--seed", "3"])
     assert toy.is_complete(tmp_path / "data")
     assert "2 train and 1 val" in capsys.readouterr().out
     with pytest.raises(SystemExit) as error:
-        toy.main(["--root", str(tmp_path / "data"), "--train", "0"])
+        command.main(["--root", str(tmp_path / "data"), "--train", "0"])
     assert error.value.code == 2
 
 

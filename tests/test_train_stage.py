@@ -14,7 +14,7 @@ import pytest
 import torch
 from runs import assert_refused, command, environment, run, train_flags
 
-from tool.checkpoint import load_checkpoint
+from tool.formats.checkpoint import load_checkpoint
 
 
 def assert_same_state(one: object, other: object) -> None:

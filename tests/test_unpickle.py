@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from pickled import Calls, npy_of_pickle, write_object
 
-from tool.unpickle import load_npy
+from tool.formats.npy import load_npy
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f2", ">f8", "i4", "u1", "?", "U3", "c8"])

@@ -14,7 +14,7 @@ import pytest
 from pickled import Calls, npy_of_pickle, write_object
 from runs import REPOSITORY
 
-from tool.unpickle import load_npy
+from tool.formats.npy import load_npy
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int64", "uint8", "bool"])
@@ -36,7 +36,7 @@ def test_tensors_are_read_without_torch(tmp_path: Path) -> None:
     path = write_object(tmp_path / "t.npy", {"keys": torch.tensor([3, 5])})
     program = (
         "import sys; sys.modules['torch'] = None\n"
-        "from tool.unpickle import load_npy\n"
+        "from tool.formats.npy import load_npy\n"
         f"assert load_npy({str(path)!r})['keys'].tolist() == [3, 5]\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)

@@ -13,10 +13,10 @@ from runs import assert_refused, run
 from test_state import randomise_norms
 
 from network.backbones import build_backbone
-from network.initialise import initialise
 from network.methods import build_method
-from network.restore import restore
-from tool.checkpoint import load_checkpoint, save_checkpoint
+from network.weights.initialise import initialise
+from network.weights.restore import restore
+from tool.formats.checkpoint import load_checkpoint, save_checkpoint
 
 LITE = "timm:tf_efficientnet_lite0"
 BACKBONES = ("resnet38d_slim", "resnet50", LITE)

@@ -19,8 +19,8 @@ from conftest import write_folder
 from processes import alive, children, command_of, wait_for
 from runs import REPOSITORY, command, environment, run, train_flags
 
-from tool.cam import Cam, save_cam
-from tool.mask import load_mask
+from tool.formats.cam import Cam, save_cam
+from tool.formats.mask import load_mask
 
 SECONDS = 10  # from a death to the end of the command
 WORKERS = 2

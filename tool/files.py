@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 try:
     import fcntl
-except ImportError:  # Windows: `tool.options.run_stage` says so before any file is touched
+except ImportError:  # Windows: `tool.cli.run_stage` says so before any file is touched
     fcntl = None
-
-MADE_FROM = "made_from.json"
 
 
 @contextlib.contextmanager
@@ -83,37 +81,19 @@ def locked(directory: Path | str) -> Iterator[Path]:
         yield directory
 
 
-def claim(directory: Path | str, made_from: dict[str, Any]) -> None:
-    """Note in `made_from.json` what a folder is made from: a restart cannot mix two runs.
-
-    Args:
-        made_from: plain types.
-
-    Raises:
-        ValueError: the folder holds files made from something else; names what differs.
-    """
-    differ = differing(directory, made_from)
-    if differ:
-        raise ValueError(
-            f"{directory} holds files of another run ({', '.join(differ)} differ): "
-            "choose another --out, or remove it"
-        )
-    if differ is None:
-        with atomic_path(Path(directory) / MADE_FROM) as temporary:
-            temporary.write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
+def file_hash(path: Path | str) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def differing(directory: Path | str, made_from: dict[str, Any]) -> list[str] | None:
-    """Names in which the note of `claim` differs from `made_from`; None without a note."""
-    path = Path(directory) / MADE_FROM
-    if not path.exists():
-        return None
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        there = None
-    if not isinstance(there, dict):
-        return list(made_from)
-    wanted = json.loads(json.dumps(made_from))
-    names = dict.fromkeys((*wanted, *there))
-    return [n for n in names if n not in there or n not in wanted or there[n] != wanted[n]]
+def list_hash(image_ids: Sequence[str]) -> str:
+    """SHA-256 of an image list, in its order."""
+    return hashlib.sha256("\n".join(image_ids).encode()).hexdigest()
+
+
+def write_json(path: Path, document: dict) -> None:
+    """Write `document`, whole or not at all."""
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")

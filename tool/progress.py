@@ -1,13 +1,21 @@
-"""Where a run stands: the step, and the keyed random draws that belong to it."""
+"""The training step, and the random draws that are keyed by it.
+
+Every draw has a name, so that workers, ranks and restarts do not change it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import torch
 from torch import Tensor
 
-from tool.keyed import seed_of
+
+def derive_seed(*parts: object) -> int:
+    """Return a seed in [0, 2**63) from `parts`, numbers and strings: equal parts, equal seed."""
+    text = "\0".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Progress:
 
     def generator(self, name: str, device: torch.device) -> torch.Generator:
         """A generator for the draw called `name` in this step; the same on every rank."""
-        seed = seed_of(self.seed, self.step, self.micro, name)
+        seed = derive_seed(self.seed, self.step, self.micro, name)
         return torch.Generator(device=device).manual_seed(seed)
 
     def uniform(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -26,7 +26,7 @@ from data.prepare import (
     put_files,
     recorded,
 )
-from tool.options import Parser, run_stage
+from tool.cli import Parser, run_stage
 
 SBD_FOLDER = voc12.MASK_FOLDERS[0]
 

@@ -18,12 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.backbones import Backbone, build_backbone
+from network.backbones.cpu.pointwise import replace_thin_strides
 from network.dropout import begin_step
 from network.losses import over_maximum
 from network.options import option as option
-from network.pointwise import replace_thin_strides
-from tool.keyed import seed_of
-from tool.progress import Progress
+from tool.progress import Progress, derive_seed
 
 Batch = dict[str, Any]
 _LARGEST = 2**31 - 1  # of a count
@@ -238,7 +237,7 @@ def build_method(config: dict[str, Any]) -> Method:
     for name, value in config["method_config"].items():
         _check_option(name, value, known[name])
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(config.get("seed", 0), "weights"))
+        torch.default_generator.manual_seed(derive_seed(config.get("seed", 0), "weights"))
         backbone = build_backbone(config["backbone"], output_stride=config["output_stride"])
         if config["pretrained"]:
             backbone.freeze()

@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.backbones import Backbone
-from network.contrast import full_precision
+from network.contrast.fbr import NroiConfig, NroiContrast
 from network.heads import thresholded_average_pool
-from network.losses import mean_of_views
+from network.losses import full_precision, mean_of_views
 from network.methods import option
 from network.methods.ppc import HostConfig, Ppc, View
-from network.nroi_contrast import NroiConfig, NroiContrast
 from tool.progress import Progress
 
 

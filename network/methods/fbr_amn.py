@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.backbones import Backbone
-from network.contrast import Cells, full_precision, view_cells
+from network.contrast.cells import Cells, view_cells
+from network.contrast.fbr import NroiConfig, NroiContrast
 from network.heads import projection
-from network.losses import image_cells
+from network.losses import full_precision, image_cells
 from network.methods import Batch, option
 from network.methods.amn import Amn
-from network.nroi_contrast import NroiConfig, NroiContrast
 from network.options import weights_of
 from tool.progress import Progress
 

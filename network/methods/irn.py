@@ -14,16 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from network.affinity import affinity_losses, displacement_losses, pair_labels
 from network.backbones import TAP_NAMES, Backbone
-from network.contrast import full_precision
 from network.dropout import KeyedDropout
 from network.heads import BoundaryHead, DisplacementHead
-from network.losses import resize
+from network.losses import full_precision, resize
 from network.methods import Batch, Method, Recipe, option
-from tool.cam import strided_size
+from network.walk.affinity import affinity_losses, displacement_losses, pair_labels
+from network.walk.random_walk import pairs_within, path_affinity, random_walk
+from tool.formats.cam import strided_size
 from tool.progress import Progress
-from tool.random_walk import pairs_within, path_affinity, random_walk
 
 STRIDE = 4
 

@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.backbones import Backbone
-from network.contrast import Cells, full_precision, view_cells
+from network.contrast.cells import Cells, view_cells
+from network.contrast.prototypes import intra_weights, nearest_prototypes, prototype_cross_entropy
 from network.heads import PixelCorrelation, projection
 from network.losses import (
     classification,
     cross_refinement,
     equivariance,
+    full_precision,
     mean_of_views,
     min_max,
     min_pool,
@@ -28,8 +30,7 @@ from network.losses import (
 from network.methods import Batch, option
 from network.methods.eps import Eps
 from network.options import weights_of
-from network.prototypes import intra_weights, nearest_prototypes, prototype_cross_entropy
-from tool.dist import global_mean
+from tool.parallel.dist import global_mean
 from tool.progress import Progress
 
 

@@ -1,0 +1,169 @@
+"""`python -m data.saliency --root R --list train`: saliency maps in R/saliency.
+
+For the images of a list, by any ONNX file of the U2-Net family; without --model by U2-Net's own,
+which is downloaded. Needs `pip install onnxruntime`. Stopped and started again, it goes on
+where it was; `--shard 0/4` to `3/4` share the work among machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data.catalog import Catalog, add_dataset_flags, catalog_from
+from data.usable import add_skip_flag, ids_from
+from tool.cli import Parser, positive_int, run_stage
+from tool.download import fetch
+from tool.files import atomic_path, file_hash
+from tool.formats.image import decode
+from tool.parallel.processes import cores, map_processes
+from tool.provenance import claim
+
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+_STD = np.array([0.229, 0.224, 0.225], np.float32)
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_SIDE = 320  # of U2-Net's input, where the file leaves it open
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the maps that are not there."""
+    args = parse(argv)
+    catalog = catalog_from(args)
+    out = args.out or catalog.saliency_root
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ValueError("data.saliency needs onnxruntime: pip install onnxruntime")
+    model = args.model or fetch.get("u2net")
+    if not model.is_file():
+        raise FileNotFoundError(f"model {model} does not exist: python -m tool.download u2net")
+    saliency_of(open_model(model), Image.new("RGB", (64, 64)))  # fail before anything is claimed
+    share, parts = args.shard
+    ids = ids_from(args, catalog)[share::parts]
+    claim(out, {"model_sha256": file_hash(model)})
+    work = SaliencyWriter(catalog, out, model)
+    done = map_processes(work, ids, workers=args.workers)
+    written = sum(tqdm(done, total=len(ids), desc="saliency", mininterval=1.0))
+    print(f"{out}: {written} maps written, {len(ids) - written} were there")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags."""
+    parser = Parser(prog="data.saliency", description=__doc__)
+    add = parser.add_argument
+    add("--model", type=Path, help="ONNX file of a U2-Net; None: tool.download's u2net, 168 MB")
+    add("--out", type=Path, help="folder for ID.png; None: the dataset's")
+    add("--shard", type=shard, default=(0, 1), metavar="I/N", help="share I of N, from 0")
+    add("--workers", type=positive_int, default=cores(), help="processes")
+    add_dataset_flags(parser)
+    add_skip_flag(parser)
+    parser.set_defaults(dataset="folder")
+    return parser.parse_args(argv)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`I/N` -> (I, N), an `argparse` type."""
+    index, _, parts = text.partition("/")
+    if not (index.isdecimal() and parts.isdecimal() and int(index) < int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I below N")
+    return int(index), int(parts)
+
+
+@functools.cache
+def open_model(path: Path) -> Any:
+    """The onnxruntime session of a file, one thread; one a process.
+
+    Raises:
+        ValueError: no ONNX file, or not one image in.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=onnxruntime.get_available_providers()
+        )
+    except runtime_errors() as error:
+        raise ValueError(f"{path} is not an ONNX model that can run here: {error}") from error
+    inputs = session.get_inputs()
+    shape = inputs[0].shape if len(inputs) == 1 else []
+    named = len(shape) == 4 and all(isinstance(side, int) for side in shape[:2])
+    if len(shape) != 4 or (named and shape[:2] != [1, 3]) or inputs[0].type not in _TYPES:
+        raise ValueError(f"{path} does not take one RGB image of floats: it is no U2-Net")
+    return session
+
+
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises; its classes have no common base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    found = [item for item in vars(state).values() if isinstance(item, type)]
+    return tuple(item for item in found if issubclass(item, Exception))
+
+
+def saliency_of(session: Any, image: Image.Image) -> np.ndarray:
+    """The saliency map of an image.
+
+    Args:
+        session: of `open_model`.
+        image: RGB.
+
+    Returns:
+        (H, W) uint8: the model's first output, stretched to 0..255; 0 where it is constant.
+
+    Raises:
+        ValueError: the model fails, or its first output is no map.
+    """
+    node = session.get_inputs()[0]
+    height, width = (side if isinstance(side, int) else _SIDE for side in node.shape[2:])
+    small = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS), np.float32)
+    small = (small / max(float(small.max()), 1e-6) - _MEAN) / _STD
+    pixels = small.transpose(2, 0, 1)[None].astype(_TYPES[node.type])
+    try:
+        output = session.run(None, {node.name: pixels})[0]
+    except runtime_errors() as error:
+        raise ValueError(f"the model cannot run on {pixels.shape}: {error}") from error
+    output = output.astype(np.float32)
+    if output.ndim != 4 or output.shape[:2] != (1, 1) or not np.isfinite(output).all():
+        raise ValueError(f"the model gives {output.shape}, not one finite map: it is no U2-Net")
+    low, high = float(output.min()), float(output.max())
+    scaled = (output[0, 0] - low) * (255 / (high - low) if high > low else 0.0)
+    full = Image.fromarray(scaled.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
+    return np.asarray(full).round().astype(np.uint8)
+
+
+@dataclasses.dataclass(frozen=True)
+class SaliencyWriter:
+    """Writes one image's map; True when it was not there whole."""
+
+    catalog: Catalog
+    out: Path
+    model: Path
+
+    def __call__(self, image_id: str) -> bool:
+        path = self.out / f"{image_id}.png"
+        if self.is_whole(path, image_id):
+            return False
+        saliency = saliency_of(open_model(self.model), self.catalog.read_image(image_id))
+        with atomic_path(path) as temporary:
+            Image.fromarray(saliency).save(temporary, format="PNG")
+        return True
+
+    def is_whole(self, path: Path, image_id: str) -> bool:
+        """Whether the map is there, readable and of the image's size."""
+        try:
+            return decode(path, "L").size == self.catalog.image_size(image_id)
+        except ValueError:
+            return False
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,110 @@
+"""Saliency maps of the embedded dataset, wrong in the ways of an off-the-shelf saliency network.
+
+Objects are missed or found in part, thin parts vanish, rims are displaced and soft, context or a
+distractor is taken for an object, and some maps are faint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from data.toy.drawing.paint import Rng, fractal, grid, noise
+
+MISSED, PARTIAL = 0.08, 0.09  # chance that an object is not seen at all, or in part
+CONTEXT, DISTRACTOR, FAINT = 0.25, 0.18, 0.1  # chances a picture
+
+
+def saliency_map(
+    rng: Rng,
+    instances: Sequence[np.ndarray],
+    context: np.ndarray,
+    distractors: Sequence[np.ndarray],
+) -> np.ndarray:
+    """The saliency of one picture.
+
+    Args:
+        rng: the picture's generator.
+        instances: (H, W) bool each, the visible pixels of one object; at least one.
+        context: (H, W) bool, visible context.
+        distractors: (H, W) bool each, visible pixels of one distractor.
+
+    Returns:
+        (H, W) uint8, 255 for certainly salient.
+    """
+    shape = instances[0].shape
+    seen, strength = _seen(rng, instances)
+    if rng.random() < CONTEXT:
+        around = instances[rng.integers(len(instances))]
+        _notice(_near(rng, around, context), rng.uniform(0.55, 1.0), seen, strength)
+    if distractors and rng.random() < DISTRACTOR:
+        thing = distractors[rng.integers(len(distractors))].astype(np.float32)
+        _notice(thing, rng.uniform(0.55, 1.0), seen, strength)
+    level = _coarse(rng, seen) * _spread(seen, strength)
+    level = _displaced(rng, level)
+    level *= 0.8 + 0.3 * noise(rng, shape, 25)
+    if rng.random() < FAINT:
+        level *= rng.uniform(0.5, 0.75)
+    level += (fractal(rng, shape, 20) ** 2) * rng.uniform(0.0, 0.18)
+    return (level.clip(0, 1) * 255).astype(np.uint8)
+
+
+def _seen(rng: Rng, instances: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Where an object is noticed, and how strongly there; both (H, W) float32 in [0, 1]."""
+    seen, strength = np.zeros((2, *instances[0].shape), np.float32)
+    for instance in instances:
+        draw = rng.random()
+        if draw >= MISSED:
+            found = _part(rng, instance) if draw < MISSED + PARTIAL else instance
+            _notice(found.astype(np.float32), rng.uniform(0.72, 1.0), seen, strength)
+    return seen, strength
+
+
+def _notice(found: np.ndarray, level: float, seen: np.ndarray, strength: np.ndarray) -> None:
+    """Enter `found` into the two maps of `_seen`."""
+    strength[found > seen] = level
+    np.maximum(seen, found, out=seen)
+
+
+def _spread(seen: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    """`strength`, smoothed and continued a little beyond what is seen."""
+    weight = cv2.blur(seen, (9, 9)) + 1e-3
+    return cv2.blur(seen * strength, (9, 9)) / weight
+
+
+def _part(rng: Rng, instance: np.ndarray) -> np.ndarray:
+    """The side of `instance` beyond a random line through its box; float32."""
+    y, x = np.nonzero(instance)
+    rows, columns = grid(instance.shape)
+    angle = rng.uniform(0, 2 * np.pi)
+    along = (columns - x.mean()) * np.cos(angle) + (rows - y.mean()) * np.sin(angle)
+    cut = rng.uniform(-0.15, 0.25) * (np.ptp(x) + np.ptp(y) + 2) / 2
+    return instance * ((along - cut) / 4).clip(0, 1).astype(np.float32)
+
+
+def _near(rng: Rng, instance: np.ndarray, context: np.ndarray) -> np.ndarray:
+    """The context near `instance`; float32."""
+    reach = int(rng.integers(15, 41)) | 1
+    around = cv2.dilate(instance.astype(np.float32), np.ones((reach, reach), np.uint8))
+    return around * context.astype(np.float32)
+
+
+def _coarse(rng: Rng, level: np.ndarray) -> np.ndarray:
+    """`level` at the resolution of a saliency network: thin parts weaken, corners round off."""
+    factor = rng.uniform(2.0, 4.0)
+    small = (max(4, round(level.shape[1] / factor)), max(4, round(level.shape[0] / factor)))
+    low = cv2.resize(level, small, interpolation=cv2.INTER_AREA)
+    low = cv2.GaussianBlur(low, (0, 0), rng.uniform(0.6, 1.1))
+    low = ((low - 0.5) * rng.uniform(1.4, 2.4) + 0.5 + rng.uniform(-0.12, 0.12)).clip(0, 1)
+    return cv2.resize(low, level.shape[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def _displaced(rng: Rng, level: np.ndarray) -> np.ndarray:
+    """`level` bent by a smooth field of a few pixels."""
+    shape, size = level.shape, rng.uniform(3, 11)
+    rows, columns = grid(shape)
+    rows = rows + (noise(rng, shape, 22) - 0.5) * size
+    columns = columns + (noise(rng, shape, 22) - 0.5) * size
+    return cv2.remap(level, columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

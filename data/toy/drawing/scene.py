@@ -1,0 +1,236 @@
+"""Scenes of the embedded dataset: which objects and contexts a picture shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from data.toy.drawing import animals, contexts, craft, ground, vehicles
+from data.toy.drawing.ground import Box, Layer, Shape
+from data.toy.drawing.paint import Canvas, Rng, blend, noise
+from data.toy.drawing.saliency import saliency_map
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A class: its name, how it is painted, where it stands and what tends to be around it.
+
+    Attributes:
+        rows: range of the object's centre, as a share of the picture's height.
+        tilt: largest turn of the object, in degrees.
+        context: None for the class that has no context.
+    """
+
+    name: str
+    paint: Callable[[Canvas, Rng], None]
+    rows: tuple[float, float]
+    tilt: float
+    context: Callable[[Rng, Shape, Box], Layer] | None
+
+
+KINDS = (
+    Kind("aeroplane", craft.aeroplane, (0.25, 0.6), 28.0, contexts.sky),
+    Kind("bird", animals.bird, (0.3, 0.65), 15.0, contexts.branch),
+    Kind("boat", craft.boat, (0.4, 0.7), 8.0, contexts.water),
+    Kind("car", vehicles.car, (0.45, 0.72), 8.0, contexts.road),
+    Kind("cat", animals.cat, (0.4, 0.7), 10.0, contexts.sofa),
+    Kind("cow", animals.cow, (0.4, 0.7), 8.0, contexts.grass),
+    Kind("sheep", animals.sheep, (0.4, 0.72), 10.0, None),
+    Kind("train", vehicles.train, (0.4, 0.66), 5.0, contexts.rails),
+)
+CLASS_NAMES = tuple(kind.name for kind in KINDS)
+WITH_CONTEXT, STRAY_CONTEXT = 0.89, 0.05  # chance of a context beside its class; without it
+CLASS_COUNT = (0.46, 0.36, 0.18)  # chance of one, two, three classes
+LEAST_SHARE = 0.015  # of the picture; with less of a class to see it is drawn anew
+SIDES = (130, 177)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One picture of the dataset.
+
+    Attributes:
+        image: RGB.
+        mask: (H, W) uint8, 0 background, else 1 + the class's place in `CLASS_NAMES`.
+        saliency: (H, W) uint8.
+        context: (H, W) uint8, 0 or the mask value of the class whose context the pixel shows.
+        classes: mask values present, ascending; at least one.
+    """
+
+    image: Image.Image
+    mask: np.ndarray
+    saliency: np.ndarray
+    context: np.ndarray
+    classes: tuple[int, ...]
+
+
+class Scene:
+    """A picture in the making: paint, and who owns each pixel."""
+
+    def __init__(self, rng: Rng, shape: Shape) -> None:
+        self.rng = rng
+        self.shape = shape
+        self.rgb = ground.background(rng, shape)
+        self.mask = np.zeros(shape, np.uint8)
+        self.context = np.zeros(shape, np.uint8)
+        self.thing = np.zeros(shape, np.int32)  # > 0: instance number; < 0: distractor number
+
+    def add(self, layer: Layer, *, mask: int = 0, context: int = 0, thing: int = 0) -> None:
+        """Lay `layer` over the picture; its pixels of alpha above one half change their owner."""
+        paint, alpha = layer
+        x, y, w, h = cv2.boundingRect((alpha > 0).astype(np.uint8))
+        at = (slice(y, y + h), slice(x, x + w))
+        self.rgb[at] = blend(self.rgb[at], paint[at], alpha[at])
+        covered = alpha > 0.5
+        self.mask[covered] = mask
+        self.context[covered] = context
+        self.thing[covered] = thing
+
+    def shadow(self, alpha: np.ndarray) -> None:
+        """Darken the ground under an object that is about to be added."""
+        move = np.array(
+            [[1, 0, self.rng.uniform(-4, 4)], [0, 1, self.rng.uniform(1, 5)]], np.float32
+        )
+        soft = cv2.GaussianBlur(cv2.warpAffine(alpha, move, alpha.shape[::-1]), (0, 0), 3)
+        self.rgb *= 1 - self.rng.uniform(0.2, 0.5) * soft[..., None]
+
+
+def make_sample(rng: Rng) -> Sample:
+    """Draw one picture with its truth; everything comes from `rng`."""
+    scene = _scene(rng)
+    while not _is_clear(scene.mask):
+        scene = _scene(rng)
+    numbers = range(scene.thing.min(), scene.thing.max() + 1)
+    things = {number: scene.thing == number for number in numbers if number}
+    instances = [seen for number, seen in things.items() if number > 0 and seen.any()]
+    distractors = [seen for number, seen in things.items() if number < 0 and seen.mean() > 0.01]
+    saliency = saliency_map(rng, instances, scene.context > 0, distractors)
+    classes = tuple(int(value) for value in np.unique(scene.mask) if value)
+    return Sample(_photograph(rng, scene.rgb), scene.mask, saliency, scene.context, classes)
+
+
+def _is_clear(mask: np.ndarray) -> bool:
+    """Whether `mask` shows a class, and enough of every class that it shows."""
+    share = np.bincount(mask.ravel())[1:] / mask.size
+    return bool(share.any()) and bool((share[share > 0] >= LEAST_SHARE).all())
+
+
+def _scene(rng: Rng) -> Scene:
+    shape = (int(rng.integers(*SIDES)), int(rng.integers(*SIDES)))
+    scene = Scene(rng, shape)
+    count = 1 + int(rng.choice(3, p=CLASS_COUNT))
+    values = (1 + rng.permutation(len(KINDS))[:count]).tolist()
+    behind = int(rng.integers(3, 7))
+    for number in range(1, behind + 1):
+        scene.add(ground.distractor(rng, shape), thing=-number)
+    placed = _placed(rng, shape, values)
+    _add_contexts(scene, placed)
+    if rng.random() < 0.5:
+        _add_distractor(scene, behind + 1, scene.context > 0, 0.2)
+    order = sorted(range(len(placed)), key=lambda i: _box(placed[i][1][1])[3])
+    for number, i in enumerate(order, start=1):
+        value, layer = placed[i]
+        scene.shadow(layer[1])
+        scene.add(layer, mask=value, thing=number)
+    if rng.random() < 0.25:
+        _add_distractor(scene, behind + 2, scene.mask > 0, 0.12)
+    return scene
+
+
+def _add_distractor(scene: Scene, number: int, over: np.ndarray, most: float) -> None:
+    """Add a distractor unless it hides the share `most` of `over` (H, W) bool."""
+    layer = ground.distractor(scene.rng, scene.shape)
+    if (layer[1] > 0.5)[over].sum() <= most * over.sum():
+        scene.add(layer, thing=-number)
+
+
+def _placed(rng: Rng, shape: Shape, values: Sequence[int]) -> list[tuple[int, Layer]]:
+    """Objects (mask value, layer) for the classes of `values`, one to three a class, well apart."""
+    most = {1: 3, 2: 2, 3: 1}[len(values)]
+    counts = [min(most, 1 + int(rng.choice(3, p=(0.65, 0.25, 0.1)))) for _ in values]
+    total = sum(counts)
+    taken = np.zeros(shape, np.float32)
+    placed = []
+    for value, count in zip(values, counts, strict=True):
+        for _ in range(count):
+            size = rng.uniform(0.1, 0.25) if total == 1 else rng.uniform(0.075, 0.3 / total**0.7)
+            layer = _object(rng, shape, KINDS[value - 1], size, taken)
+            taken = np.maximum(taken, layer[1])
+            placed.append((value, layer))
+    return placed
+
+
+def _object(rng: Rng, shape: Shape, kind: Kind, size: float, taken: np.ndarray) -> Layer:
+    """One object that covers about `size` of the picture, where it hides least of `taken`."""
+    canvas = Canvas(int(0.8 * max(shape)), (rng.uniform(-0.7, 0.7), -0.8))
+    kind.paint(canvas, rng)
+    box = _box(canvas.alpha)
+    width, height = box[2] - box[0], box[3] - box[1]
+    scale = np.sqrt(size * shape[0] * shape[1] / canvas.alpha.sum())
+    scale = min(scale, 0.98 * shape[1] / width, 0.92 * shape[0] / height)
+    angle = np.radians(rng.uniform(-kind.tilt, kind.tilt))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    stretch, shear = rng.uniform(0.88, 1.14), rng.uniform(-0.1, 0.1)
+    flip = -1.0 if rng.random() < 0.5 else 1.0
+    matrix = scale * turn @ np.array([[stretch * flip, shear], [0, 1 / stretch]])
+    middle = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
+    best, least, coarse = None, np.inf, taken[::4, ::4]
+    margin = min(0.42 * scale * width, shape[1] / 2)
+    for _ in range(24):
+        x = rng.uniform(margin, shape[1] - margin)
+        y = shape[0] * rng.uniform(*kind.rows)
+        move = np.hstack([matrix, (np.array([x, y]) - matrix @ middle)[:, None]]).astype(np.float32)
+        rough = cv2.warpAffine(canvas.alpha, move / 4, coarse.shape[::-1])
+        hidden = (rough * coarse).sum() / (rough.sum() + 1)
+        if hidden < least:
+            best, least = move, hidden
+        if hidden < 0.02:
+            break
+    return tuple(cv2.warpAffine(part, best, shape[::-1]) for part in (canvas.rgb, canvas.alpha))
+
+
+def _add_contexts(scene: Scene, placed: Sequence[tuple[int, Layer]]) -> None:
+    """Lay the contexts of the picture: most often those of its classes, at times a stray one."""
+    rng, (height, width) = scene.rng, scene.shape
+    alone = len({value for value, _ in placed}) == 1
+    for value in rng.permutation(len(KINDS)) + 1:
+        kind = KINDS[value - 1]
+        own = [_box(layer[1]) for other, layer in placed if other == value]
+        if kind.context is None or rng.random() >= (WITH_CONTEXT if own else STRAY_CONTEXT):
+            continue
+        if own:
+            left, top = min(box[0] for box in own), min(box[1] for box in own)
+            right, bottom = max(box[2] for box in own), max(box[3] for box in own)
+        else:
+            left, top = rng.uniform(0, 0.5) * width, rng.uniform(0.2, 0.5) * height
+            right, bottom = left + 0.5 * width, top + 0.35 * height
+        reach = width if alone and rng.random() < 0.7 else width * rng.uniform(0.05, 0.2)
+        box = (left - reach, top, right + reach, bottom)
+        scene.add(kind.context(rng, scene.shape, box), context=int(value))
+
+
+def _box(alpha: np.ndarray) -> Box:
+    """The box of the pixels of `alpha` above one half."""
+    x, y, w, h = cv2.boundingRect((alpha > 0.5).astype(np.uint8))
+    return float(x), float(y), float(x + w), float(y + h)
+
+
+def _photograph(rng: Rng, rgb: np.ndarray) -> Image.Image:
+    """Light, blur, grain and, at times, an earlier JPEG compression."""
+    shape = rgb.shape[:2]
+    light = rng.uniform(0.65, 0.95) + rng.uniform(0.1, 0.5) * noise(rng, shape, max(shape) / 2)
+    rgb = rgb * light[..., None] * rng.uniform(0.9, 1.1, 3).astype(np.float32)
+    if rng.random() < 0.5:
+        rgb = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.4, 0.9))
+    grain = rng.standard_normal(rgb.shape, dtype=np.float32) * rng.uniform(1, 9)
+    image = Image.fromarray((rgb + grain).clip(0, 255).astype(np.uint8))
+    if rng.random() < 0.4:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=int(rng.integers(35, 75)))
+        image = Image.open(buffer).convert("RGB")
+    return image

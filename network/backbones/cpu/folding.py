@@ -1,0 +1,160 @@
+"""A frozen BatchNorm folded into the convolution before it: equal, without two passes.
+
+The fold happens at each call, on the small weight and not on the large map, so that the convolution
+stays trainable and every parameter keeps its name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
+from timm.layers.norm_act import FrozenBatchNormAct2d
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from network.backbones.cpu import is_on_cpu
+from network.backbones.cpu.depthwise import DepthwiseConv2d, depthwise
+from network.backbones.cpu.pointwise import (
+    ThinStridedConv2d,
+    every_stride,
+    is_thin_and_strided,
+    pointwise,
+)
+
+FROZEN = (FrozenBatchNormAct2d, FrozenBatchNorm2d)
+FOLDABLE = (nn.Conv2d, DepthwiseConv2d, Conv2dSame, ThinStridedConv2d)
+
+
+class FoldedConv2d(nn.Conv2d):
+    """A convolution that applies the frozen norm behind it; made by `fold_frozen_norms`."""
+
+    strides_safely = True
+
+    def take(self, conv: nn.Conv2d, norm: nn.Module) -> FoldedConv2d:
+        """Share the weight of `conv`; read the statistics of `norm`, which is not registered."""
+        self.weight, self.bias = conv.weight, None
+        self.depthwise = isinstance(conv, DepthwiseConv2d)
+        self.same = isinstance(conv, Conv2dSame)
+        self.thin = is_thin_and_strided(conv)
+        object.__setattr__(self, "norm", norm)
+        return self
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(N, D, h, w) -> norm(conv(feature))."""
+        norm = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        bias = norm.bias - norm.running_mean * scale
+        weight = self.weight * scale[:, None, None, None]
+        if is_on_cpu(feature):
+            if self.depthwise:
+                return depthwise(feature, weight, bias, dilation=self.dilation[0])
+            if self.kernel_size == (1, 1) and self.stride == (1, 1) and self.groups == 1:
+                return pointwise(feature, weight, bias)
+            if self.thin:
+                cells = every_stride(feature, self.stride, self.padding)
+                return F.conv2d(cells, weight, bias, groups=self.groups)
+        padding = self.padding
+        if self.same:
+            feature, weight, padding = self._pad_same(feature, weight)
+        return F.conv2d(feature, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    def _pad_same(self, feature: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """TensorFlow's padding, which may have one row and column more at the end.
+
+        A constant depthwise kernel takes a row and column of zeros in front instead, and the same
+        padding on both sides: without a copy of the map.
+        """
+        total = [
+            max((math.ceil(size / stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
+            for size, stride, dilation, kernel in zip(
+                feature.shape[-2:], self.stride, self.dilation, self.kernel_size, strict=True
+            )
+        ]
+        high, wide = total
+        if self.groups > 1 and self.dilation == (1, 1) and not weight.requires_grad:
+            weight = F.pad(weight, (wide % 2, 0, high % 2, 0))
+            return feature, weight, ((high + 1) // 2, (wide + 1) // 2)
+        feature = F.pad(feature, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
+        return feature, weight, (0, 0)
+
+
+class Folded(nn.Module):
+    """What is left of a folded norm: its buffers under their old names, and its activation."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        for name, buffer in norm.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+        self.eps = norm.eps
+        self.act = getattr(norm, "act", nn.Identity())
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """The activation alone; in place on the folded convolution's result where none derives it.
+
+        (With a gradient, in place on the view that `pointwise` returns would mean copies.)
+        """
+        if hasattr(self.act, "inplace"):
+            self.act.inplace = not feature.requires_grad
+        return self.act(feature)
+
+
+def fold_frozen_norms(backbone: nn.Module) -> None:
+    """Fold every frozen norm that is registered right behind a bias-free convolution of its parent.
+
+    Registration order need not be the order of execution. So the taps of `backbone` are compared
+    before and after, under random statistics; where they differ, everything is left as it was.
+    """
+    norms = [module for module in backbone.modules() if isinstance(module, FROZEN)]
+    buffers = [b for n in norms for b in (n.weight, n.bias, n.running_var, n.running_mean)]
+    saved = [buffer.clone() for buffer in buffers]
+    generator = torch.Generator().manual_seed(0)
+    originals: list[tuple[nn.Module, str, nn.Module]] = []
+    was_training = backbone.training
+    backbone.eval()
+    with torch.no_grad():
+        for buffer in buffers:
+            buffer.uniform_(0.5, 1.5, generator=generator)
+        for norm in norms:
+            norm.running_mean -= 1.0
+        image = torch.rand(1, 3, 64, 64, generator=generator)
+        before = backbone(image, tuple(backbone.taps))
+        _fold_children(backbone, originals)
+        after = backbone(image, tuple(backbone.taps))
+        for buffer, value in zip(buffers, saved, strict=True):
+            buffer.copy_(value)
+    if not all(_close(before[name], after[name]) for name in before):
+        for parent, name, module in originals:
+            setattr(parent, name, module)
+    backbone.train(was_training)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
+
+
+def _fold_children(module: nn.Module, originals: list[tuple[nn.Module, str, nn.Module]]) -> None:
+    children = [(n, c) for n, c in module.named_children() if not isinstance(c, nn.Identity)]
+    for (name, conv), (norm_name, norm) in itertools.pairwise(children):
+        plain = type(conv) in FOLDABLE and conv.bias is None
+        if plain and isinstance(norm, FROZEN) and len(norm.weight) == conv.out_channels:
+            originals += [(module, name, conv), (module, norm_name, norm)]
+            left = Folded(norm)
+            folded = FoldedConv2d(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,
+                conv.stride,
+                conv.padding,
+                conv.dilation,
+                conv.groups,
+                bias=False,
+            )
+            setattr(module, name, folded.take(conv, left))
+            setattr(module, norm_name, left)
+    for _, child in module.named_children():
+        if not isinstance(child, FoldedConv2d):
+            _fold_children(child, originals)

@@ -1,0 +1,66 @@
+"""ResNet-50, as torchvision builds it.
+
+Source: K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor
+
+from network.backbones import TAP_NAMES, Backbone, Tap
+
+NAMES = ("resnet50",)
+
+
+class ResNet50Backbone(Backbone):
+    """torchvision's ResNet-50 at stride 8 or 16; the taps are the stem and the four stages.
+
+    The last stage (two at stride 8) is dilated, where IRN's network takes stride 1 alone: the
+    weights are the same.
+    """
+
+    def __init__(self, *, output_stride: int) -> None:
+        super().__init__()
+        self.name = "resnet50"
+        dilate = {8: (False, True, True), 16: (False, False, True), 32: (False, False, False)}
+        if output_stride not in dilate:
+            raise ValueError(f"resnet50 has no output stride {output_stride}: choose 8, 16 or 32")
+        self.net = torchvision.models.resnet50(
+            weights=None, replace_stride_with_dilation=dilate[output_stride]
+        )
+        del self.net.fc
+        strides = (4, 4, 8, min(16, output_stride), output_stride)
+        self.taps = {
+            tap: Tap(number, stride)
+            for tap, number, stride in zip(
+                TAP_NAMES, (64, 256, 512, 1024, 2048), strides, strict=True
+            )
+        }
+        self.stem = ("net.conv1.", "net.bn1.", "net.layer1.")
+
+    def forward(self, image: Tensor, names: Sequence[str] = ("high",)) -> dict[str, Tensor]:
+        """See `Backbone.forward`."""
+        net = self.net
+        feature = net.maxpool(F.relu(net.bn1(net.conv1(image))))
+        taps = {"tap1": feature}
+        stages = (net.layer1, net.layer2, net.layer3, net.layer4)
+        for name, stage in zip(TAP_NAMES[1:], stages, strict=True):
+            taps[name] = feature = stage(feature)
+        return {name: taps[name] for name in names}
+
+    def published(self) -> tuple[str, str]:
+        """See `Backbone.published`: torchvision's IMAGENET1K_V1, from which this field starts."""
+        url = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.url
+        return url, PurePosixPath(urlsplit(url).path).name
+
+
+def build(name: str, *, output_stride: int) -> Backbone:
+    """Build ResNet-50 at output stride 8, 16 or 32."""
+    del name
+    return ResNet50Backbone(output_stride=output_stride)

@@ -1,0 +1,98 @@
+"""Any network of timm that gives feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+import huggingface_hub
+import timm
+import torch.nn.functional as F
+from torch import Tensor
+
+from network.backbones import TAP_NAMES, Backbone, Tap
+from network.backbones.cpu.depthwise import replace_depthwise
+
+NAMES = ("timm:<name>",)
+
+
+class TimmBackbone(Backbone):
+    """Any timm model that gives feature maps; taps that timm leaves linear pass a ReLU."""
+
+    def __init__(self, name: str, *, output_stride: int) -> None:
+        super().__init__()
+        self.name = name
+        model_name = name.removeprefix("timm:")
+        if set(model_name) & set(":/"):  # hf-hub:, local-dir: timm would fetch what it builds
+            raise ValueError(f"backbone {name!r}: only the names of timm's own models are known")
+        try:
+            self.net = timm.create_model(
+                model_name, features_only=True, output_stride=output_stride, pretrained=False
+            )
+        except (RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
+            raise ValueError(
+                f"backbone {name!r}: timm cannot make it with feature maps at output stride "
+                f"{output_stride} ({error})"
+            ) from error
+        except AssertionError as error:  # timm's way to say that a network cannot be dilated
+            raise ValueError(
+                f"backbone {name!r} has no output stride {output_stride}: try 32"
+            ) from error
+        replace_depthwise(self.net)
+        info = self.net.feature_info
+        names = TAP_NAMES[-len(info) :] if len(info) <= 5 else TAP_NAMES
+        if len(info) < 3:
+            raise ValueError(f"backbone {name!r} has {len(info)} feature maps, three are needed")
+        channels, strides = info.channels()[-5:], info.reduction()[-5:]
+        self.taps = {tap: Tap(c, s) for tap, c, s in zip(names, channels, strides, strict=True)}
+        self.mean, self.std = input_statistics(model_name, self.net.pretrained_cfg)
+        self.stem = self._stem([i["module"] for i in info.get_dicts()], info.reduction())
+
+    def _stem(self, modules: list[str], strides: list[int]) -> tuple[str, ...]:
+        """Everything up to the last feature map of stride 4, in the order of registration."""
+        shallow = [m for m, s in zip(modules, strides, strict=True) if s <= 4]
+        if not shallow:
+            return ()
+        last = "net." + shallow[-1].replace(".", "_" if hasattr(self.net, "return_layers") else ".")
+        names = [name for name, _ in self.named_parameters()]
+        inside = [i for i, name in enumerate(names) if name.startswith(last + ".")]
+        return tuple(names[: inside[-1] + 1]) if inside else ()
+
+    def forward(self, image: Tensor, names: Sequence[str] = ("high",)) -> dict[str, Tensor]:
+        """See `Backbone.forward`."""
+        maps = self.net(image)[-5:]
+        taps = dict(zip(self.taps, maps, strict=True))
+        return {name: F.relu(taps[name]) for name in names}
+
+    def published(self) -> tuple[str, str]:
+        """See `Backbone.published`: the weights that timm loads by default.
+
+        Their address on the hub is preferred, because the parameters there have timm's names.
+        """
+        config = self.net.pretrained_cfg
+        if config.get("hf_hub_id"):
+            file = config.get("hf_hub_filename") or "model.safetensors"
+            name = config["hf_hub_id"].replace("/", "--") + PurePosixPath(file).suffix
+            return huggingface_hub.hf_hub_url(config["hf_hub_id"], file), name
+        if config.get("url"):
+            return config["url"], PurePosixPath(urlsplit(config["url"]).path).name
+        raise ValueError(f"--weights imagenet: timm publishes no weights of {self.name}")
+
+
+def input_statistics(
+    model_name: str, config: dict
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of a timm model's input.
+
+    The EfficientNet-Lite weights were trained on (x - 127) / 128 with x in 0..255, which timm
+    rounds to mean and std 0.5.
+    """
+    if model_name.startswith("tf_efficientnet_lite"):
+        return (127 / 255,) * 3, (128 / 255,) * 3
+    return tuple(config["mean"]), tuple(config["std"])
+
+
+def build(name: str, *, output_stride: int) -> Backbone:
+    """Build `timm:NAME` at an output stride that NAME can have."""
+    return TimmBackbone(name, output_stride=output_stride)

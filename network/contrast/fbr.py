@@ -1,0 +1,200 @@
+"""What FBR adds to any host: hard queries against other classes and against a bank of NROIs.
+
+Source: FBR (X. Yin et al., IEEE TCSVT 2024, arXiv 2406.15755).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from network.contrast.cells import Cells, class_slots, l2_normalize, take
+from network.contrast.info_nce import class_balanced_mean, class_mean, info_nce, mean_query
+from network.contrast.nroi import NROIBank, kmeans
+from network.contrast.queries import draw_queries, foreground_negatives, hard_cells, query_embedding
+from network.heads import BackgroundSegmentation, projection
+from network.losses import image_cells, mean_of_views, over_maximum, resize
+from network.options import option
+from tool.parallel.dist import gather, global_mean
+from tool.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class NroiConfig:
+    """FBR's hyper-parameters that do not depend on the host."""
+
+    temperature: float = option(0.5, "temperature T of nce_fg and nce_nroi, at least 0.03")
+    quantile: float = option(0.6, "scores above this quantile are confident, not hard queries")
+    floor: float = option(0.05, "scores above this count for the quantile")
+    max_queries: int = option(256, "queries a class and view at most")
+    num_negatives: int = option(256, "negatives a class and view")
+    num_clusters: int = option(8, "NROIs an image and view (k-means clusters)")
+    kmeans_iterations: int = option(10, "iterations of the k-means")
+    bank_size: int = option(50_000, "NROIs the bank keeps")
+    bg_threshold_seg: float = option(0.05, "cells whose CAM sums to less are background for bg_seg")
+    weight_nce_fg: float = option(0.1, "weight of the intra-foreground contrast")
+    weight_nce_nroi: float = option(0.01, "weight of the pixel-to-NROI contrast")
+    weight_bg_seg: float = option(0.1, "weight of the background segmentation")
+
+
+class NroiContrast(nn.Module):
+    """A part of a method: phi_bg, its segmentation, the bank; `nce_fg`, `nce_nroi`, `bg_seg`.
+
+    The method's `config` has the fields of `NroiConfig`; its constructor calls `add_background`.
+    """
+
+    def add_background(self, channels: int) -> None:
+        """The heads and the empty bank.
+
+        Args:
+            channels: of the feature map that phi_bg reads.
+
+        Raises:
+            ValueError: a temperature so low that `info_nce`'s exponentials overflow, an empty bank,
+                no queries, negatives or clusters.
+        """
+        for name in ("max_queries", "num_negatives", "num_clusters"):
+            if getattr(self.config, name) < 1:
+                raise ValueError(f"{name} {getattr(self.config, name)} is not at least 1")
+        if self.config.temperature < 0.03:
+            raise ValueError(f"temperature {self.config.temperature} is not at least 0.03")
+        self.project_background = projection(channels, self.config.width)
+        self.segment_background = BackgroundSegmentation(self.config.width)
+        self.bank = NROIBank(self.config.bank_size, self.config.width)
+        self._pending: list[tuple[Tensor, Tensor]] = []
+
+    def background_segmentation(
+        self, normalised: Tensor, activation: Tensor, label: Tensor, valid: Tensor
+    ) -> Tensor:
+        """`bg_seg`: phi_seg finds the cells where hardly any class of the image is active.
+
+        Args:
+            normalised: (N, D, h, w) of `BackgroundSegmentation.normalised`.
+            activation: (N, K, h, w) of the classes; a constant here.
+            label: (N, K).
+            valid: (N, 1, H, W) bool, the pixels that are not padding.
+        """
+        cam = over_maximum(activation.detach()) * label[:, :, None, None]
+        target = (cam.sum(dim=1, keepdim=True) < self.config.bg_threshold_seg).float()
+        logit = self.segment_background(normalised).float()
+        loss = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
+        inside = image_cells(valid, logit.shape[-2:])
+        return global_mean((loss * inside).sum(), inside.sum())
+
+    def fbr_contrast(
+        self,
+        embeddings: Sequence[Tensor],
+        cells: Sequence[Cells],
+        label: Tensor,
+        background: Sequence[Tensor],
+        valid: Tensor,
+        progress: Progress,
+    ) -> dict[str, Tensor]:
+        """`nce_fg` and `nce_nroi` on the contrast grid, and the k-means; the mean of the views.
+
+        Args:
+            embeddings: (N, D, g, g) a view, receive the gradient.
+            cells: of the same views.
+            label: (N, K).
+            background: phi_bg's output (N, D, h, w) a view.
+            valid: (N, 1, H, W) bool, the pixels that are not padding.
+        """
+        slots = class_slots(label)
+        views = range(len(embeddings))
+        both = [self.fbr_losses(embeddings[i], cells[i], slots, progress, i) for i in views]
+        self._metrics = mean_of_views([metrics for _, metrics in both])
+        if progress.micro == 0:  # else they belong to this step's other micro-batches
+            self._pending = []
+        grid = embeddings[0].shape[-2:]
+        self._pending += self.image_nrois(background, cells, image_cells(valid, grid), progress)
+        return mean_of_views([terms for terms, _ in both])
+
+    def fbr_losses(
+        self, embedding: Tensor, cells: Cells, slots: Tensor, progress: Progress, index: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """`nce_fg` and `nce_nroi` of one view, and the mean cosines of their queries.
+
+        Args:
+            embedding: (N, D, g, g), receives the gradient.
+            slots: (P,) classes. index: of the view, names its draws.
+        """
+        config, name = self.config, f"view{index}"
+        hard = hard_cells(cells, slots, quantile=config.quantile, floor=config.floor)
+        queries = draw_queries(
+            cells, hard, slots, progress, f"query.{name}", cap=config.max_queries
+        )
+        slots = queries.slots
+        query, here = query_embedding(embedding, queries, progress)
+        positive = l2_normalize(cells.prototype[slots + 1])
+        cell, has_other = foreground_negatives(
+            cells,
+            slots,
+            progress,
+            f"fg.{name}",
+            count=config.num_negatives,
+            temperature=config.temperature,
+        )
+        shape = (len(cells.valid) - 1, config.num_negatives)
+        nroi = self.bank.sample(shape, progress, f"nroi.{name}", rows=slots)
+        has_nroi = (self.bank.filled > 0).expand(len(slots))
+        mean, blocks = mean_query(query.detach(), here, queries), queries.blocks()
+        negatives = [l2_normalize(take(cells.embedding, cell)), l2_normalize(nroi)]
+        losses = info_nce(query, positive, negatives, temperature=config.temperature, blocks=blocks)
+        terms, metrics = {}, {}
+        for term, loss, negative, usable in zip(
+            ("nce_fg", "nce_nroi"), losses, negatives, (has_other, has_nroi), strict=True
+        ):
+            terms[term] = class_balanced_mean(loss, here, queries, usable, progress)
+            for side, other in (("positive", positive), ("negative", negative.mean(dim=1))):
+                cosine = (mean * other).sum(dim=1)
+                metrics[f"{term}_cos_{side}"] = class_mean(cosine, queries, usable, progress)
+        return terms, metrics
+
+    def image_nrois(
+        self,
+        background: Sequence[Tensor],
+        cells: Sequence[Cells],
+        inside: Tensor,
+        progress: Progress,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Each view's and image's NROIs: centroids of its background cells, padding left out.
+
+        Args:
+            background: phi_bg's output (N, D, h, w) a view; constants here.
+            cells: of the same views.
+            inside: (N, 1, g, g) bool, the cells of each view that are not padding.
+
+        Returns:
+            A view: (N, k, D) and (N, k) bool.
+        """
+        images, _, *grid = inside.shape
+        inside = inside.flatten(1)
+        feature, member, priority = [], [], []
+        for index, (here, output) in enumerate(zip(cells, background, strict=True)):
+            feature.append(resize(F.relu(output.detach()), grid).flatten(2).transpose(1, 2))
+            member.append((here.local(here.pseudo, progress).view_as(inside) == 0) & inside)
+            priority.append(
+                progress.uniform_per_image(
+                    f"kmeans.view{index}", images, inside.shape[1:], inside.device
+                )
+            )
+        vector, found = kmeans(  # of both views at once
+            torch.cat(feature),
+            torch.cat(member),
+            torch.cat(priority),
+            clusters=self.config.num_clusters,
+            iterations=self.config.kmeans_iterations,
+        )
+        return list(zip(vector.split(images), found.split(images), strict=True))
+
+    def after_step(self, progress: Progress) -> None:
+        """Put the step's NROIs of all ranks into the bank, in image order."""
+        del progress
+        for vector, valid in self._pending:
+            vector, valid = gather(vector), gather(valid)
+            self.bank.enqueue(vector.flatten(0, 1), valid.flatten())
+        self._pending = []

@@ -1,0 +1,1 @@
+"""Weights that come from files: pretrained backbones, checkpoints, foreign networks."""

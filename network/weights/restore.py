@@ -1,0 +1,271 @@
+"""A method with the weights of a file: our checkpoint, an exported one, or the released code's."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from network.backbones import build_backbone
+from network.methods import Method, build_method
+from network.options import inference_options
+from network.weights.channel_order import background_place, our_classifier
+from network.weights.foreign_heads import (
+    CLASSIFIER,
+    as_maps,
+    bias_of,
+    classifier_names,
+    classifier_note,
+    our_names,
+)
+from network.weights.unwrap import Found, described, find_backbone, plain_name
+from tool.cli import one_line
+from tool.formats.checkpoint import as_checkpoint, load_checkpoint, load_safetensors, load_tensors
+from tool.train.run_directory import COUNTER, check_sizes, load_state, state_names
+
+_CONFIG = {
+    "method": str,
+    "backbone": str,
+    "output_stride": int,
+    "num_classes": int,
+    "class_names": list,
+    "pretrained": bool,
+    "method_config": dict,
+}
+_TRAINING_ONLY = ("correlation.", "project_", "segment_background.", "bank.")
+
+
+def restore(
+    path: Path | str,
+    *,
+    method: str | None = None,
+    backbone: str | None = None,
+    class_names: tuple[str, ...] | None = None,
+    options: Sequence[str] = (),
+    background: str | None = None,
+    tell: Callable[[str], object] = print,
+) -> tuple[Method, dict[str, Any]]:
+    """The method that a file holds, and its configuration.
+
+    Args:
+        path: `checkpoint.pth` of train_fbr.py, the `.safetensors` of network.export, or a foreign
+            state dict in either container, which needs the other three.
+        method: what it must be; None: whatever it is. backbone: what the network of a foreign
+            state dict is. class_names: the K foreground classes that it must have; None: any.
+        options: `NAME=VALUE`s in place of what the file has; see `inference_options`. The
+            configuration that is returned has them.
+        background: where the classifier of a foreign state dict has it; see
+            `network.weights.channel_order`.
+        tell: takes a line that says what was assumed about a foreign state dict.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: unreadable, of another method, number of classes or class names, an option that
+            it does not have, or a background whose place is open.
+    """
+    checkpoint, may_lack = open_checkpoint(
+        path,
+        method=method,
+        backbone=backbone,
+        class_names=class_names,
+        background=background,
+        tell=tell,
+    )
+    config = checkpoint["config"]
+    check_config(config, path)
+    _check_wanted(config, path, method=method, backbone=backbone, class_names=class_names)
+    restored = _built(config, checkpoint["model"], path)
+    if options:
+        changed = inference_options(type(restored).Config, options)
+        config = config | {"method_config": config["method_config"] | changed}
+        try:
+            restored = build_method(config)
+        except ValueError as error:
+            raise ValueError(f"--option {' '.join(options)}: {error}") from error
+    if may_lack is None:
+        may_lack = state_names(restored) if checkpoint.get("may_lack") else ()
+    load_state(restored, checkpoint["model"], path, may_lack=may_lack)
+    return restored, config
+
+
+def check_config(config: dict[str, Any], path: Path | str) -> None:
+    """The parts that describe a network are all there, each of its type."""
+    lacking = [key for key, kind in _CONFIG.items() if type(config.get(key)) is not kind]
+    if type(config.get("seed", 0)) is not int:
+        lacking.append("seed")
+    if lacking:
+        raise ValueError(f"{path} has an incomplete configuration: no right {', '.join(lacking)}")
+    if config["output_stride"] < 1:
+        raise ValueError(f"{path} has an output stride of {config['output_stride']}")
+
+
+def _check_wanted(
+    config: dict[str, Any],
+    path: Path | str,
+    *,
+    method: str | None,
+    backbone: str | None,
+    class_names: tuple[str, ...] | None,
+) -> None:
+    """The file is what `restore` was asked for, and its classes are as many as their names."""
+    if method not in (None, config["method"]):
+        raise ValueError(f"{path} is of method {config['method']}, not {method}")
+    if backbone not in (None, config["backbone"]):
+        raise ValueError(f"{path} has the backbone {config['backbone']}, not {backbone}")
+    if class_names is not None and config["num_classes"] != len(class_names):
+        raise ValueError(
+            f"{path} has {config['num_classes']} classes, the dataset has {len(class_names)}"
+        )
+    if class_names is not None and list(config["class_names"]) != list(class_names):
+        raise ValueError(f"{path} was trained on classes of other names than the dataset's")
+    if config["num_classes"] != len(config["class_names"]) or not config["class_names"]:
+        raise ValueError(
+            f"{path} has {config['num_classes']} classes and {len(config['class_names'])} names"
+        )
+
+
+def _built(config: dict[str, Any], model: dict[str, Tensor], path: Path | str) -> Method:
+    """The method of a file's configuration, made only if it has the size of the file's tensors."""
+    check_sizes(outline_of(config, path), model, path)
+    with _naming(path):
+        return build_method(config)
+
+
+def outline_of(config: dict[str, Any], path: Path | str) -> Method:
+    """Return the method of a file's configuration on the meta device: names and shapes alone.
+
+    Pretrained or not changes no size, and to freeze a backbone takes numbers, which meta lacks.
+
+    Raises:
+        ValueError: there is no such method; names the file.
+    """
+    with _naming(path), torch.device("meta"):
+        return build_method(config | {"pretrained": False})
+
+
+@contextlib.contextmanager
+def _naming(path: Path | str) -> Iterator[None]:
+    """Name the file in a `ValueError` about its content."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {one_line(error).removeprefix(f'{path} ')}") from error
+
+
+def open_checkpoint(
+    path: Path | str,
+    *,
+    method: str | None,
+    backbone: str | None,
+    class_names: tuple[str, ...] | None,
+    background: str | None = None,
+    tell: Callable[[str], object] = print,
+) -> tuple[dict[str, Any], tuple[str, ...] | None]:
+    """Return a file as a checkpoint of ours; see `restore`.
+
+    Returns:
+        The checkpoint, and how names begin that a foreign file may lack. None for a file of ours:
+        an export may lack state, never weights.
+    """
+    path = Path(path)
+    content, ours = _read(path)
+    if ours is not None:
+        if background is not None:
+            raise ValueError(f"--background {background}: {path} is ours, its background is first")
+        return ours, None
+    if method is None or backbone is None or class_names is None:
+        raise ValueError(
+            f"{path} is not a checkpoint of train_fbr.py: it lacks method and config; for weights "
+            f"of other code pass --method and --backbone; the file holds {described(content)}"
+        )
+    config = {
+        "method": method,
+        "backbone": backbone,
+        "output_stride": 8,
+        "num_classes": len(class_names),
+        "class_names": list(class_names),
+        "pretrained": True,
+        "method_config": {},
+    }
+    model = _foreign_model(content, config, path, background, tell)
+    return {"method": method, "config": config, "step": 0, "model": model}, _TRAINING_ONLY
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return what a file holds, and the same as a checkpoint of ours; None if it is foreign."""
+    if not path.is_file():
+        return {}, load_checkpoint(path)  # says what makes it
+    if path.suffix == ".safetensors":
+        tensors, about = load_safetensors(path)
+        return tensors, as_checkpoint({**about, "model": tensors}, path) if about else None
+    content = load_tensors(path)
+    ours = {"method", "config"} <= set(content)
+    return content, as_checkpoint(content, path) if ours else None
+
+
+def _foreign_model(
+    content: dict[str, Any],
+    config: dict[str, Any],
+    path: Path,
+    background: str | None,
+    tell: Callable[[str], object],
+) -> dict[str, Tensor]:
+    """Return a foreign state dict under our names, in our order of the maps.
+
+    Heads that the method does not have are left out; the line that `tell` gets names them.
+    """
+    own, classes = outline_of(config, path).state_dict(), config["num_classes"]
+    found, name = _backbone_and_classifier(content, config, path)
+    if CLASSIFIER not in own:
+        raise ValueError(f"{path} has a classifier of one layer, method {config['method']} has not")
+    weight = as_maps(found.rest[name])
+    place, line = background_place(
+        len(weight), classes, background=background, names=found.rest, what=path.name
+    )
+    if place == "none" and len(own[CLASSIFIER]) > classes:
+        raise ValueError(
+            f"{line}: method {config['method']} needs a map of the background (--method cam does "
+            "not)"
+        )
+    others = our_names({n: t for n, t in found.rest.items() if n not in (name, bias_of(name))})
+    heads = {n: t for n, t in others.items() if n in own and n != CLASSIFIER}
+    left = [n for n in others if n not in heads]
+    heads[CLASSIFIER] = our_classifier(weight, own[CLASSIFIER], place)
+    line += classifier_note(name, found.rest) + (f"; {found.place}" if found.place else "")
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        shown = ", ".join(repr(n)[:80] for n in left[:5])
+        line += f"; left out, as method {config['method']} has no such tensors: {shown}{more}"
+    tell(line)
+    weights = {f"backbone.{n}": t for n, t in found.backbone.items() if not n.endswith(COUNTER)}
+    return heads | weights
+
+
+def _backbone_and_classifier(
+    content: dict[str, Any], config: dict[str, Any], path: Path
+) -> tuple[Found, str]:
+    """Find the backbone in a foreign state dict, and the name of its one classifier.
+
+    Raises:
+        ValueError: a tensor of the backbone or the classifier is missing, or several fit.
+    """
+    with torch.device("meta"):
+        outline = build_backbone(config["backbone"], output_stride=config["output_stride"])
+    found = find_backbone(outline, content, path)
+    classes, width = config["num_classes"], outline.taps["high"].channels
+    names = classifier_names(found.rest, width=width, num_classes=classes)
+    lacking = [*map(plain_name, found.missing), *([] if names else [CLASSIFIER])]
+    if lacking:
+        raise ValueError(
+            f"{path} does not fit {config['backbone']} and {classes} classes: it lacks "
+            f"{len(lacking)} tensors or has them in another shape, first {', '.join(lacking[:3])}; "
+            f"the file holds {found.content}"
+        )
+    if len(names) > 1:
+        choice = ", ".join(repr(name)[:80] for name in names[:5])
+        raise ValueError(f"{path} has several classifiers: {choice}: keep one of them in the file")
+    return found, names[0]

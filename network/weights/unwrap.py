@@ -1,0 +1,233 @@
+"""Find a backbone's tensors in a foreign checkpoint: in which container, behind which prefix.
+
+Codebases save a state dict as it is, or inside `state_dict`, `model`, `net`, `ema`, ..., and name
+its tensors as they are, or behind `module.`, `backbone.`, `encoder_q.`, ... No list of such words
+is needed: the place is where most tensors of the backbone fit by name and shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from network.backbones import Backbone
+from tool.formats.beside import Skipped
+from tool.formats.checkpoint import plain_tensors
+from tool.train.run_directory import COUNTER
+
+OURS = "backbone.net."  # the prefix of a backbone's tensors in our files
+_AVERAGES = ("ema", "teacher", "average")  # preferred where two places fit equally well
+_DEEPEST = 4  # levels of dictionaries
+_SHOWN = 3  # names in a message
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a file holds for a backbone.
+
+    Attributes:
+        backbone: name in the backbone's state dict -> tensor of the same shape.
+        missing: names in the backbone's state dict, without the counters.
+        rest: the other tensors of the same container, without what their names share with the
+            prefix.
+        prefix: what the names of the backbone's tensors begin with.
+        total: tensors of the backbone, without the counters.
+        place: which one was taken of several that fit equally well, for a message; else "".
+        content: the names in the file, for a message.
+    """
+
+    backbone: dict[str, Tensor]
+    missing: list[str]
+    rest: dict[str, Tensor]
+    prefix: str
+    total: int
+    place: str
+    content: str
+
+    @property
+    def count(self) -> int:
+        """Tensors found, without the counters."""
+        return self.total - len(self.missing)
+
+
+class _Place(NamedTuple):
+    """Where tensors of the backbone are: `count` of them, behind `keys` and `prefix`."""
+
+    count: int
+    is_average: bool
+    keys: tuple[str, ...]
+    prefix: str
+
+
+def find_backbone(
+    backbone: Backbone, content: dict[str, Any], path: Path, *, prefix: str | None = None
+) -> Found:
+    """Find the tensors of `backbone` in what a file holds.
+
+    Of places that fit equally well an average of weights (`ema`, `teacher`) is taken, else the
+    first in the file.
+
+    Args:
+        content: a state dict, or dictionaries around some.
+        path: the file that `content` is from.
+        prefix: what the names in the state dict `content` begin with; None: it is searched.
+
+    Raises:
+        ValueError: the container of the tensors holds one that is not plain.
+    """
+    own = {plain_name(name): (name, t.shape) for name, t in backbone.state_dict().items()}
+    containers = list(_containers(content))
+    places = _places(containers, own) if prefix is None else [_Place(0, False, (), prefix)]
+    best = max(places, key=lambda place: place[:2], default=_Place(0, False, (), ""))
+    tensors = plain_tensors(dict(containers).get(best.keys, {}), path)
+    others = [place for place in places if place != best]
+    # fewer than half of the tensors fit behind other prefixes by accident
+    near = [p.prefix for p in others if p.keys == best.keys and 2 * p.count >= best.count]
+    backbone_tensors, rest = _split(tensors, best.prefix, near, own)
+    needed = [name for name, _ in own.values() if not name.endswith(COUNTER)]
+    rivals = [_named(place) for place in others if place.count == best.count]
+    return Found(
+        backbone=backbone_tensors,
+        missing=[name for name in needed if name not in backbone_tensors],
+        rest=rest,
+        prefix=best.prefix,
+        total=len(needed),
+        place=f"{_named(best)} (also in it: {', '.join(rivals)})" if rivals else "",
+        content=described(content, own),
+    )
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a tensor of a `Backbone` as the network's own codebase has it."""
+    return _unflattened(name.removeprefix("net."))
+
+
+def _unflattened(name: str) -> str:
+    """Undo timm's `features_only`, which turns `stages.0` into `stages_0`."""
+    return re.sub(r"^(stages|layers|blocks|features)_(\d+)\.", r"\1.\2.", name)
+
+
+def _containers(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Yield the dictionaries that hold tensors by name, each with the keys that lead to it."""
+    for keys, named in _dictionaries(content):
+        tensors = {n: item for n, item in named.items() if isinstance(item, Tensor)}
+        if tensors:
+            yield keys, tensors
+
+
+def _dictionaries(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Yield every dictionary's entries with a name, and the keys that lead to it."""
+    left: list[tuple[tuple[str, ...], dict]] = [((), content)]
+    seen = {id(content)}
+    while left:
+        keys, value = left.pop(0)
+        named = {n: item for n, item in value.items() if isinstance(n, str)}
+        yield keys, named
+        for name, item in named.items() if len(keys) < _DEEPEST else ():
+            if isinstance(item, dict) and id(item) not in seen:
+                seen.add(id(item))
+                left.append(((*keys, name), item))
+
+
+def _places(containers: list, own: dict[str, tuple[str, Any]]) -> list[_Place]:
+    """Return every place where some tensor of the backbone fits, in the order of the file."""
+    places = []
+    for keys, tensors in containers:
+        for prefix, count in _prefixes(tensors, own).items():
+            words = re.split(r"\W|_", ".".join((*keys, prefix)).lower())
+            places.append(_Place(count, any(w in words for w in _AVERAGES), keys, prefix))
+    return places
+
+
+def _prefixes(tensors: dict[str, Tensor], own: dict[str, tuple[str, Any]]) -> Counter[str]:
+    """Count the tensors that fit behind each prefix, the empty one included."""
+    counts: Counter[str] = Counter()
+    for name, tensor in tensors.items():
+        for start in _starts(name):
+            if _fits(name[start:], tensor, own):
+                counts[name[:start]] += 1
+    return counts
+
+
+def _starts(name: str) -> list[int]:
+    """Return where the whole name and each part of it behind a dot begin."""
+    return [0, *(match.end() for match in re.finditer(r"\.", name))]
+
+
+def _fits(name: str, tensor: Tensor, own: dict[str, tuple[str, Any]]) -> bool:
+    known = own.get(_unflattened(name))
+    return known is not None and not tensor.is_nested and tensor.shape == known[1]
+
+
+def _split(
+    tensors: dict[str, Tensor], prefix: str, near: list[str], own: dict[str, tuple[str, Any]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Part the backbone's tensors behind `prefix`, under its own names, from the others.
+
+    The others lose the part of the prefix that they have: beside `module.backbone.conv1.weight`,
+    `module.classifier.weight` becomes `classifier.weight`. If two get the same name, the one that
+    has more of the prefix keeps it. What is closer to another network is left out.
+
+    Args:
+        near: the prefixes of other networks in the same container.
+    """
+    backbone: dict[str, Tensor] = {}
+    others: list[tuple[int, str]] = []
+    for name, tensor in tensors.items():
+        bare = name.removeprefix(prefix)
+        if name.startswith(prefix) and _fits(bare, tensor, own):
+            backbone[own[_unflattened(bare)][0]] = tensor
+            continue
+        closeness = _closeness(name, prefix)
+        if all(_closeness(name, other) <= closeness for other in near):
+            others.append((closeness[0], name))
+    rest: dict[str, Tensor] = {}
+    for shared, name in sorted(others, key=lambda item: -item[0]):
+        rest.setdefault(name[shared:], tensors[name])
+    return backbone, rest
+
+
+def _closeness(name: str, prefix: str) -> tuple[int, int]:
+    """Return how many characters of `prefix` a name has, and minus the parts that it lacks."""
+    ends = _starts(prefix)
+    shared = max(end for end in ends if name.startswith(prefix[:end]))
+    return shared, -sum(end > shared for end in ends)
+
+
+def _named(place: _Place) -> str:
+    parts = [repr("/".join(place.keys))] * bool(place.keys)
+    parts += [f"prefix {place.prefix!r}"] * bool(place.prefix)
+    return ", ".join(parts)[:80] or "the top level"
+
+
+def described(content: dict[str, Any], own: Collection[str] = ()) -> str:
+    """Name the first entries of a file, and the first tensors of its largest container.
+
+    Args:
+        own: the names of the backbone's tensors, of which NumPy arrays are counted.
+    """
+    _, tensors = max(_containers(content), key=lambda item: len(item[1]), default=((), {}))
+    parts = [_first(content)]
+    if tensors and not set(tensors) <= set(content):
+        parts.append(f"tensors {_first(tensors)}")
+    arrays = max(_count_arrays(named, own) for _, named in _dictionaries(content))
+    if arrays:
+        parts.append(f"its {arrays} values are NumPy arrays, not tensors: save them with torch")
+    return "; ".join(parts)
+
+
+def _count_arrays(named: dict[str, Any], own: Collection[str]) -> int:
+    """Count the values under names of the backbone that were not read as they are no tensors."""
+    skipped = [name for name, value in named.items() if isinstance(value, Skipped)]
+    return sum(any(_unflattened(n[i:]) in own for i in _starts(n)) for n in skipped)
+
+
+def _first(names: dict[str, Any]) -> str:
+    shown = ", ".join(repr(name)[:80] for name in list(names)[:_SHOWN]) or "nothing"
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,0 +1,1 @@
+"""Stage 3: the dense CRF, masks and confident seeds."""

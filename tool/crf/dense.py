@@ -1,0 +1,196 @@
+"""Dense CRF over a photograph: kernels, named presets, unary energies, backends."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tool.parallel import dist
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseCRF:
+    """A fully connected CRF with a Gaussian and a bilateral kernel.
+
+    Attributes:
+        gaussian_sxy: standard deviation of the smoothness kernel, pixels.
+        gaussian_compat: its weight.
+        bilateral_sxy: standard deviation of the appearance kernel in space, pixels.
+        bilateral_srgb: the same in colour, units of 0..255.
+        bilateral_compat: its weight.
+        iterations: mean-field steps.
+
+    Source: Krähenbühl & Koltun, Efficient Inference in Fully Connected CRFs (NIPS 2011).
+    """
+
+    gaussian_sxy: float
+    gaussian_compat: float
+    bilateral_sxy: float
+    bilateral_srgb: float
+    bilateral_compat: float
+    iterations: int
+
+    def __call__(
+        self, image: np.ndarray, unary: np.ndarray, *, backend: str = "auto"
+    ) -> np.ndarray:
+        """The marginals after mean-field inference.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+            unary: (L, H, W) float32, energies (negative log scores); a lower one is likelier.
+            backend: see `pick_backend`; they agree to float tolerance.
+
+        Returns:
+            (L, H, W) float32, summing to 1 over L.
+
+        Raises:
+            ValueError: sizes or types that do not fit; a backend that is not installed.
+        """
+        _check_sizes(image, unary)
+        backend, device = pick_backend(backend)
+        if backend == "torch":
+            return self.batch([image], [unary], device=device)[0]
+        labels, height, width = unary.shape
+        field = _field(width, height, labels)
+        field.setUnaryEnergy(np.require(unary, np.float32, ("C", "W")).reshape(labels, -1))
+        field.addPairwiseGaussian(sxy=self.gaussian_sxy, compat=self.gaussian_compat)
+        field.addPairwiseBilateral(
+            sxy=self.bilateral_sxy,
+            srgb=self.bilateral_srgb,
+            rgbim=np.require(image, requirements=("C", "W")),
+            compat=self.bilateral_compat,
+        )
+        marginals = np.asarray(field.inference(self.iterations), np.float32)
+        return marginals.reshape(labels, height, width)
+
+    def batch(
+        self, images: Sequence[np.ndarray], unaries: Sequence[np.ndarray], *, device: str
+    ) -> list[np.ndarray]:
+        """The marginals of several images of one size at once, in torch on `device`.
+
+        Args:
+            images: B of (H, W, 3) uint8. unaries: B of (L, H, W) float32, L may differ.
+
+        Returns:
+            B of (L, H, W) float32.
+        """
+        import torch
+
+        from tool.crf.mean_field import mean_field
+
+        for image, unary in zip(images, unaries, strict=True):
+            _check_sizes(image, unary)
+        most = max(len(unary) for unary in unaries)
+        energy = np.full((len(unaries), most, *unaries[0].shape[1:]), np.inf, np.float32)
+        for row, unary in zip(energy, unaries, strict=True):
+            row[: len(unary)] = unary
+        prob = mean_field(
+            torch.from_numpy(np.stack(images)).to(device),
+            torch.from_numpy(energy).to(device),
+            gaussian=(self.gaussian_sxy, self.gaussian_compat),
+            bilateral=(self.bilateral_sxy, self.bilateral_srgb, self.bilateral_compat),
+            iterations=self.iterations,
+        )
+        return [p[: len(u)] for p, u in zip(prob.cpu().numpy(), unaries, strict=True)]
+
+
+def _check_sizes(image: np.ndarray, unary: np.ndarray) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"the image is (H, W, 3) uint8, not {image.shape} {image.dtype}")
+    if unary.ndim != 3 or unary.shape[1:] != image.shape[:2]:
+        raise ValueError(f"energies {unary.shape} do not fit an image {image.shape}")
+
+
+BACKENDS = ("auto", "torch", "pydensecrf")
+
+
+def pick_backend(name: str) -> tuple[str, str]:
+    """What computes the CRF, and where: (`torch` or `pydensecrf`, `cpu` or this rank's GPU).
+
+    `auto` is torch on a GPU, else pydensecrf where it is installed, else torch. Torch is imported
+    only where it may be needed.
+
+    Raises:
+        ValueError: pydensecrf was asked for and is not installed.
+    """
+    installed = importlib.util.find_spec("pydensecrf") is not None
+    if name == "pydensecrf" and not installed:
+        raise ValueError("--backend pydensecrf: pip install pydensecrf2, or --backend torch")
+    gpu = name != "pydensecrf" and _has_gpu()
+    if name == "pydensecrf" or (name == "auto" and installed and not gpu):
+        return "pydensecrf", "cpu"
+    return "torch", dist.local_cuda() if gpu else "cpu"
+
+
+def _has_gpu() -> bool:
+    """Whether torch sees a GPU; not asked where the system has no driver for one."""
+    if not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _field(width: int, height: int, labels: int) -> object:
+    """pydensecrf's field; imported here, so that nothing else needs the compiled package."""
+    from pydensecrf.densecrf import DenseCRF2D
+
+    return DenseCRF2D(width, height, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A CRF as one of the field's codebases runs it (table: foundations.md, section 1.5).
+
+    Attributes:
+        crf: kernels and iterations.
+        from_labels: the unary is a hard labelling held with `gt_prob`, else the scores themselves.
+        gt_prob: confidence in a hard label.
+    """
+
+    crf: DenseCRF
+    from_labels: bool
+    gt_prob: float = 0.7
+
+
+PRESETS: dict[str, Preset] = {
+    "label50": Preset(DenseCRF(3, 3, 50, 5, 10, 10), True),
+    "label20": Preset(DenseCRF(3, 3, 20, 5, 10, 10), True),
+    "psa80": Preset(DenseCRF(3, 3, 80, 13, 10, 10), False),
+    "aff80": Preset(DenseCRF(3, 3, 80, 13, 10, 10), True),
+    "seam32": Preset(DenseCRF(3, 3, 32, 13, 10, 1), False),
+    "dlv2": Preset(DenseCRF(1, 3, 67, 3, 4, 10), False),
+    "mct83": Preset(DenseCRF(4, 3, 83, 5, 3, 10), False),
+}
+
+
+def preset_of(name: str, iterations: int | None = None) -> Preset:
+    """The preset called `name`, with another number of iterations where one is given."""
+    if name not in PRESETS:
+        raise ValueError(f"no CRF preset {name!r}: there are {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    if iterations is None:
+        return preset
+    return dataclasses.replace(preset, crf=dataclasses.replace(preset.crf, iterations=iterations))
+
+
+def score_unary(score: np.ndarray) -> np.ndarray:
+    """-log of scores (L, H, W) in [0, 1], clipped at 1e-5, as they are (fbr.md, section 6)."""
+    return -np.log(np.clip(score, 1e-5, 1).astype(np.float32))
+
+
+def label_unary(labels: np.ndarray, *, n_labels: int, gt_prob: float) -> np.ndarray:
+    """Energies (n_labels, H, W) of a hard labelling (H, W) in 0..n_labels - 1.
+
+    The given label has probability `gt_prob`, the others share the rest, so that the energy gap is
+    ln(gt_prob (n - 1) / (1 - gt_prob)). With one label there is nothing to choose: all 0.
+    """
+    if n_labels == 1:
+        return np.zeros((1, *labels.shape), np.float32)
+    unary = np.full((n_labels, *labels.shape), -np.log((1 - gt_prob) / (n_labels - 1)), np.float32)
+    np.put_along_axis(unary, labels[None].astype(np.int64), np.float32(-np.log(gt_prob)), axis=0)
+    return unary

@@ -1,0 +1,82 @@
+"""Mean-field inference of the dense CRF in torch, several images of one size at once.
+
+Source: P. Krähenbühl, V. Koltun, Efficient Inference in Fully Connected CRFs with Gaussian Edge
+Potentials (NIPS 2011). Kernels are normalised symmetrically, as in pydensecrf.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from tool.crf.permutohedral import Lattice
+
+
+class Kernel:
+    """A Gaussian kernel between positions, normalised symmetrically by its row sums."""
+
+    def __init__(self, position: Tensor, group: Tensor | None = None) -> None:
+        self.lattice = Lattice(position, group)
+        rows = self.lattice.filter(position.new_ones(len(position), 1))
+        self.norm = (rows + 1e-20).rsqrt()
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """(N, L) -> (N, L)."""
+        return self.norm * self.lattice.filter(value * self.norm)
+
+
+@torch.inference_mode()
+def mean_field(
+    image: Tensor,
+    unary: Tensor,
+    *,
+    gaussian: tuple[float, float],
+    bilateral: tuple[float, float, float],
+    iterations: int,
+) -> Tensor:
+    """The marginals of a batch.
+
+    Args:
+        image: (B, H, W, 3) uint8.
+        unary: (B, L, H, W) float32 energies on the same device; +inf excludes a label.
+        gaussian: standard deviation in pixels, weight.
+        bilateral: standard deviations in pixels and in colour (0..255), weight.
+        iterations: mean-field steps.
+
+    Returns:
+        (B, L, H, W) float32, summing to 1 over L.
+    """
+    images, labels, height, width = unary.shape
+    sxy, gaussian_weight = gaussian
+    space, colour, bilateral_weight = bilateral
+    smoothness = _smoothness(height, width, sxy, image.device)
+    pixel = _pixels(height, width, image.device).repeat(images, 1) / space
+    position = torch.cat([pixel, image.reshape(-1, 3).float() / colour], dim=1)
+    group = torch.arange(images, device=image.device).repeat_interleave(height * width)
+    appearance = Kernel(position, group)
+    score = -unary.flatten(2).transpose(1, 2)  # (B, H W, L)
+    prob = score.softmax(dim=2)
+    for _ in range(iterations):
+        side_by_side = prob.transpose(0, 1).flatten(1)  # one lattice serves every image
+        near = smoothness(side_by_side).unflatten(1, (images, labels)).transpose(0, 1)
+        alike = appearance(prob.flatten(0, 1)).view_as(prob)
+        prob = (score + gaussian_weight * near + bilateral_weight * alike).softmax(dim=2)
+    return prob.transpose(1, 2).unflatten(2, (height, width))
+
+
+def _pixels(height: int, width: int, device: torch.device) -> Tensor:
+    """(H W, 2) float32 x and y."""
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=torch.float32, device=device),
+        torch.arange(width, dtype=torch.float32, device=device),
+        indexing="ij",
+    )
+    return torch.stack([x.flatten(), y.flatten()], dim=1)
+
+
+@functools.lru_cache(maxsize=4)
+def _smoothness(height: int, width: int, sxy: float, device: torch.device) -> Kernel:
+    """The kernel of positions alone, which images of one size share."""
+    return Kernel(_pixels(height, width, device) / sxy)

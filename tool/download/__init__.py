@@ -1,0 +1,1 @@
+"""Released files, fetched and checked."""

@@ -1,0 +1,50 @@
+"""Images of a dataset: a broken file is named."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def decode(path: Path, mode: str, *, long_side: int | None = None) -> Image.Image:
+    """A fully decoded image.
+
+    Args:
+        path: the file.
+        mode: "RGB" or "L".
+        long_side: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its longer side stays no
+            shorter than this. None: the full size.
+
+    Raises:
+        ValueError: a broken or truncated file, named.
+    """
+    try:
+        with Image.open(path) as image:
+            if long_side is not None:
+                longest = max(image.size)
+                image.draft(None, [max(1, side * long_side // longest) for side in image.size])
+            image.load()
+            if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            return image.convert(mode)
+    except BROKEN as error:
+        raise _broken(path, error) from error
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """(W, H) out of the header; `ValueError` names a broken file."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except BROKEN as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ValueError(f"{path} is broken or no image: {reason}")

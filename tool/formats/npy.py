@@ -1,0 +1,198 @@
+"""Reads `.npy` files of others without running anything that is in them.
+
+The field saves Python dictionaries with `np.save`, that is, as pickles, and a pickle may name any
+function to call. Here every name that a pickle of arrays and tensors needs has a stand-in of ours
+(`npy_standins.py`) that checks its arguments and builds a NumPy array out of bytes of the file. Any
+other name or value is refused. torch is never imported.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import tokenize
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tool.formats import npy_standins
+
+_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_TORCH_VERSION = 1001
+_STORAGE_DTYPES = {
+    "DoubleStorage": "<f8",
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "BFloat16Storage": "<u2",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
+# What reading a damaged or hostile file may raise; a stand-in that objects raises ValueError.
+_MALFORMED = (
+    pickle.UnpicklingError,
+    tokenize.TokenError,
+    struct.error,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+def load_npy(path: Path | str) -> np.ndarray | dict:
+    """Read a `.npy` file: an array, or the dictionary inside an object array of shape ().
+
+    Args:
+        path: a file written by `np.save`, pickled or not.
+
+    Returns:
+        An array of numbers, text or a structure of them, or a dictionary of plain values and such
+        arrays, most of them read-only. Tensors come back as arrays, bfloat16 as float32.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a `.npy` file, truncated, sizes that the file does not hold, or a pickle
+            that carries anything but arrays, tensors and plain containers: refused, nothing run.
+    """
+    data = Path(path).read_bytes()
+    try:
+        return _parse(data)
+    except _MALFORMED as error:
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path}: refused, not a whole file of arrays: {reason}") from error
+
+
+def _parse(data: bytes) -> np.ndarray | dict:
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"version {version} of the format")
+    shape, fortran, dtype = readers[version](file)
+    if not dtype.hasobject:
+        return npy_standins.build_array(
+            memoryview(data)[file.tell() :], dtype, shape, fortran=fortran, exact=False
+        )
+    if dtype != np.dtype("O"):
+        raise ValueError(f"type {dtype}")
+    value = _plain(_Unpickler(file, _ARRAY_NAMES).load())
+    if not isinstance(value, dict | np.ndarray):
+        raise ValueError(f"it holds a {type(value).__name__}, not a dictionary or an array")
+    return value
+
+
+def _storage(data: bytes) -> np.ndarray:
+    """The values (n,) of a torch storage in the form that a pickled tensor carries.
+
+    Five pickles (magic number, version, system, storage, keys), then int64 n and the raw values.
+    """
+    file = io.BytesIO(npy_standins.bytes_of(data))
+    parts = [_Unpickler(file, _STORAGE_NAMES).load() for _ in range(5)]
+    magic, version, system, storage, keys = parts
+    if (magic, version) != (_TORCH_MAGIC, _TORCH_VERSION) or not system.get("little_endian"):
+        raise ValueError("a torch storage of an unknown form")
+    kind, name, key, _location, count, view = storage
+    if kind != "storage" or keys != [key] or view is not None:
+        raise ValueError("a torch storage of an unknown form")
+    if struct.unpack("<q", file.read(8)) != (count,):
+        raise ValueError("a torch storage of the wrong length")
+    values = npy_standins.build_array(
+        file.read(), np.dtype(_STORAGE_DTYPES[name]), (count,), fortran=False
+    )
+    if name == "BFloat16Storage":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values
+
+
+_ARRAY_NAMES: dict[tuple[str, str], object] = {
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy", "dtype"): npy_standins.DtypeStandIn,
+    ("_codecs", "encode"): npy_standins.encode,
+    ("__builtin__", "bytes"): npy_standins.empty_bytes,
+    ("builtins", "bytes"): npy_standins.empty_bytes,
+    ("collections", "OrderedDict"): npy_standins.ordered_dict,
+    ("torch._utils", "_rebuild_tensor"): npy_standins.rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): npy_standins.rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): npy_standins.rebuild_parameter,
+    ("torch.storage", "_load_from_bytes"): _storage,
+}
+for _core in ("numpy.core", "numpy._core"):
+    _ARRAY_NAMES[f"{_core}.multiarray", "_reconstruct"] = npy_standins.reconstruct
+    _ARRAY_NAMES[f"{_core}.multiarray", "scalar"] = npy_standins.scalar
+    _ARRAY_NAMES[f"{_core}.numeric", "_frombuffer"] = npy_standins.from_buffer
+_STORAGE_NAMES: dict[tuple[str, str], object] = {("torch", name): name for name in _STORAGE_DTYPES}
+
+
+def _load_build(unpickler: _Unpickler) -> None:
+    """BUILD, for our own stand-ins only: the stock one sets attributes of whatever is there."""
+    state = unpickler.stack.pop()
+    target = unpickler.stack[-1]
+    if (
+        type(target) not in (npy_standins.DtypeStandIn, npy_standins.ArrayStandIn)
+        or type(state) is not tuple
+    ):
+        raise ValueError("a pickled object that is not an array")
+    target.set_state(state)
+
+
+# The Python class and not the C one: BUILD can be replaced, a memo index of 2**31 costs nothing.
+class _Unpickler(pickle._Unpickler):
+    """An unpickler that knows the given names only; they are all that a pickle can call."""
+
+    dispatch: dict[int, Callable] = pickle._Unpickler.dispatch | {pickle.BUILD[0]: _load_build}
+
+    def __init__(self, file: io.BytesIO, names: dict[tuple[str, str], object]) -> None:
+        super().__init__(file, encoding="latin1")
+        self.names = names
+
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) not in self.names:
+            raise ValueError(f"the pickle names {module}.{name}")
+        return self.names[module, name]
+
+    def persistent_load(self, pid: object) -> object:
+        if self.names is not _STORAGE_NAMES:
+            raise ValueError("a reference to something outside the pickle")
+        return pid
+
+
+def _plain(value: object, done: dict[int, object] | None = None) -> object:
+    """`value` with every stand-in replaced by its array; ValueError for what is not plain data.
+
+    A part that is reached twice is converted once (`done`, by identity), so that nested references
+    cannot multiply; a container inside itself ends in a RecursionError.
+    """
+    done = {} if done is None else done
+    if id(value) in done:
+        return done[id(value)]
+    if isinstance(value, npy_standins.ArrayStandIn):
+        element = value.value()
+        result = element if isinstance(element, np.ndarray) else _plain(element, done)
+    elif type(value) is dict:
+        result = {_plain(key, done): _plain(item, done) for key, item in value.items()}
+    elif type(value) in (list, tuple, set, frozenset):
+        result = type(value)([_plain(item, done) for item in value])
+    elif value is None or isinstance(
+        value, str | bytes | bytearray | bool | int | float | complex | np.ndarray | np.generic
+    ):
+        result = value
+    else:
+        raise ValueError(f"a {type(value).__name__} in the pickle")
+    done[id(value)] = result
+    return result

@@ -1,0 +1,109 @@
+"""What a directory holds for a list of images: mask PNGs or CAM files, one an image."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tool.formats.cam import Cam, Label, load_cam
+from tool.formats.mask import UNKNOWN, load_mask
+
+_SHOWN = 3
+
+
+def require_files(
+    directory: Path, image_ids: Sequence[str], suffix: str, *, what: str, stage: str
+) -> None:
+    """Check that `directory` has ID + `suffix` for every id.
+
+    Args:
+        directory: where the files are.
+        image_ids: whose.
+        suffix: with its dot.
+        what: the kind of file, plural, for the message.
+        stage: the program that makes them, for the message.
+
+    Raises:
+        FileNotFoundError: names the first few that are missing, and how many.
+    """
+    if not directory.is_dir():
+        raise FileNotFoundError(f"folder of {what} {directory} does not exist: run {stage} first")
+    missing = [name for name in image_ids if not (directory / f"{name}{suffix}").is_file()]
+    if missing:
+        first = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(image_ids)} {what} are missing in {directory} ({first}): "
+            f"run {stage} first"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """The predictions of a list of images.
+
+    Attributes:
+        directory: where they are.
+        kind: "mask" (ID.png) or "cam" (ID.npy).
+    """
+
+    directory: Path
+    kind: str
+
+    @classmethod
+    def find(cls, directory: Path, image_ids: Sequence[str]) -> Predictions:
+        """Look which kind `directory` holds.
+
+        Raises:
+            FileNotFoundError: predictions are missing; names the first few, and how many.
+            ValueError: both kinds are there.
+        """
+        if not directory.is_dir():
+            raise FileNotFoundError(
+                f"folder of predictions {directory} does not exist: "
+                "run infer_cam.py (CAMs) or crf_postprocess.py (masks) first"
+            )
+        has_cam, has_mask = (
+            any((directory / f"{name}{suffix}").is_file() for name in image_ids)
+            for suffix in (".npy", ".png")
+        )
+        if has_cam and has_mask:
+            raise ValueError(f"{directory} holds both masks and CAMs: keep them in folders apart")
+        if has_cam:
+            require_files(directory, image_ids, ".npy", what="CAMs", stage="infer_cam.py")
+        else:
+            stage = "infer_cam.py or crf_postprocess.py"
+            require_files(directory, image_ids, ".png", what="predictions", stage=stage)
+        return cls(directory, "cam" if has_cam else "mask")
+
+    def path(self, image_id: str) -> Path:
+        return self.directory / f"{image_id}{'.npy' if self.kind == 'cam' else '.png'}"
+
+    def read(self, image_id: str, *, num_classes: int, label: Label = None) -> np.ndarray | Cam:
+        """The prediction of one image: a mask (H, W) uint8, or a `Cam`.
+
+        Raises:
+            ValueError: a broken file, or a class above `num_classes`; names the file.
+        """
+        path = self.path(image_id)
+        if self.kind == "cam":
+            cam = load_cam(path, label=label)
+            check_classes(path, cam.class_index, num_classes)
+            return cam
+        return read_mask(path, num_classes)
+
+
+def read_mask(path: Path, num_classes: int) -> np.ndarray:
+    """The mask (H, W) uint8 in a file; `ValueError` for a broken one or a class above K."""
+    mask = load_mask(path)
+    check_classes(path, np.flatnonzero(np.bincount(mask.ravel(), minlength=256)), num_classes)
+    return mask
+
+
+def check_classes(path: Path, values: np.ndarray, num_classes: int) -> None:
+    """`ValueError` when `values` has one above `num_classes` that is not 255."""
+    wrong = [int(value) for value in values if num_classes < value != UNKNOWN]
+    if wrong:
+        raise ValueError(f"{path} has class {wrong[0]}: there are {num_classes} classes")

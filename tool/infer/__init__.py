@@ -1,0 +1,1 @@
+"""Stage 2: scales and mirrors, files of previous stages, outputs."""

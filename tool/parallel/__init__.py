@@ -1,0 +1,1 @@
+"""Ranks, worker processes, background writers, and what the machine has."""

@@ -1,0 +1,62 @@
+"""Files made and written in the background, a few at a time."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from tool.parallel.processes import Pool
+
+
+class BackgroundWriter:
+    """Run calls on threads, or in processes; at most `ahead` wait, so that memory stays flat.
+
+    Leaving the `with` block waits for all of them, and raises the first error of a call. After an
+    error, also one of the caller's, it waits for none that has not begun.
+    """
+
+    def __init__(self, *, threads: int = 2, processes: int = 0, ahead: int = 8) -> None:
+        """Use `processes` when there are any; what is submitted must then be picklable."""
+        if processes:
+            pool = Pool(processes, _run)
+            self._submit, self._check, self._stop = pool.submit, pool.check, pool.close
+        else:
+            pool = ThreadPoolExecutor(threads)
+            self._submit, self._check = pool.submit, lambda: None
+            self._stop = functools.partial(pool.shutdown, cancel_futures=True)
+        self._ahead, self._slots = ahead, threading.Semaphore(ahead)
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> BackgroundWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            for _slot in range(self._ahead if kind is None else 0):
+                self._slots.acquire()
+                self._raise()
+        finally:
+            self._stop()
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> None:
+        """Run `call(*arguments)` soon; waits while too many are under way."""
+        self._slots.acquire()
+        self._raise()
+        self._submit(call, *arguments).add_done_callback(self._done)
+
+    def _done(self, future: Future) -> None:
+        if not future.cancelled():
+            self._error = self._error or future.exception()
+        self._slots.release()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._check()
+
+
+def _run(call: Callable[..., Any], *arguments: Any) -> None:
+    call(*arguments)

@@ -1,0 +1,90 @@
+"""`python -m tool.report.table DIR`: a Markdown table of the runs of `scripts/compare*.sh`."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tool.cli import Parser, run_stage
+
+COLUMNS = ("CAM", "CAM oracle", "masks", "leak", "seeds")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table of a folder of METHOD-seedN runs."""
+    parser = Parser(prog="tool.report.table", description=__doc__)
+    parser.add_argument("directory", type=Path, help="OUT of that script")
+    parser.add_argument("--methods", nargs="+", default=None, help="rows and their order")
+    args = parser.parse_args(argv)
+    runs = find_runs(args.directory)
+    if not runs:
+        raise FileNotFoundError(
+            f"no METHOD-seedN/miou.json in {args.directory}: run scripts/compare.sh"
+        )
+    names = (cam_column(path for paths in runs.values() for path in paths), *COLUMNS[1:])
+    print(f"| method | {' | '.join(names)} |")
+    print("|---" * (len(COLUMNS) + 1) + "|")
+    for method in args.methods or sorted(runs):
+        cells = row([figures(run) for run in runs.get(method, [])])
+        print(f"| `{method}` | {' | '.join(cells)} |")
+
+
+def find_runs(directory: Path) -> dict[str, list[Path]]:
+    """Method -> its finished runs."""
+    runs: dict[str, list[Path]] = {}
+    for path in sorted(directory.glob("*-seed*/miou.json")):
+        match = re.fullmatch(r"(.+)-seed\d+", path.parent.name)
+        if match:
+            runs.setdefault(match[1], []).append(path.parent)
+    return runs
+
+
+def cam_column(runs: Iterable[Path]) -> str:
+    """`CAM at .22`: with the threshold of the first run that has CAMs."""
+    for run in runs:
+        threshold = (read(run / "miou_cam.json").get("protocol") or {}).get("bg_threshold")
+        if threshold is not None:
+            return f"CAM at {threshold:.2f}".replace("0.", ".")
+    return COLUMNS[0]
+
+
+def figures(run: Path) -> dict[str, float | None]:
+    """One run's figures, percent; None where it has none."""
+    mask = read(run / "miou.json")
+    cam = read(run / "miou_cam.json")
+    leak = mask.get("leak") or {}
+    return {
+        "CAM": cam.get("miou"),
+        "CAM oracle": cam.get("oracle", [None, None])[1],
+        "masks": mask.get("miou"),
+        "leak": leak.get("overall") if isinstance(leak, dict) else leak,
+    }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A JSON file, or nothing where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def row(runs: list[dict[str, float | None]]) -> list[str]:
+    """The cells of one method: mean ± sample standard deviation over its runs."""
+    if not runs:
+        return ["not run"] * (len(COLUMNS) - 1) + ["0"]
+    return [spread([run[name] for run in runs]) for name in COLUMNS[:-1]] + [str(len(runs))]
+
+
+def spread(values: list[float | None]) -> str:
+    """`mean ± std`; `mean` of a single run; a dash where there is no figure."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = statistics.fmean(known)
+    return f"{mean:.1f}" if len(known) == 1 else f"{mean:.1f} ± {statistics.stdev(known):.1f}"
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,133 @@
+"""What an evaluation says: the JSON document, the table, the picture of the threshold curve."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tool.files import atomic_path
+from tool.score.evaluation import Evaluation
+from tool.score.metrics import THRESHOLDS
+
+ORACLE_NOTE = "oracle: chosen on ground truth"
+
+
+def hash_of_ids(image_ids: Sequence[str]) -> str:
+    """SHA-256 of the ids, one a line, in order."""
+    return hashlib.sha256("".join(f"{name}\n" for name in image_ids).encode()).hexdigest()
+
+
+def document_of(evaluation: Evaluation, class_names: Sequence[str], protocol: dict) -> dict:
+    """The JSON document: percents, None (null) for what is not defined.
+
+    Args:
+        evaluation: after the pass.
+        class_names: the K foreground names.
+        protocol: what was scored and how; the counts of the pass are added to it.
+    """
+    names = ["background", *class_names]
+    scores = evaluation.scores()
+    absent = [name for name, value in zip(names, scores.iou, strict=True) if math.isnan(value)]
+    document = {
+        "miou": 100 * scores.miou,
+        "iou": _by_name(names, scores.iou),
+        "precision": _by_name(names, scores.precision),
+        "recall": _by_name(names, scores.recall),
+        "images": protocol["images"],
+        "protocol": {
+            **protocol,
+            "ground_truth_255": "not scored",
+            "pred_255": evaluation.pred_255,
+            "pred_255_pixels": evaluation.unknown_pixels,
+            "cams_with_background_row": evaluation.background_rows,
+            "classes_in_mean": len(names) - len(absent),
+            "classes_left_out": {"count": len(absent), "names": absent},
+        },
+    }
+    if evaluation.sweep is not None:
+        curve = [100 * scores.miou for scores in evaluation.sweep.scores()]
+        document["sweep"] = [list(pair) for pair in zip(THRESHOLDS.tolist(), curve, strict=True)]
+        document["oracle"] = document["sweep"][int(np.argmax(curve))]
+        document["protocol"]["oracle"] = ORACLE_NOTE
+    return document
+
+
+def leak_of(evaluation: Evaluation, class_names: Sequence[str]) -> dict:
+    """The leak score in percent: over all context pixels pooled, and by class.
+
+    Returns:
+        {"overall", "class": {name: percent}, "pixels", "leaked"}; classes without context are None.
+    """
+    total, leaked = evaluation.leak
+    with np.errstate(invalid="ignore"):
+        shares = leaked / total
+    pixels, hits = int(total.sum()), int(leaked.sum())
+    return {
+        "overall": 100 * hits / pixels if pixels else None,
+        "class": _by_name(class_names, shares),
+        "pixels": pixels,
+        "leaked": hits,
+    }
+
+
+def _by_name(names: Sequence[str], shares: np.ndarray) -> dict[str, float | None]:
+    pairs = zip(names, shares.tolist(), strict=True)
+    return {name: None if math.isnan(share) else 100 * share for name, share in pairs}
+
+
+def table_of(document: dict) -> str:
+    """The table that is printed: a row a class, the mean, the protocol, the oracle, the leak."""
+    width = max(len(name) for name in (*document["iou"], "class"))
+    columns = ("iou", "precision", "recall")
+    lines = [f"{'class':{width}}  {'IoU':>9}  {'precision':>9}  {'recall':>9}"]
+    for name in document["iou"]:
+        cells = [_cell(document[column][name]) for column in columns]
+        lines.append(f"{name:{width}}  {'  '.join(cells)}")
+    protocol = document["protocol"]
+    left_out = protocol["classes_left_out"]["count"]
+    lines.append(
+        f"mIoU {document['miou']:.2f} over {protocol['classes_in_mean']} classes "
+        f"({left_out} in neither truth nor prediction left out), {document['images']} images, "
+        f"{protocol['kind']}s, {protocol['threshold']}"
+    )
+    pixels, rule = protocol["pred_255_pixels"], protocol["pred_255"]
+    lines.append(f"predicted 255: {pixels} pixels, rule: {rule}")
+    if "oracle" in document:
+        threshold, percent = document["oracle"]
+        lines.append(f"best threshold {threshold:.2f}: mIoU {percent:.2f} ({ORACLE_NOTE})")
+    if "leak" in document:
+        leak = document["leak"]
+        lines.append(
+            f"leak {_cell(leak['overall']).strip()} % of {leak['pixels']} context pixels "
+            "labelled as the object"
+        )
+    return "\n".join(lines)
+
+
+def _cell(percent: float | None) -> str:
+    return f"{'-':>9}" if percent is None else f"{percent:9.2f}"
+
+
+def write_curve(path: Path, document: dict) -> None:
+    """Write the picture of the threshold curve, with the threshold in use and the oracle marked."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    thresholds, curve = zip(*document["sweep"], strict=True)
+    axes.plot(thresholds, curve)
+    threshold, best = document["oracle"]
+    used = document["protocol"]["bg_threshold"]
+    axes.plot([used], [document["miou"]], "s", label=f"{used:g} (in use): {document['miou']:.2f}")
+    axes.plot([threshold], [best], "o", label=f"{threshold:.2f}: {best:.2f} ({ORACLE_NOTE})")
+    axes.set(xlabel="background threshold", ylabel="mIoU, %", xlim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=100, format="png")

@@ -1,0 +1,123 @@
+"""One pass of predictions against the truth: what eval_miou.py adds up and how it treats doubt."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from tool.formats.cam import Cam, at_size, background_limit, best_foreground
+from tool.formats.mask import UNKNOWN
+from tool.score.metrics import Scores, Sweep, count_confusion, count_leak, scores_of
+
+PRED_255 = ("background", "error", "ignore")
+
+
+@dataclasses.dataclass(eq=False)
+class Evaluation:
+    """The counts of a prediction directory.
+
+    Attributes:
+        num_classes: K.
+        bg_threshold: of CAMs without a background row.
+        pred_255: what a predicted 255 is: background, an error, or left out.
+        confusion: (K+1, K+1) int64, truth in rows.
+        sweep: the counts at 100 thresholds; None where they are not asked for.
+        leak: (2, K) int64: context pixels, and those predicted as their class.
+        unknown_pixels: scored pixels predicted 255.
+        background_rows: CAMs that had a background row, which no threshold changes.
+    """
+
+    num_classes: int
+    bg_threshold: float
+    pred_255: str
+    sweep: Sweep | None = None
+    confusion: np.ndarray = dataclasses.field(init=False)
+    leak: np.ndarray = dataclasses.field(init=False)
+    unknown_pixels: int = 0
+    background_rows: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bg_threshold <= 1:
+            raise ValueError(f"background threshold {self.bg_threshold} is not in 0..1")
+        if self.pred_255 not in PRED_255:
+            raise ValueError(f"a predicted 255 is one of {PRED_255}, not {self.pred_255!r}")
+        self.confusion = np.zeros((self.num_classes + 1, self.num_classes + 1), np.int64)
+        self.leak = np.zeros((2, self.num_classes), np.int64)
+
+    def add(self, truth: np.ndarray, prediction: np.ndarray | Cam) -> np.ndarray:
+        """Count one image.
+
+        Args:
+            truth: (H, W) uint8 in 0..K, or 255: not counted.
+            prediction: a mask of that size, or a `Cam` of that size or of a stride of it.
+
+        Returns:
+            The predicted mask (H, W) uint8 as it was counted.
+
+        Raises:
+            ValueError: another size than the truth, or a 255 where that is an error.
+        """
+        if isinstance(prediction, Cam):
+            mask = self._add_cam(truth, prediction)
+        else:
+            mask = self._resolve(truth, prediction)
+        self.confusion += count_confusion(truth, mask, self.num_classes)
+        return mask
+
+    def add_context(self, context: np.ndarray, mask: np.ndarray, label: np.ndarray) -> None:
+        """Count the leak of one image; the arguments are those of `count_leak`."""
+        self.leak += count_leak(context, mask, label)
+
+    def sum_up(self, total: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Put the sum over several evaluations in the place of each count.
+
+        Args:
+            total: int64 counts of any shape -> their sum, as `tool.parallel.dist.sum_over_ranks`.
+        """
+        self.confusion, self.leak = total(self.confusion), total(self.leak)
+        pixels, rows = total(np.array([self.unknown_pixels, self.background_rows], np.int64))
+        self.unknown_pixels, self.background_rows = int(pixels), int(rows)
+        if self.sweep is not None:
+            self.sweep = Sweep(total(self.sweep.histogram), total(self.sweep.true))
+
+    def scores(self) -> Scores:
+        """The scores at the threshold, or of the masks; `ValueError` when no pixel was scored."""
+        scores = scores_of(self.confusion)
+        if np.isnan(scores.miou):
+            raise ValueError("there is no pixel to score: the ground truth is 255 everywhere")
+        return scores
+
+    def _add_cam(self, truth: np.ndarray, cam: Cam) -> np.ndarray:
+        if not cam.class_index.size:
+            cam = Cam(cam.class_index, np.zeros((0, *truth.shape), np.float32))
+        cam = at_size(cam, truth.shape)
+        score, best = best_foreground(cam)
+        foreground = score > background_limit(cam, self.bg_threshold)
+        if cam.has_background:
+            self.background_rows += 1
+            score = np.where(foreground, np.float32(np.inf), np.float32(-np.inf))
+        if self.sweep is not None:
+            self.sweep.add(truth, score, best)
+        return best * foreground
+
+    def _resolve(self, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        _same_size(truth, mask.shape)
+        unknown = (mask == UNKNOWN) & (truth != UNKNOWN)
+        count = int(unknown.sum())
+        self.unknown_pixels += count
+        if count and self.pred_255 == "error":
+            raise ValueError(
+                f"{count} pixels are predicted 255 (unknown): a seed is not a mask "
+                "(--pred-255 background|ignore)"
+            )
+        return np.where(unknown, np.uint8(0), mask) if self.pred_255 == "background" else mask
+
+
+def _same_size(truth: np.ndarray, size: tuple[int, ...]) -> None:
+    if truth.shape != tuple(size):
+        raise ValueError(
+            f"the prediction is {size[1]}x{size[0]}, its ground truth "
+            f"{truth.shape[1]}x{truth.shape[0]}"
+        )

@@ -1,0 +1,157 @@
+"""Confusion counts and what is read off them: IoU, precision, recall, threshold sweep, leak score.
+
+Everything is counted in int64 in one pass over the images, and counts of parts add up. The sweep
+keeps, for each best foreground class, a histogram of its score over the thresholds: that decides
+the prediction at every threshold, so the sweep's counts are those of separate evaluations.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from tool.formats.mask import UNKNOWN
+
+# The thresholds 0.00, 0.01, ... 0.99 as i / 100. Scores are float32 and `score > t` is meant in
+# float32, hence the second form; NaN at its ends compares false with everything.
+THRESHOLDS = np.arange(100) / 100
+_LIMITS = np.concatenate([[np.nan], THRESHOLDS, [np.nan]]).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scores:
+    """Shares in [0, 1] for each of K + 1 classes, background first.
+
+    Attributes:
+        iou: (K+1,) float64, NaN where a class is in neither truth nor prediction.
+        precision: (K+1,), NaN where it is never predicted.
+        recall: (K+1,), NaN where it is not in the truth.
+        miou: mean of `iou` over the classes that are there, NaN where there are none.
+    """
+
+    iou: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    miou: float
+
+
+def count_confusion(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels of each true class (row) predicted as each class (column), (K+1, K+1) int64.
+
+    Args:
+        truth: (H, W) uint8 in 0..K, or 255: not counted.
+        prediction: (H, W) uint8 in 0..K, or 255: not counted (map it first to count it).
+        num_classes: K.
+    """
+    _same_size(truth, prediction)
+    side = num_classes + 1
+    # A table of all 256 values: 255 has its own row and column, which are then left out.
+    pairs = truth.astype(np.int32) * 256 + prediction
+    return np.bincount(pairs.ravel(), minlength=256 * 256).reshape(256, 256)[:side, :side]
+
+
+def scores_of(confusion: np.ndarray) -> Scores:
+    """The scores of a confusion matrix (K+1, K+1)."""
+    return scores_of_counts(np.diagonal(confusion), confusion.sum(0), confusion.sum(1))
+
+
+def scores_of_counts(hit: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> Scores:
+    """The scores of three (K+1,) int64 counts: true positives, predicted pixels, true pixels."""
+    iou = _share(hit, predicted + true - hit)
+    there = ~np.isnan(iou)
+    miou = float(iou[there].mean()) if there.any() else float("nan")
+    return Scores(iou, _share(hit, predicted), _share(hit, true), miou)
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+
+
+def sweep_bin(score: np.ndarray) -> np.ndarray:
+    """How many of the 100 thresholds lie below each score (float32), int64 of the same shape.
+
+    A guess by multiplication, put right by comparing with the thresholds themselves.
+    """
+    guess = np.clip(score, 0, 1)
+    guess *= np.float32(100)
+    guess = np.ceil(guess, out=guess).astype(np.int64)
+    guess -= _LIMITS[guess] >= score
+    guess += _LIMITS[guess + 1] < score
+    return guess
+
+
+@dataclasses.dataclass(eq=False)
+class Sweep:
+    """Counts for 100 thresholds from one pass.
+
+    Attributes:
+        histogram: (5, K+1, 101) int64: pixels by what the truth is (0 another class, 1 the best
+            foreground class itself, 2 background, 3 background where there is no class, 4 not
+            scored), by best foreground class, and by the number of thresholds below the score.
+        true: (K+1,) int64, pixels of each true class.
+    """
+
+    histogram: np.ndarray
+    true: np.ndarray
+
+    @classmethod
+    def empty(cls, num_classes: int) -> Sweep:
+        side = num_classes + 1
+        return cls(np.zeros((5, side, 101), np.int64), np.zeros(side, np.int64))
+
+    def add(self, truth: np.ndarray, score: np.ndarray, best: np.ndarray) -> None:
+        """Count one image.
+
+        Args:
+            truth: (H, W) uint8 in 0..K, or 255: not counted.
+            score: (H, W) float32, of the best foreground class; -inf where there is none. A score
+                of +inf is foreground at every threshold.
+            best: (H, W) uint8, that class in 1..K.
+        """
+        _same_size(truth, best)
+        side = len(self.true)
+        kind = (truth == best) + 2 * (truth == 0).view(np.uint8) + 4 * (truth == UNKNOWN)
+        cell = (kind.astype(np.int32) * side + best) * 101 + sweep_bin(score)
+        counts = np.bincount(cell.ravel(), minlength=5 * side * 101)
+        self.histogram += counts.reshape(5, side, 101)
+        self.true += np.bincount(truth.ravel(), minlength=256)[:side]
+
+    def scores(self) -> list[Scores]:
+        """The scores at each of the 100 thresholds, as separate evaluations give them."""
+        # At threshold i a pixel is foreground when its bin is above i: sums from the right.
+        scored = self.histogram[:4]
+        above = scored[:, :, ::-1].cumsum(2)[:, :, ::-1][:, :, 1:]
+        hit, predicted = above[1].copy(), above.sum(0)
+        hit[0] = scored[2:].sum() - above[2:].sum((0, 1))
+        predicted[0] = scored.sum() - predicted.sum(0)
+        columns = zip(hit.T, predicted.T, strict=True)
+        return [scores_of_counts(h, p, self.true) for h, p in columns]
+
+    def __iadd__(self, other: Sweep) -> Sweep:
+        self.histogram += other.histogram
+        self.true += other.true
+        return self
+
+
+def count_leak(context: np.ndarray, prediction: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Context pixels of each class, and those predicted as that class.
+
+    Args:
+        context: (H, W) uint8; value c > 0 = context of class c, never of an object.
+        prediction: (H, W) uint8.
+        present: (K,) {0, 1}; the context of a class counts only in images that have the class.
+
+    Returns:
+        (2, K) int64: all of them, leaked.
+    """
+    _same_size(context, prediction)
+    classes = len(present)
+    leaked = context[(context == prediction) & (context > 0)]
+    counts = [np.bincount(part.ravel(), minlength=classes + 1) for part in (context, leaked)]
+    return np.stack(counts)[:, 1 : classes + 1] * (present > 0)
+
+
+def _same_size(first: np.ndarray, second: np.ndarray) -> None:
+    if first.shape != second.shape:
+        raise ValueError(f"sizes {first.shape} and {second.shape} differ")

@@ -1,0 +1,1 @@
+"""Stage 1: the training loop, its log and its run directory."""

@@ -1,0 +1,274 @@
+"""`config.json` and `checkpoint.pth` of a run directory, and whether they fit a command."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tool.files import atomic_path, file_hash
+from tool.formats.checkpoint import LARGEST_INT, load_checkpoint, plain_tensors, save_checkpoint
+
+CHECKPOINT = "checkpoint.pth"
+COUNTER = "num_batches_tracked"  # of a norm: no weight, and a frozen norm has none
+_LARGEST_LACK = 2**28  # numbers that a file may leave to be made: the bank's
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
+
+
+def write_config(
+    directory: Path,
+    config: dict[str, Any],
+    flags: dict[str, Any],
+    *,
+    weights: Path | None,
+    resumed: bool = False,
+) -> None:
+    """Write `config.json`: what the run is, from which weights, with which flags and versions.
+
+    Args:
+        weights: the file that the run starts from; None: from scratch.
+        resumed: the run started earlier: what was noted about its weights then stays.
+    """
+    path = directory / "config.json"
+    start = weights and {"file": str(weights), "sha256": file_hash(weights)}
+    content = {
+        "config": config,
+        **({"weights": start} if not resumed else _noted_weights(path)),
+        "flags": {name: _plain(value) for name, value in flags.items()},
+        "commit": _commit(),
+        "versions": {name: _version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _noted_weights(path: Path) -> dict[str, Any]:
+    """Return {"weights": ...} from `config.json`, or {} if it has none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {k: v for k, v in content.items() if k == "weights"} if isinstance(content, dict) else {}
+
+
+def save_run(
+    directory: Path,
+    *,
+    method: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: dict[str, Any],
+    step: int,
+) -> None:
+    """`checkpoint.pth`: model with its bank, optimizer, and the number of steps done.
+
+    Every draw is keyed by the step, so that the step is the state of the data and of the
+    randomness.
+    """
+    content = {
+        "method": config["method"],
+        "config": config,
+        "model": method.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": step,
+    }
+    save_checkpoint(directory / CHECKPOINT, content)
+
+
+def resume_run(
+    directory: Path,
+    *,
+    method: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: dict[str, Any],
+) -> int:
+    """Load the checkpoint in `directory`, if there is one; the number of steps it has done.
+
+    Raises:
+        ValueError: it is corrupt, or belongs to a run with other settings; names them. Nothing is
+            lost.
+    """
+    path = directory / CHECKPOINT
+    if not path.exists():
+        return 0
+    checkpoint = load_checkpoint(path)
+    theirs = checkpoint["config"]
+    for name in config:
+        if _plain(theirs.get(name)) != _plain(config[name]):
+            raise ValueError(
+                f"{path} was made with {name} = {_plain(theirs.get(name))}, this run has "
+                f"{_plain(config[name])}: use the same settings to resume, or another --out"
+            )
+    if checkpoint["step"] > config.get("steps", LARGEST_INT):
+        raise ValueError(
+            f"{path} says step {checkpoint['step']}, this run has {config['steps']} steps"
+        )
+    check_optimizer(optimizer, checkpoint.get("optimizer"), path)
+    load_state(method, checkpoint["model"], path)
+    groups = optimizer.state_dict()["param_groups"]  # theirs are the same but for the rate
+    optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
+    return checkpoint["step"]
+
+
+NOT_COMPARED = {"lr", "fused", "foreach", "capturable", "differentiable"}
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, theirs: Any, path: Path) -> None:
+    """A saved optimizer has the groups of this one, and state of its parameters' shapes.
+
+    Groups of two runs with the same settings are equal but for the rate, which each step sets.
+
+    Raises:
+        ValueError: says what does not fit.
+    """
+    parts = ("param_groups", list), ("state", dict)
+    if not isinstance(theirs, dict) or not all(isinstance(theirs.get(n), k) for n, k in parts):
+        raise ValueError(f"{path} holds no optimizer: training cannot resume from it")
+    own = optimizer.state_dict()["param_groups"]
+    groups = theirs["param_groups"]
+    if len(groups) != len(own) or not all(map(_same_group, groups, own)):
+        raise ValueError(f"{path}: its optimizer does not fit this run (other parameter groups)")
+    parameters = dict(enumerate(p for g in optimizer.param_groups for p in g["params"]))
+    for index, state in theirs["state"].items():
+        if type(index) is not int or index not in parameters or not isinstance(state, dict):
+            raise ValueError(f"{path}: its optimizer does not fit this run (other parameters)")
+        tensors = {name: value for name, value in state.items() if value is not None}
+        plain_tensors(tensors, path)
+        shape = parameters[index].shape
+        if any(tensor.shape not in (shape, ()) for tensor in tensors.values()):  # (): Adam's count
+            raise ValueError(f"{path}: its optimizer does not fit this run (other shapes)")
+
+
+def _same_group(group: Any, own: dict[str, Any]) -> bool:
+    """Whether a saved parameter group is `own`, but for the rate and how torch computes it.
+
+    Versions of torch add keys; a run may go on with another one, or on another device.
+    """
+    if not isinstance(group, dict) or not isinstance(group.get("params"), list):
+        return False
+    values = [*group["params"]]
+    for name, value in group.items():
+        pair = isinstance(value, tuple)  # Adam's betas
+        values += [] if name == "params" else value if pair else [value]
+    if not all(value is None or isinstance(value, int | float | str) for value in values):
+        return False
+    if type(group.get("lr")) not in (int, float) or not math.isfinite(group["lr"]):
+        return False
+    return all(group[name] == own[name] for name in own.keys() & group.keys() - NOT_COMPARED)
+
+
+def load_state(
+    method: torch.nn.Module,
+    state: dict[str, torch.Tensor],
+    path: Path | str,
+    *,
+    may_lack: Sequence[str] = (),
+) -> None:
+    """Load a state dict; names that begin like one of `may_lack` may be missing, nothing else.
+
+    Raises:
+        ValueError: names what does not fit.
+    """
+    own = method.state_dict()
+    lacking = {n for n in own if n not in state and n.startswith(tuple(may_lack))}
+    wrong = [n for n in own if n not in lacking and not _fits(state.get(n), own[n])]
+    _refuse(path, wrong + [n for n in state if n not in own])
+    method.load_state_dict(state, strict=False)
+
+
+def check_sizes(method: torch.nn.Module, state: dict[str, torch.Tensor], path: Path | str) -> None:
+    """What `method` (on the meta device, so it takes no memory) would hold, `state` holds.
+
+    Raises:
+        ValueError: a tensor has another shape in the file, or the file lacks a huge one.
+    """
+    own = method.state_dict()
+    _refuse(path, [n for n in own if n in state and not _fits(state[n], own[n])])
+    lacking = sum(tensor.numel() for name, tensor in own.items() if name not in state)
+    if lacking > _LARGEST_LACK:
+        raise ValueError(f"{path} describes {lacking} numbers that are not in it")
+
+
+def check_complete(
+    method: torch.nn.Module, state: dict[str, torch.Tensor], path: Path | str
+) -> None:
+    """Check that `state` has every weight of `method`, and no tensor that `method` lacks.
+
+    Norm counters may be missing: a frozen norm has none.
+
+    Raises:
+        ValueError: names what is missing or unknown.
+    """
+    wrong = [n for n in weight_names(method) if n not in state and not n.endswith(COUNTER)]
+    own = set(method.state_dict())
+    _refuse(path, wrong + [name for name in state if name not in own])
+
+
+def _refuse(path: Path | str, wrong: Sequence[str]) -> None:
+    if wrong:
+        raise ValueError(
+            f"{path} does not fit this method and number of classes: {len(wrong)} tensors differ, "
+            f"first {', '.join(wrong[:3])}"
+        )
+
+
+def _fits(value: torch.Tensor | None, own: torch.Tensor) -> bool:
+    """Whether it can take the place of `own`; whole numbers are counters, which go up from 0."""
+    if value is None or value.shape != own.shape:
+        return False
+    if own.is_floating_point():
+        return value.is_floating_point()
+    counts = value.numel() == 0 or (value.min() >= 0 and value.max() < LARGEST_INT)
+    return not value.is_floating_point() and bool(counts)
+
+
+def weight_names(method: torch.nn.Module) -> list[str]:
+    """Return the names of the weights in a state dict: everything that is not declared as state.
+
+    The scale and shift of a frozen norm are buffers, and weights.
+    """
+    state = set(state_names(method))
+    return [name for name in method.state_dict() if name not in state]
+
+
+def state_names(method: torch.nn.Module) -> list[str]:
+    """Return the names of what is saved and resumed but is not weights: a bank, a teacher.
+
+    A module declares by `is_state = True` that all it holds is such state.
+    """
+    declared = [n for n, module in method.named_modules() if getattr(module, "is_state", False)]
+    inside = tuple(f"{name}." for name in declared)
+    return [name for name in method.state_dict() if name.startswith(inside)]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back: tuples become lists, paths strings."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _commit() -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
