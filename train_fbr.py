@@ -223,7 +223,7 @@ def add_network_flags(parser: Parser, paper: str) -> None:
     add = parser.add_argument
     small = "timm:tf_efficientnet_lite0"  # what a CPU trains in minutes
     default = paper if torch.cuda.is_available() else small
-    add("--backbone", default=default, help=f"one of {', '.join(backbone_names)}")
+    add("--backbone", default=default, help=f"one of {', '.join(backbone_names())}")
     add("--output-stride", type=positive_int, default=16, help="pixels a cell; resnet38d has 8")
     add(
         "--weights",

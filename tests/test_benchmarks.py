@@ -154,7 +154,7 @@ def test_train_step(folder_root: Path) -> None:
     assert result.returncode == 0, result.stderr
     rows = milliseconds(result)
     parts = ["load", "finish", "backbone forward", "backbone backward", "optimizer", "bank"]
-    functions = ["losses.saliency_match", "contrast.info_nce", "nroi.kmeans", "the method itself"]
+    functions = ["losses.saliency_match", "info_nce.info_nce", "nroi.kmeans", "the method itself"]
     functions += ["heads.PixelCorrelation.forward", "prototypes.prototype_cross_entropy"]
     terms = list(make_method("fbr").weights())
     assert {*parts, *functions, *terms} <= set(rows)

@@ -190,7 +190,8 @@ def test_what_is_refused_is_named_and_the_command_helps(
     name: str, content: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / name
-    words = r"pth: refused: it carries a (functools\.partial|network\.resnet38d\.ResNet38d)"
+    module = r"network\.backbones\.resnet38d\.ResNet38d"
+    words = rf"pth: refused: it carries a (functools\.partial|{module})"
     with pytest.raises(ValueError, match=words) as e:
         loaded(content, path)
     assert "\n" not in str(e.value)

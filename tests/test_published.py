@@ -106,7 +106,8 @@ def test_without_an_answer_one_line_says_what_to_put_where(
         server.cut = 1000
     else:
         nobody = "http://127.0.0.1:1/net.pth"
-        monkeypatch.setattr(ResNet50Backbone, "published", lambda _: (nobody, name))
+        for family in (ResNet38dBackbone, ResNet50Backbone, TimmBackbone):
+            monkeypatch.setattr(family, "published", lambda _: (nobody, name))
     flags = [*train_flags(folder_root, tmp_path / "out", method="cam", steps=1)]
     flags[flags.index("--weights") + 1] = "imagenet"
     refused = run("train_fbr.py", *flags)
