@@ -1,1 +1,1 @@
-"""File formats: one reader and one writer each."""
+"""File formats, each with one reader and one writer."""

@@ -1,8 +1,8 @@
 """Load files that hold NumPy values or argparse namespaces beside weights, and drop those values.
 
-`torch.load(weights_only=True)` refuses them. Here each name that such an object needs has a
-stand-in that takes any arguments and keeps none: nothing in the file runs or comes back. Any other
-name stays refused.
+`torch.load(weights_only=True)` refuses such files. Here each name that such a value needs gets a
+stand-in, which takes any arguments and keeps none. So nothing in the file runs or comes back. Any
+other name stays refused.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import torch
 
 _HARMLESS = {"argparse.Namespace", "types.SimpleNamespace"}
 _HARMLESS_MODULES = ("numpy", "pathlib")
-_LEGACY_PICKLES = 4  # magic number, version, system, the object
-_LATEST = 3  # protocol of pickle that torch reads with weights_only
+_LEGACY_PICKLES = 4  # the magic number, the version, the system and the object
+_LATEST = 3  # the latest pickle protocol that torch reads with weights_only
 _LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 class Skipped:
-    """Stands for an object that is not weights; whatever is in it is dropped."""
+    """A stand-in for an object that is not a weight; it drops whatever is in the object."""
 
     def __new__(cls, *_: object, **__: object) -> Skipped:
         return super().__new__(cls)
@@ -42,13 +42,17 @@ class Skipped:
 
 
 def load_weights_only(path: Path) -> Any:
-    """Load a file with `torch.load` and `weights_only=True`, other objects in it as `Skipped`.
+    """Load a file with `torch.load(weights_only=True)`; harmless other objects become `Skipped`.
+
+    Args:
+        path: The file.
 
     Raises:
-        pickle.UnpicklingError: the file names anything else; and what `torch.load` raises.
+        pickle.UnpicklingError: The file names anything else.
+        Exception: Whatever else `torch.load` raises.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Detected pickle protocol")  # see `refusal`
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # `refusal` reports it
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
@@ -60,11 +64,11 @@ def load_weights_only(path: Path) -> Any:
 
 
 def _protocol_of(path: Path) -> int | None:
-    """Return the pickle protocol of a file of `torch.save`; None if it is no such file."""
+    """Return the pickle protocol of a `torch.save` file, or None if the file has another format."""
     with open(path, "rb") as file:
         start = file.read(64)
         if start.startswith(b"PK\x03\x04"):
-            with contextlib.suppress(ValueError):  # no such file in it
+            with contextlib.suppress(ValueError):  # the archive has no data.pkl
                 start = _pickle_of(file).read(2)
         elif _LEGACY_MAGIC not in start:
             return None
@@ -72,7 +76,12 @@ def _protocol_of(path: Path) -> int | None:
 
 
 def refusal(path: Path, error: pickle.UnpicklingError) -> str:
-    """Say what in a file was refused and, if that is known, how to save its weights anew."""
+    """Say what in a file was refused and, if known, how to save its weights anew.
+
+    Args:
+        path: The refused file.
+        error: What `load_weights_only` raised for it.
+    """
     named, protocol = re.search(r"GLOBAL ([\w.]+)", str(error)), _protocol_of(path)
     if named:
         reason = f"it carries a {named[1]}, more than tensors and plain types"
@@ -80,7 +89,7 @@ def refusal(path: Path, error: pickle.UnpicklingError) -> str:
         reason = f"it is of pickle protocol {protocol}, which torch does not read with weights_only"
     else:
         return "it is corrupt or carries more than tensors and plain types"
-    file = json.dumps(str(path), ensure_ascii=False)  # with double quotes, in Python's form too
+    file = json.dumps(str(path), ensure_ascii=False)  # in double quotes, which Python reads too
     code = (
         f'import torch; c = torch.load({file}, map_location="cpu", weights_only=False); '
         "f = lambda v: v if isinstance(v, torch.Tensor) else "
@@ -94,10 +103,13 @@ def refusal(path: Path, error: pickle.UnpicklingError) -> str:
 
 
 def names_in(path: Path) -> set[str]:
-    """Return the names of functions and classes in the pickle of a `.pth` file, running nothing."""
+    """Return the names of functions and classes in the pickle of a `.pth` file.
+
+    Nothing in the file runs.
+    """
     names: set[str] = set()
-    with open(path, "rb") as file, contextlib.suppress(ValueError):  # as far as it is a pickle
-        zipped = file.read(4) == b"PK\x03\x04"  # as torch tells the old form from the new
+    with open(path, "rb") as file, contextlib.suppress(ValueError):  # read as far as it is a pickle
+        zipped = file.read(4) == b"PK\x03\x04"  # how torch tells the new form from the old one
         file.seek(0)
         for _ in range(1 if zipped else _LEGACY_PICKLES):
             for opcode, argument, _ in pickletools.genops(_pickle_of(file) if zipped else file):
@@ -107,10 +119,12 @@ def names_in(path: Path) -> set[str]:
 
 
 def _pickle_of(file: BinaryIO) -> BinaryIO:
+    """Return the pickle in a zipped `torch.save` file; raise `ValueError` if it has none."""
     with zipfile.ZipFile(file) as archive:
         (name,) = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
         return io.BytesIO(archive.read(name))
 
 
 def _is_harmless(name: str) -> bool:
+    """Return whether objects of this name may be dropped."""
     return name in _HARMLESS or name.split(".")[0] in _HARMLESS_MODULES

@@ -1,4 +1,4 @@
-"""CAM files: one writer, and one reader that also knows the layouts of the field."""
+"""CAM files: one writer, and one reader that also reads the layouts of other projects."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Cam:
     """The activation maps of one image.
 
     Attributes:
-        class_index: (P,) uint8, ascending mask values; 0 (background) only as the first.
-        cam: (P, H, W) float32, finite, each in [0, 1] where this project wrote it. An empty pickled
-            dictionary has no size: (0, 0, 0).
+        class_index: (P,) uint8, ascending mask values; 0 (background) can only be the first.
+        cam: (P, H, W) float32, finite, in [0, 1] if this project wrote the file. The shape is
+            (0, 0, 0) for an empty pickled dictionary, which has no size.
     """
 
     class_index: np.ndarray
@@ -29,27 +29,33 @@ class Cam:
 
     @property
     def has_background(self) -> bool:
+        """Return whether the first row is the background."""
         return bool(self.class_index.size) and int(self.class_index[0]) == 0
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W)."""
+        """Return the size (H, W) of the maps."""
         return self.cam.shape[1], self.cam.shape[2]
 
     def foreground(self) -> Cam:
-        """The same without the background row."""
+        """Return the CAM without its background row, if it has one."""
         first = int(self.has_background)
         return Cam(self.class_index[first:], self.cam[first:])
 
 
 def at_size(cam: Cam, size: tuple[int, int]) -> Cam:
-    """The CAM at the image's size (H, W): as it is, or enlarged from a stored stride.
+    """Return the CAM at the image's size, enlarged if its maps were stored at a stride.
 
-    Maps of stride s, s in 2..32, have ceil(H / s) x ceil(W / s) cells (`infer_cam.py
-    --cam-stride`); they are enlarged bilinearly.
+    Maps of stride s, with s in 2..32, have ceil(H / s) x ceil(W / s) cells (`infer_cam.py
+    --cam-stride`). They are enlarged bilinearly.
+
+    Args:
+        cam: Maps of the image's size or of a stored stride of it. A CAM without classes is
+            returned as it is.
+        size: (H, W) of the image.
 
     Raises:
-        ValueError: another size.
+        ValueError: The maps have another size.
     """
     check_size(cam, size)
     if cam.size == size or not cam.class_index.size:
@@ -62,7 +68,15 @@ def at_size(cam: Cam, size: tuple[int, int]) -> Cam:
 
 
 def check_size(cam: Cam, size: tuple[int, int]) -> None:
-    """`ValueError` unless the maps have the image's size (H, W), or a stored stride of it."""
+    """Check that the maps have the image's size, or that of a stored stride of it.
+
+    Args:
+        cam: A CAM without classes always passes.
+        size: (H, W) of the image.
+
+    Raises:
+        ValueError: The maps have another size.
+    """
     if not cam.class_index.size or cam.size == size:
         return
     if not any(cam.size == strided_size(size, stride) for stride in range(2, 33)):
@@ -72,20 +86,25 @@ def check_size(cam: Cam, size: tuple[int, int]) -> None:
 
 
 def strided_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """The cells (h, w) of maps that store one value per `stride` pixels."""
+    """Return the number of cells (h, w) of maps that store one value per `stride` pixels."""
     return -(-size[0] // stride), -(-size[1] // stride)
 
 
 def as_stored(cam: Cam) -> Cam:
-    """What `load_cam` reads of a CAM that `save_cam` wrote: float16 values."""
+    """Return the CAM as `load_cam` reads it after `save_cam`, with values rounded to float16."""
     return Cam(cam.class_index, cam.cam.astype(np.float16).astype(np.float32))
 
 
 def save_cam(path: Path | str, cam: Cam) -> None:
-    """Write the native layout (float16), whole or not at all.
+    """Write a CAM in the native layout (float16), whole or not at all.
+
+    Args:
+        path: The `.npy` file.
+        cam: The CAM to write.
 
     Raises:
-        ValueError: classes that do not ascend, shapes that differ, NaN, or values beyond float16.
+        ValueError: The classes do not ascend, the shapes differ, or a value is NaN, infinite or
+            beyond the range of float16.
     """
     _check(path, cam.class_index, cam.cam)
     with np.errstate(over="ignore"):
@@ -102,18 +121,19 @@ def save_cam(path: Path | str, cam: Cam) -> None:
 def load_cam(path: Path | str, *, label: Label = None) -> Cam:
     """Read a CAM in the native layout or in one of the field's pickled dictionaries.
 
-    CAM-A {keys, cam, high_res}, CAM-B {0-based class: map}, CAM-C {keys, IS_CAM}, and the CRF's
-    {0: background, class: map}. The last and CAM-B both have integer keys from 0 and are told apart
-    by the image's label.
+    The dictionaries are CAM-A {keys, cam, high_res}, CAM-B {0-based class: map}, CAM-C {keys,
+    IS_CAM}, and the CRF's {0: background, class: map}. CAM-B and the CRF's dictionary both have
+    integer keys from 0. Only the image's label can tell them apart.
 
     Args:
-        path: the `.npy` file.
-        label: (K,) {0, 1}, or a function that returns it, called only where the layout needs it.
+        path: The `.npy` file.
+        label: (K,) {0, 1}, or a function that returns it. The function is called only if the
+            layout needs the label.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another layout, an ambiguous one without `label`, one that disagrees with
-            `label`, NaN or infinity, or anything that `load_npy` refuses.
+        FileNotFoundError: The file does not exist.
+        ValueError: The layout is unknown, is ambiguous without `label` or disagrees with it, the
+            classes do not ascend, a value is NaN or infinite, or `load_npy` refuses the file.
     """
     content = load_npy(path)
     try:
@@ -128,7 +148,7 @@ def load_cam(path: Path | str, *, label: Label = None) -> Cam:
 
 
 def _rows(content: np.ndarray | dict, label: Label) -> tuple[np.ndarray, np.ndarray]:
-    """Mask values and maps of any layout."""
+    """Return the mask values and the maps of a file's content in any layout."""
     if isinstance(content, np.ndarray):
         if content.dtype.names != ("class_index", "cam") or content.ndim != 1:
             raise ValueError(f"an array {content.shape} of {content.dtype} is not a CAM file")
@@ -143,7 +163,10 @@ def _rows(content: np.ndarray | dict, label: Label) -> tuple[np.ndarray, np.ndar
 
 
 def _irn_rows(keys: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """CAM-A: 0-based foreground keys; AMN's maps have the background first, its keys do not."""
+    """Return the mask values and the maps of CAM-A, which has 0-based foreground keys.
+
+    AMN's maps begin with the background, which its keys leave out.
+    """
     index = _class_index(keys.reshape(-1).astype(np.int64) + 1)
     if maps.ndim == 3 and len(maps) == len(index) + 1:
         index = np.concatenate([np.zeros(1, np.uint8), index])
@@ -151,7 +174,10 @@ def _irn_rows(keys: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _keyed_rows(content: dict[int, np.ndarray], label: Label) -> tuple[np.ndarray, np.ndarray]:
-    """CAM-B (0-based, no background) or the CRF's dictionary (0 = background)."""
+    """Return the mask values and the maps of CAM-B or of the CRF's dictionary.
+
+    CAM-B is 0-based and has no background. In the CRF's dictionary 0 is the background.
+    """
     keys = sorted(content)
     shift = 1 - int(_is_crf_layout(keys, label))
     maps = [np.asarray(content[key], np.float32) for key in keys]
@@ -162,7 +188,11 @@ def _keyed_rows(content: dict[int, np.ndarray], label: Label) -> tuple[np.ndarra
 
 
 def _is_crf_layout(keys: list[int], label: Label) -> bool:
-    """Whether integer keys count the background as 0; ValueError where that cannot be told."""
+    """Return whether integer keys count the background as 0.
+
+    Raises:
+        ValueError: The label is needed and missing, or the keys do not fit it.
+    """
     if 0 not in keys:
         return False
     if label is None:
@@ -179,7 +209,11 @@ def _is_crf_layout(keys: list[int], label: Label) -> bool:
 
 
 def _class_index(values: np.ndarray) -> np.ndarray:
-    """Mask values as uint8; ValueError outside 0..254 (255 is "unknown")."""
+    """Return mask values as uint8.
+
+    Raises:
+        ValueError: A value is not an integer in 0..254 (255 is "unknown").
+    """
     values = np.asarray(values).reshape(-1)
     if values.size and (values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 254):
         raise ValueError(f"class indices {values.tolist()[:8]} are not integers in 0..254")
@@ -187,6 +221,7 @@ def _class_index(values: np.ndarray) -> np.ndarray:
 
 
 def _check(path: Path | str, index: np.ndarray, maps: np.ndarray) -> None:
+    """Check that there is one map per class, that classes ascend, and that values are finite."""
     if maps.ndim != 3 or len(index) != len(maps):
         raise ValueError(f"{path}: {len(index)} classes with maps of shape {maps.shape}")
     if (np.diff(index.astype(np.int64)) <= 0).any():
@@ -196,15 +231,17 @@ def _check(path: Path | str, index: np.ndarray, maps: np.ndarray) -> None:
 
 
 def _first_keys(content: dict) -> str:
+    """Return the first keys of a dictionary as text for a message."""
     names = [repr(key) for key in list(content)[:4]]
     return f"keys {', '.join(names)}{', ...' if len(content) > 4 else ''}"
 
 
 def best_foreground(cam: Cam) -> tuple[np.ndarray, np.ndarray]:
-    """The best foreground class of each pixel, ties to the lower index.
+    """Return the best foreground class of each pixel; ties go to the lower index.
 
     Returns:
-        `score` (H, W) float32 and `class_index` (H, W) uint8; -inf and 0 where there is no class.
+        `score` (H, W) float32 and `class_index` (H, W) uint8. They are -inf and 0 if there is no
+        foreground class.
     """
     cam = cam.foreground()
     score = np.full(cam.size, -np.inf, np.float32)
@@ -217,26 +254,31 @@ def best_foreground(cam: Cam) -> tuple[np.ndarray, np.ndarray]:
 
 
 def background_limit(cam: Cam, threshold: float) -> np.ndarray | np.float32:
-    """What a foreground score must exceed: the background row (H, W) if any, else `threshold`.
+    """Return what a foreground score must exceed: the background row if any, else `threshold`.
 
-    The threshold is rounded to float32, the type of the scores, so that a score that was stored as
+    The threshold is rounded to float32, the type of the scores. So a score that was stored as
     exactly 0.22 is not above 0.22.
+
+    Returns:
+        (H, W) float32 for a background row, else a scalar float32.
     """
     return cam.cam[0] if cam.has_background else np.float32(threshold)
 
 
 def cam_mask(cam: Cam, threshold: float) -> np.ndarray:
-    """The mask (H, W) uint8 of a CAM without CRF (fbr.md, section 6).
+    """Return the mask (H, W) uint8 of a CAM without a CRF.
 
-    Foreground where the best class is above `threshold` (or above the CAM's own background row),
-    ties to the background, then to the lower class index.
+    A pixel is foreground if its best class is above `threshold`, or above the CAM's own background
+    row if it has one. Ties go to the background, then to the lower class index.
+
+    Source: FBR (TCSVT 2024), inference.
     """
     score, best = best_foreground(cam)
     return np.where(score > background_limit(cam, threshold), best, np.uint8(0))
 
 
 def is_whole(path: Path | str) -> bool:
-    """Whether a CAM file is there and readable, so that a restarted stage may skip it."""
+    """Return whether a CAM file exists and is readable, so that a restarted stage may skip it."""
     try:
         load_cam(path)
     except (FileNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain types, written whole or not at all, read with weights_only."""
+"""Checkpoints of tensors and plain types: written whole or not at all, read with weights_only."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tool.files import atomic_path
 from tool.formats.beside import load_weights_only, refusal
 
 _FULL = "could not be written: is the disk full?"
-_ABOUT = "fbr_checkpoint"  # the key of the metadata in an exported file
+_ABOUT = "fbr_checkpoint"  # the key of the metadata of an exported file
 _KEYS = {"method": str, "config": dict, "model": dict, "step": int}
 _DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
 _DTYPES |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
-_DEEPEST, _MOST = 8, 100_000  # of a configuration: levels, and values in all
+_DEEPEST, _MOST = 8, 100_000  # limits of a configuration: its levels, its values
 LARGEST_INT = 2**62
-# what torch.load raises on a damaged file, found by damaging files at random
+# What torch.load raises on a damaged file; found by damaging files at random.
 _UNREADABLE = (
     RuntimeError,
     ValueError,
@@ -40,7 +40,7 @@ _UNREADABLE = (
     struct.error,
     zipfile.BadZipFile,
 )
-# and safetensors; a deeply nested text is a RecursionError, which is a RuntimeError
+# What safetensors raises on one. A deeply nested text raises RecursionError, a RuntimeError.
 _NO_SAFETENSORS = (
     safetensors.SafetensorError,
     RuntimeError,
@@ -52,28 +52,33 @@ _NO_SAFETENSORS = (
 
 
 def save_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
-    """Write `content` (tensors and plain types) to `path` atomically; `OSError` on a full disk.
+    """Write `content` (tensors and plain types) to `path`, whole or not at all.
 
     Equal content gives equal bytes, if its tensors are equal as they lie in memory: a view writes
-    its whole storage, two views of one storage write it once. torch gets an open file: it writes
-    the name of a path that it opens itself, here a random one, into every entry.
+    its whole storage, and two views of one storage write it once. torch is given an open file. If
+    it opened a path itself, it would write the name of that path into every entry, and here that
+    name is random.
+
+    Raises:
+        OSError: The file could not be written, for example because the disk is full.
     """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(_canonical(content, {}), file)
-        except RuntimeError as error:  # torch's own writer hides the system's error
+        except RuntimeError as error:  # torch's own writer hides the error of the system
             raise OSError(_FULL) from error
 
 
 def _canonical(value: Any, seen: dict[bytes, bytes]) -> Any:
-    """Return `value` in new plain containers, equal texts and equal bytes as one object.
+    """Return `value` in new plain containers, with equal texts and equal bytes as one object.
 
-    A pickle refers back to an object that it has seen. So its bytes depend on which equal parts are
-    the same object, and that differs once a part has been read from a file. Tensors stay as they
-    are.
+    A pickle refers back to an object that it has met before. So its bytes depend on which equal
+    parts are the same object, and that differs once a part has been read from a file. Tensors stay
+    as they are.
 
     Args:
-        seen: the bytes that were met; it grows.
+        value: Tensors, plain types, and containers of them.
+        seen: The bytes that were met so far; new ones are added to it.
     """
     if isinstance(value, dict):
         return {_canonical(key, seen): _canonical(item, seen) for key, item in value.items()}
@@ -90,14 +95,14 @@ def _canonical(value: Any, seen: dict[bytes, bytes]) -> Any:
 
 
 def load_tensors(path: Path | str) -> dict[str, Any]:
-    """The dictionary in a `.pth` file, on the CPU, executing nothing.
+    """Load the dictionary in a `.pth` file onto the CPU without executing anything.
 
-    NumPy's values and argparse's arguments in it come back as `Skipped`.
+    NumPy values and argparse namespaces in it come back as `Skipped`.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a dictionary, corrupt, compressed, or a pickle that carries more than
-            tensors and plain types.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not a dictionary, is corrupt or compressed, or is a pickle that
+            carries more than tensors and plain types; names it.
     """
     path = Path(path)
     if not path.is_file():
@@ -117,14 +122,14 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
-    """A checkpoint of `train_fbr.py`, or what `network.export` made of one.
+    """Load a checkpoint of `train_fbr.py`, or what `network.export` made of one.
 
     Returns:
-        {method, config, model, step, ...}; of an exported one, `may_lack` names what was left out.
+        {method, config, model, step, ...}. In an exported one, `may_lack` names what was left out.
 
     Raises:
-        FileNotFoundError: missing; the message names the stage that makes it.
-        ValueError: unreadable, or not one of ours.
+        FileNotFoundError: The file does not exist; the message names the stage that makes it.
+        ValueError: The file is unreadable, or not a checkpoint of this project.
     """
     path = Path(path)
     if not path.is_file():
@@ -135,7 +140,15 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def as_checkpoint(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`content` itself; `ValueError` when it is not a checkpoint of ours."""
+    """Return `content` itself after checking that it is a checkpoint of this project.
+
+    Args:
+        content: What was loaded from a file.
+        path: That file; its size limits the total size of the tensors.
+
+    Raises:
+        ValueError: It is not such a checkpoint; says why.
+    """
     missing = [key for key, kind in _KEYS.items() if not isinstance(content.get(key), kind)]
     if missing:
         raise ValueError(
@@ -156,10 +169,17 @@ def as_checkpoint(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def plain_tensors(tensors: dict[Any, Any], path: Path | str) -> dict[str, Tensor]:
-    """`tensors` itself: names to dense tensors of numbers on the CPU that `path` has room for.
+    """Return `tensors` itself after checking that it maps names to plain tensors.
+
+    A plain tensor is a dense tensor of numbers on the CPU that is no larger than its file.
+
+    Args:
+        tensors: The entries to check.
+        path: The file from which they came.
 
     Raises:
-        ValueError: names the first that is something else: sparse, quantised, meta, expanded, ...
+        ValueError: An entry is something else, such as a sparse, quantised, meta or expanded
+            tensor; names the first one.
     """
     largest = Path(path).stat().st_size
     for name, tensor in tensors.items():
@@ -170,7 +190,13 @@ def plain_tensors(tensors: dict[Any, Any], path: Path | str) -> dict[str, Tensor
 
 
 def _oddity(name: Any, tensor: Any, largest: int) -> str | None:
-    """What is odd about an entry of a state dict; None: nothing."""
+    """Return what is odd about an entry of a state dict, or None if nothing is.
+
+    Args:
+        name: The key of the entry.
+        tensor: Its value.
+        largest: The number of bytes that a tensor may have.
+    """
     if not isinstance(name, str) or name == "__metadata__" or not name.isprintable():
         return "not the name of a tensor"
     if not isinstance(tensor, Tensor):
@@ -185,11 +211,15 @@ def _oddity(name: Any, tensor: Any, largest: int) -> str | None:
 
 
 def _bytes(tensor: Tensor) -> int:
+    """Return the number of bytes of a tensor's values."""
     return tensor.numel() * tensor.element_size()
 
 
 def _is_plain(config: dict[Any, Any]) -> bool:
-    """Whether JSON can hold it: names to numbers, text and lists, nested a few levels."""
+    """Return whether JSON can hold a configuration.
+
+    That is: names map to numbers, text and lists, nested a few levels deep.
+    """
     left, seen = [(config, 0)], 0
     while left:
         value, depth = left.pop()
@@ -210,9 +240,12 @@ def _is_plain(config: dict[Any, Any]) -> bool:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """A file of torch stores its tensors as they are; a small one must not unpack to a huge one."""
+    """Raise `ValueError` if a file unpacks to more than its size.
+
+    torch stores tensors as they are. A small file must not unpack to a huge one.
+    """
     with open(path, "rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"  # as torch tells the old form from the new
+        zipped = file.read(4) == b"PK\x03\x04"  # how torch tells the new form from the old one
     if zipped:
         with zipfile.ZipFile(path) as file:
             if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
@@ -223,10 +256,15 @@ def save_exported(path: Path | str, checkpoint: dict[str, Any], left_out: Sequen
     """Write a checkpoint's weights and configuration as `.safetensors`, without the optimizer.
 
     Args:
-        left_out: names in its model that are not written: what is not weights.
+        path: The `.safetensors` file.
+        checkpoint: As `load_checkpoint` returns it.
+        left_out: Names in its model that are not written, because they are not weights.
+
+    Raises:
+        OSError: The file could not be written.
     """
     kept = {n: t.detach() for n, t in checkpoint["model"].items() if n not in left_out}
-    # copies: safetensors refuses tensors that share memory
+    # Copies, because safetensors refuses tensors that share memory.
     model = {n: t.clone(memory_format=torch.contiguous_format) for n, t in kept.items()}
     about = {key: checkpoint[key] for key in ("method", "config", "step")}
     about["may_lack"] = list(left_out)
@@ -238,10 +276,14 @@ def save_exported(path: Path | str, checkpoint: dict[str, Any], left_out: Sequen
 
 
 def load_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the metadata that `network.export` wrote ({} if none).
+    """Return the tensors and the metadata that `network.export` wrote.
+
+    Returns:
+        The tensors by name, and the metadata, {} if there is none.
 
     Raises:
-        ValueError: unreadable, or exported by a version that lost the norms' scale and shift.
+        ValueError: The file is unreadable, or an older version exported it without the norms'
+            scale and shift.
     """
     try:
         with safetensors.safe_open(path, "pt") as file:
@@ -257,7 +299,7 @@ def load_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def _refuse_lost_norms(tensors: dict[str, Tensor], about: dict[str, Any], path: Path | str) -> None:
-    """Refuse an export that left out `weight` and `bias` of norms whose statistics it has."""
+    """Raise `ValueError` if an export left out scale or shift of norms whose statistics it has."""
     left_out = about.get("may_lack", [])
     for name in left_out if are_names(left_out) else ():
         norm, _, part = name.rpartition(".")
@@ -269,10 +311,11 @@ def _refuse_lost_norms(tensors: dict[str, Tensor], about: dict[str, Any], path: 
 
 
 def _load_exported(path: Path) -> dict[str, Any]:
+    """Load what `network.export` made of a checkpoint."""
     tensors, about = load_safetensors(path)
     return as_checkpoint({**about, "model": tensors}, path)
 
 
 def are_names(value: Any) -> bool:
-    """Whether it is a list of texts, none of them empty."""
+    """Return whether `value` is a list of texts, none of them empty."""
     return isinstance(value, list) and all(isinstance(n, str) and n for n in value)

@@ -1,4 +1,4 @@
-"""Images of a dataset: a broken file is named."""
+"""Images of a dataset; the error for a broken file names it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.Decomp
 
 
 def decode(path: Path, mode: str, *, long_side: int | None = None) -> Image.Image:
-    """A fully decoded image.
+    """Return a fully decoded image.
 
     Args:
-        path: the file.
+        path: The image file.
         mode: "RGB" or "L".
-        long_side: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its longer side stays no
-            shorter than this. None: the full size.
+        long_side: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if its longer side stays no
+            shorter than this. None decodes the full size.
 
     Raises:
-        ValueError: a broken or truncated file, named.
+        ValueError: The file is missing, broken or truncated; names it.
     """
     try:
         with Image.open(path) as image:
@@ -29,7 +29,7 @@ def decode(path: Path, mode: str, *, long_side: int | None = None) -> Image.Imag
                 longest = max(image.size)
                 image.draft(None, [max(1, side * long_side // longest) for side in image.size])
             image.load()
-            if image.mode.startswith("I"):  # 16-bit grey, which `convert` would clip at 255
+            if image.mode.startswith("I"):  # `convert` would clip 16-bit grey at 255
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             return image.convert(mode)
     except BROKEN as error:
@@ -37,7 +37,11 @@ def decode(path: Path, mode: str, *, long_side: int | None = None) -> Image.Imag
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """(W, H) out of the header; `ValueError` names a broken file."""
+    """Return (W, H) from the header of an image.
+
+    Raises:
+        ValueError: The file is missing or broken; names it.
+    """
     try:
         with Image.open(path) as image:
             return image.size
@@ -46,5 +50,6 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def _broken(path: Path, error: Exception) -> ValueError:
+    """Return the error that names a broken file."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return ValueError(f"{path} is broken or no image: {reason}")

@@ -1,4 +1,4 @@
-"""Mask files: palette PNG of class indices, 0 background, 255 unknown. One writer, one reader."""
+"""Mask files: palette PNGs of class indices, 0 background, 255 unknown. One writer, one reader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ UNKNOWN = 255
 
 
 def palette() -> np.ndarray:
-    """The colour map of PASCAL VOC, (256, 3) uint8: the index's bits dealt out to R, G, B."""
+    """Return the colour map of PASCAL VOC, (256, 3) uint8.
+
+    The bits of an index go to R, G and B in turn. The lowest bits go to the highest bits of the
+    colours.
+    """
     index = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):
@@ -26,13 +30,21 @@ def palette() -> np.ndarray:
 
 
 def save_mask(path: Path | str, mask: np.ndarray) -> None:
-    """Write `mask` (H, W) uint8 as a palette PNG, whole or not at all."""
+    """Write `mask` (H, W) uint8 as a palette PNG, whole or not at all.
+
+    Raises:
+        ValueError: The mask has another shape or type.
+    """
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         write_mask(file, mask)
 
 
 def write_mask(file: BinaryIO, mask: np.ndarray) -> None:
-    """Write `mask` (H, W) uint8 as a palette PNG into an open file."""
+    """Write `mask` (H, W) uint8 as a palette PNG into an open file.
+
+    Raises:
+        ValueError: The mask has another shape or type.
+    """
     if mask.ndim != 2 or mask.dtype != np.uint8:
         raise ValueError(f"a mask is (H, W) uint8, not {mask.shape} {mask.dtype}")
     image = Image.fromarray(np.ascontiguousarray(mask))
@@ -44,8 +56,9 @@ def load_mask(path: Path | str) -> np.ndarray:
     """Read a mask (H, W) uint8 of class indices.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not an image, truncated, or not an 8-bit palette or grey image.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not an image, is truncated, is not an 8-bit palette or grey image,
+            or has a format that changes class indices (JPEG, MPO, WebP, JPEG 2000); names it.
     """
     try:
         with Image.open(path) as image:

@@ -1,4 +1,4 @@
-"""Reads MXNet's `.params` files (named arrays) without MXNet; every size is checked first."""
+"""Read MXNet's `.params` files (named arrays) without MXNet; every size is checked first."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _MAX_DIMENSIONS = 32
 
 
 def read_params(path: Path | str) -> dict[str, np.ndarray]:
-    """Name -> array of a `.params` file of any version.
+    """Return the arrays of a `.params` file of any version, by name.
 
     Args:
-        path: the file, little-endian as MXNet writes it on every machine of today.
+        path: The file, little-endian as MXNet writes it on every current machine.
 
     Returns:
-        Arrays of their own memory, under the names of the file (`arg:conv1a_weight`); in a file
-        without names `[0]`, `[1]`, ... An array that MXNet saved empty has shape (0,).
+        Arrays with memory of their own. Their names are those of the file (`arg:conv1a_weight`), or
+        `[0]`, `[1]`, ... if the file has none. An array that MXNet saved empty has shape (0,).
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file, truncated, sizes that it does not hold, a sparse array, or a
-            name twice; names the file.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file has another format, is truncated, announces sizes that it does not
+            hold, has a sparse array, or has a name twice; names the file.
     """
     data = Path(path).read_bytes()
     try:
@@ -37,14 +37,14 @@ def read_params(path: Path | str) -> dict[str, np.ndarray]:
 
 
 class _File:
-    """A position in the bytes of a file."""
+    """The bytes of a file, and a position in them."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.position = 0
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The whole file."""
+        """Return all arrays of the file, by name."""
         magic, reserved, count = self.numbers("QQQ")
         if (magic, reserved) != (_LIST, 0):
             raise ValueError(f"it begins with {magic:#x}, {reserved:#x}")
@@ -60,15 +60,18 @@ class _File:
         return dict(zip(names or [f"[{i}]" for i in range(count)], arrays, strict=True))
 
     def array(self) -> np.ndarray:
-        """The next array."""
+        """Read the next array."""
         (version,) = self.numbers("I")
+        # Versions 2 and 3 name the storage type.
         if version in (_V2, _V3):
             (storage,) = self.numbers("i")
             if storage != 0:
                 raise ValueError(f"an array of storage type {storage}: only dense ones can be read")
+        # The oldest version has no number: it begins with the dimensions, and its sides are 32-bit.
         dimensions, width = version, "I"
         if version in (_V1, _V2, _V3):
             dimensions, width = self.numbers("I" if version == _V1 else "i")[0], "q"
+        # An array that MXNet saved empty ends here. In version 3, 0 dimensions are a scalar.
         if dimensions == (-1 if version == _V3 else 0):
             return np.zeros(0, np.float32)
         if not 0 <= dimensions <= _MAX_DIMENSIONS:
@@ -84,17 +87,21 @@ class _File:
         return values.reshape(shape).copy()
 
     def name(self) -> str:
-        """The next name."""
+        """Read the next name."""
         (length,) = self.numbers("Q")
         return self.take(length).decode()
 
     def numbers(self, form: str) -> tuple[int, ...]:
-        """The next integers, one a letter of `struct`."""
+        """Read the next integers, one per letter of a `struct` format."""
         form = f"<{form}"
         return struct.unpack(form, self.take(struct.calcsize(form)))
 
     def counted(self, count: int, size: int) -> range:
-        """range(count), where `count` items of at least `size` bytes can still follow."""
+        """Return range(count) if `count` items of at least `size` bytes can still follow.
+
+        Raises:
+            ValueError: The rest of the file is too short for them.
+        """
         if count * size > len(self.data) - self.position:
             raise ValueError(
                 f"{count} items announced, {len(self.data) - self.position} bytes left"
@@ -102,7 +109,11 @@ class _File:
         return range(count)
 
     def take(self, size: int) -> bytes:
-        """The next bytes."""
+        """Read the next `size` bytes.
+
+        Raises:
+            ValueError: The file ends before.
+        """
         end = self.position + size
         if end > len(self.data):
             raise ValueError(f"truncated: {size} bytes wanted at byte {self.position}")

@@ -1,9 +1,9 @@
-"""Reads `.npy` files of others without running anything that is in them.
+"""Read `.npy` files of other projects without running anything that is in them.
 
-The field saves Python dictionaries with `np.save`, that is, as pickles, and a pickle may name any
-function to call. Here every name that a pickle of arrays and tensors needs has a stand-in of ours
-(`npy_standins.py`) that checks its arguments and builds a NumPy array out of bytes of the file. Any
-other name or value is refused. torch is never imported.
+The field saves Python dictionaries with `np.save`, that is, as pickles. A pickle may name any
+function to call. Here every name that a pickle of arrays and tensors needs has a stand-in of this
+project (`npy_standins.py`). A stand-in checks its arguments and builds a NumPy array from bytes of
+the file. Any other name or value is refused. torch is never imported.
 """
 
 from __future__ import annotations
@@ -56,16 +56,17 @@ def load_npy(path: Path | str) -> np.ndarray | dict:
     """Read a `.npy` file: an array, or the dictionary inside an object array of shape ().
 
     Args:
-        path: a file written by `np.save`, pickled or not.
+        path: A file written by `np.save`, pickled or not.
 
     Returns:
         An array of numbers, text or a structure of them, or a dictionary of plain values and such
-        arrays, most of them read-only. Tensors come back as arrays, bfloat16 as float32.
+        arrays. Most of the arrays are read-only. Tensors come back as arrays, bfloat16 as float32.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: not a `.npy` file, truncated, sizes that the file does not hold, or a pickle
-            that carries anything but arrays, tensors and plain containers: refused, nothing run.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is not a `.npy` file, is truncated, announces sizes that it does not
+            hold, or is a pickle that carries anything but arrays, tensors and plain containers.
+            Nothing in it was run.
     """
     data = Path(path).read_bytes()
     try:
@@ -76,6 +77,7 @@ def load_npy(path: Path | str) -> np.ndarray | dict:
 
 
 def _parse(data: bytes) -> np.ndarray | dict:
+    """Return the array or the dictionary in the bytes of a `.npy` file."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     readers = {
@@ -98,9 +100,10 @@ def _parse(data: bytes) -> np.ndarray | dict:
 
 
 def _storage(data: bytes) -> np.ndarray:
-    """The values (n,) of a torch storage in the form that a pickled tensor carries.
+    """Return the values (n,) of a torch storage in the form that a pickled tensor carries.
 
-    Five pickles (magic number, version, system, storage, keys), then int64 n and the raw values.
+    The form is five pickles (magic number, version, system, storage, keys), then n as int64, then
+    the raw values.
     """
     file = io.BytesIO(npy_standins.bytes_of(data))
     parts = [_Unpickler(file, _STORAGE_NAMES).load() for _ in range(5)]
@@ -116,7 +119,7 @@ def _storage(data: bytes) -> np.ndarray:
         file.read(), np.dtype(_STORAGE_DTYPES[name]), (count,), fortran=False
     )
     if name == "BFloat16Storage":
-        return (values.astype(np.uint32) << 16).view(np.float32)
+        return (values.astype(np.uint32) << 16).view(np.float32)  # the upper half of float32
     return values
 
 
@@ -140,7 +143,10 @@ _STORAGE_NAMES: dict[tuple[str, str], object] = {("torch", name): name for name 
 
 
 def _load_build(unpickler: _Unpickler) -> None:
-    """BUILD, for our own stand-ins only: the stock one sets attributes of whatever is there."""
+    """Run the opcode BUILD for the stand-ins of this project only.
+
+    The stock one sets attributes of whatever object is on the stack.
+    """
     state = unpickler.stack.pop()
     target = unpickler.stack[-1]
     if (
@@ -151,9 +157,10 @@ def _load_build(unpickler: _Unpickler) -> None:
     target.set_state(state)
 
 
-# The Python class and not the C one: BUILD can be replaced, a memo index of 2**31 costs nothing.
+# The Python class, not the C one: its BUILD can be replaced, and a memo index of 2**31 costs
+# nothing.
 class _Unpickler(pickle._Unpickler):
-    """An unpickler that knows the given names only; they are all that a pickle can call."""
+    """An unpickler that knows only the given names; a pickle can call nothing else."""
 
     dispatch: dict[int, Callable] = pickle._Unpickler.dispatch | {pickle.BUILD[0]: _load_build}
 
@@ -162,21 +169,30 @@ class _Unpickler(pickle._Unpickler):
         self.names = names
 
     def find_class(self, module: str, name: str) -> object:
+        """Return the stand-in of a name; raise `ValueError` if it has none."""
         if (module, name) not in self.names:
             raise ValueError(f"the pickle names {module}.{name}")
         return self.names[module, name]
 
     def persistent_load(self, pid: object) -> object:
+        """Return the description of a storage; raise `ValueError` in any other pickle."""
         if self.names is not _STORAGE_NAMES:
             raise ValueError("a reference to something outside the pickle")
         return pid
 
 
 def _plain(value: object, done: dict[int, object] | None = None) -> object:
-    """`value` with every stand-in replaced by its array; ValueError for what is not plain data.
+    """Return `value` with every stand-in replaced by its array.
 
-    A part that is reached twice is converted once (`done`, by identity), so that nested references
-    cannot multiply; a container inside itself ends in a RecursionError.
+    A part that is reached twice is converted once, so that nested references cannot multiply. A
+    container inside itself ends in a RecursionError.
+
+    Args:
+        value: What a pickle holds.
+        done: The parts that were converted so far, by identity.
+
+    Raises:
+        ValueError: A part is not plain data.
     """
     done = {} if done is None else done
     if id(value) in done:

@@ -1,7 +1,7 @@
 """Stand-ins for what a pickle of arrays and tensors calls: each checks its arguments, runs nothing.
 
-NumPy's own rebuild functions accept states that break memory safety, and torch's
-`_load_from_bytes` unpickles without limits, so neither is ever called.
+NumPy's own rebuild functions accept states that break memory safety. torch's `_load_from_bytes`
+unpickles without limits. So neither is ever called.
 """
 
 from __future__ import annotations
@@ -20,7 +20,18 @@ def build_array(
     fortran: bool,
     exact: bool = True,
 ) -> np.ndarray:
-    """A view of `raw` as an array; ValueError where `raw` does not hold what `shape` claims."""
+    """Return a view of `raw` as an array.
+
+    Args:
+        raw: The bytes of the values.
+        dtype: The type of the values.
+        shape: At most 32 sides.
+        fortran: Whether the values are in column-major order.
+        exact: Whether `raw` must hold nothing beyond the values.
+
+    Raises:
+        ValueError: `raw` does not hold what `shape` claims, or `shape` is impossible.
+    """
     if len(shape) > 32 or any(type(n) is not int or n < 0 for n in shape) or dtype.itemsize < 1:
         raise ValueError(f"shape {shape} of {dtype}")
     count = math.prod(shape)
@@ -32,7 +43,7 @@ def build_array(
 
 
 class DtypeStandIn:
-    """Stands for `numpy.dtype` in a pickle: a type code and a byte order, nothing else."""
+    """A stand-in for `numpy.dtype` in a pickle: a type code and a byte order, nothing else."""
 
     def __init__(self, code: str, align: object = False, copy: object = True) -> None:
         if not re.fullmatch(r"[biufcSUO]\d{1,6}", code):
@@ -40,6 +51,7 @@ class DtypeStandIn:
         self.dtype = np.dtype("O" if code[0] == "O" else code)
 
     def set_state(self, state: tuple) -> None:
+        """Take over the byte order; raise `ValueError` for a structured type."""
         order = state[1]
         if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
             raise ValueError("a structured array type in a pickle")
@@ -48,17 +60,22 @@ class DtypeStandIn:
 
 
 class ArrayStandIn:
-    """Stands for a `numpy.ndarray` under construction."""
+    """A stand-in for a `numpy.ndarray` under construction."""
 
     def __init__(self) -> None:
         self.state: tuple | None = None
 
     def set_state(self, state: tuple) -> None:
+        """Take over the shape, the type, the order and the values."""
         _version, shape, spec, fortran, raw = state
         self.state = (shape, _dtype_of(spec), bool(fortran), raw)
 
     def value(self) -> object:
-        """The array, or the one element of an object array of shape ()."""
+        """Return the array, or the one element of an object array of shape ().
+
+        Raises:
+            ValueError: There are no values, or they do not fit the shape and the type.
+        """
         if self.state is None:
             raise ValueError("an array without its values")
         shape, dtype, fortran, raw = self.state
@@ -70,13 +87,18 @@ class ArrayStandIn:
 
 
 def _dtype_of(spec: object) -> np.dtype:
+    """Return the type in a stand-in; raise `ValueError` for anything else."""
     if type(spec) is not DtypeStandIn:
         raise ValueError("an array without a type")
     return spec.dtype
 
 
 def bytes_of(raw: object) -> bytes | bytearray:
-    """The bytes of an array; Python 2 wrote them as a string."""
+    """Return the bytes of an array, which Python 2 wrote as a string.
+
+    Raises:
+        ValueError: `raw` is neither bytes nor a string.
+    """
     if isinstance(raw, str):
         return raw.encode("latin1")
     if not isinstance(raw, bytes | bytearray):
@@ -85,21 +107,28 @@ def bytes_of(raw: object) -> bytes | bytearray:
 
 
 def encode(text: str, encoding: str) -> bytes:
+    """Return `text` as latin-1; raise `ValueError` for any other encoding."""
     if encoding != "latin1":
         raise ValueError(f"encoding {encoding!r}")
     return str.encode(text, "latin1")
 
 
 def empty_bytes() -> bytes:
-    """Old protocols write empty bytes as a call without arguments."""
+    """Return empty bytes, which old protocols write as a call without arguments."""
     return b""
 
 
 def reconstruct(cls: object, shape: object, code: object) -> ArrayStandIn:
+    """Return an empty stand-in for an array; its state follows in the pickle."""
     return ArrayStandIn()
 
 
 def from_buffer(raw: object, spec: object, shape: tuple, order: str) -> np.ndarray:
+    """Return an array of plain values from its bytes.
+
+    Raises:
+        ValueError: The type is an object, or `raw` does not hold what `shape` claims.
+    """
     dtype = _dtype_of(spec)
     if dtype.hasobject:
         raise ValueError("an object array from bytes")
@@ -107,17 +136,29 @@ def from_buffer(raw: object, spec: object, shape: tuple, order: str) -> np.ndarr
 
 
 def scalar(spec: object, raw: object) -> np.generic:
+    """Return a single value from its bytes."""
     return from_buffer(raw, spec, (1,), "C")[0]
 
 
 def ordered_dict(*items: object) -> dict:
+    """Return a plain dictionary in place of an ordered one."""
     return dict(*items)
 
 
 def rebuild_tensor(
     storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_unused: object
 ) -> np.ndarray:
-    """The strided view of a storage that a tensor is; ValueError where it leaves the storage."""
+    """Return the strided view of a storage that a tensor is.
+
+    Args:
+        storage: (n,), contiguous.
+        offset: The position of the first element in the storage.
+        size: The shape of the tensor.
+        stride: The steps between elements per dimension, in elements.
+
+    Raises:
+        ValueError: The view would leave the storage, or is impossible.
+    """
     if type(storage) is not np.ndarray or storage.ndim != 1 or not storage.flags.c_contiguous:
         raise ValueError("a tensor without a storage")
     numbers = (offset, *size, *stride)
@@ -133,4 +174,5 @@ def rebuild_tensor(
 
 
 def rebuild_parameter(data: np.ndarray, *_unused: object) -> np.ndarray:
+    """Return the tensor of a parameter."""
     return data

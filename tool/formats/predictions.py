@@ -1,4 +1,4 @@
-"""What a directory holds for a list of images: mask PNGs or CAM files, one an image."""
+"""The predictions in a directory for a list of images: mask PNGs or CAM files, one per image."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def require_files(
     """Check that `directory` has ID + `suffix` for every id.
 
     Args:
-        directory: where the files are.
-        image_ids: whose.
-        suffix: with its dot.
-        what: the kind of file, plural, for the message.
-        stage: the program that makes them, for the message.
+        directory: The folder of the files.
+        image_ids: The ids of the images.
+        suffix: The end of the file names, with its dot.
+        what: The kind of file, in the plural, for the message.
+        stage: The program that makes the files, for the message.
 
     Raises:
-        FileNotFoundError: names the first few that are missing, and how many.
+        FileNotFoundError: The folder or files are missing; names the first few files, and how many.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"folder of {what} {directory} does not exist: run {stage} first")
@@ -45,7 +45,7 @@ class Predictions:
     """The predictions of a list of images.
 
     Attributes:
-        directory: where they are.
+        directory: The folder of the files.
         kind: "mask" (ID.png) or "cam" (ID.npy).
     """
 
@@ -54,11 +54,12 @@ class Predictions:
 
     @classmethod
     def find(cls, directory: Path, image_ids: Sequence[str]) -> Predictions:
-        """Look which kind `directory` holds.
+        """Find out which kind of predictions `directory` holds.
 
         Raises:
-            FileNotFoundError: predictions are missing; names the first few, and how many.
-            ValueError: both kinds are there.
+            FileNotFoundError: The folder or predictions are missing; names the first few
+                predictions, and how many.
+            ValueError: The folder holds both kinds.
         """
         if not directory.is_dir():
             raise FileNotFoundError(
@@ -79,13 +80,19 @@ class Predictions:
         return cls(directory, "cam" if has_cam else "mask")
 
     def path(self, image_id: str) -> Path:
+        """Return the path of the prediction of one image."""
         return self.directory / f"{image_id}{'.npy' if self.kind == 'cam' else '.png'}"
 
     def read(self, image_id: str, *, num_classes: int, label: Label = None) -> np.ndarray | Cam:
-        """The prediction of one image: a mask (H, W) uint8, or a `Cam`.
+        """Read the prediction of one image: a mask (H, W) uint8, or a `Cam`.
+
+        Args:
+            image_id: The id of the image.
+            num_classes: K, the largest class that a prediction may have.
+            label: As for `load_cam`.
 
         Raises:
-            ValueError: a broken file, or a class above `num_classes`; names the file.
+            ValueError: The file is broken or has a class above `num_classes`; names the file.
         """
         path = self.path(image_id)
         if self.kind == "cam":
@@ -96,14 +103,22 @@ class Predictions:
 
 
 def read_mask(path: Path, num_classes: int) -> np.ndarray:
-    """The mask (H, W) uint8 in a file; `ValueError` for a broken one or a class above K."""
+    """Read a mask (H, W) uint8 and check its classes.
+
+    Raises:
+        ValueError: The file is broken or has a class above `num_classes` that is not 255.
+    """
     mask = load_mask(path)
     check_classes(path, np.flatnonzero(np.bincount(mask.ravel(), minlength=256)), num_classes)
     return mask
 
 
 def check_classes(path: Path, values: np.ndarray, num_classes: int) -> None:
-    """`ValueError` when `values` has one above `num_classes` that is not 255."""
+    """Check that no value is above `num_classes`, except 255.
+
+    Raises:
+        ValueError: A value is; names the file and the value.
+    """
     wrong = [int(value) for value in values if num_classes < value != UNKNOWN]
     if wrong:
         raise ValueError(f"{path} has class {wrong[0]}: there are {num_classes} classes")
