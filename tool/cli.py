@@ -1,4 +1,4 @@
-"""Command-line conventions of all stages: one clear line for a user's error."""
+"""Command-line conventions of all stages: a user's error ends in one clear line."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        """Print one line and exit with status 2; under torchrun only the first rank prints."""
         line = f"{self.prog}: error: {message} (--help lists the flags)\n"
-        self.exit(2, None if int(os.environ.get("RANK", 0)) else line)  # all ranks have these flags
+        # All ranks have the same flags, so one of them speaks for all.
+        self.exit(2, None if int(os.environ.get("RANK", 0)) else line)
 
 
 def one_line(error: BaseException) -> str:
-    """The message of `error` on one line, with the file name where the system gave one."""
+    """Return the message of `error` on one line, with the file name if the system gave one."""
     if isinstance(error, OSError) and error.strerror:
         named = f"{error.filename}: " if error.filename else ""
         return f"{named}{error.strerror}"
@@ -41,12 +43,16 @@ def one_line(error: BaseException) -> str:
 
 
 def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
-    """Run `main(argv)` as a program: what a user can cause ends in one line and exit status 2.
+    """Run `main` as a program; an error that a user can cause ends in one line and exit status 2.
 
-    A `ValueError`, `OSError` or `FloatingPointError` is the user's; anything else is ours and keeps
-    its traceback. `--traceback` shows it for both.
+    A `ValueError`, `OSError` or `FloatingPointError` is the user's. Anything else is an error of
+    this program and keeps its traceback. With `--traceback` the user's errors show theirs too. A
+    system without POSIX is refused in the same way.
+
+    Args:
+        main: Takes the arguments, None for those of the process, and returns the exit status.
     """
-    if importlib.util.find_spec("fcntl") is None:  # file locks, process groups: all of it is POSIX
+    if importlib.util.find_spec("fcntl") is None:  # file locks and process groups need POSIX
         program = sys.argv[0].rsplit("/", 1)[-1]
         print(f"{program}: error: {SYSTEMS}, not {platform.system()}", file=sys.stderr)
         sys.exit(2)
@@ -63,7 +69,7 @@ def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
 
 
 def positive_float(text: str) -> float:
-    """An `argparse` type: a finite number above 0."""
+    """Parse a finite number above 0; an `argparse` type."""
     value = float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{value} is not a number above 0")
@@ -71,7 +77,7 @@ def positive_float(text: str) -> float:
 
 
 def positive_int(text: str) -> int:
-    """An `argparse` type: an integer of at least 1."""
+    """Parse an integer of at least 1; an `argparse` type."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")

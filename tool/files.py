@@ -1,4 +1,4 @@
-"""Whole files or none: written under a temporary name, renamed; one writer a directory."""
+"""Whole files or none: written under a temporary name, then renamed; one writer per directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 try:
     import fcntl
-except ImportError:  # Windows: `tool.cli.run_stage` says so before any file is touched
+except ImportError:  # Windows, which `tool.cli.run_stage` refuses before any file is touched
     fcntl = None
 
 
@@ -24,8 +24,11 @@ except ImportError:  # Windows: `tool.cli.run_stage` says so before any file is 
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
-    The temporary name starts with a dot and keeps the suffix, so that writers which look at the
-    suffix (PIL, NumPy, safetensors) do the same as with the final name.
+    The temporary name starts with a dot and keeps the suffix. So writers that look at the suffix
+    (PIL, NumPy, safetensors) do the same as with the final name.
+
+    Raises:
+        OSError: The file could not be written; names it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +40,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None:  # a failed write, of a full disk: it does not know its file
+        if error.filename is None:  # a failed write to a full disk does not name its file
             raise OSError(error.errno or errno.EIO, error.strerror or str(error), path) from error
         raise
     finally:
@@ -45,10 +48,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def write_npy(path: Path | str, array: np.ndarray, *, allow_pickle: bool = False) -> None:
-    """`np.save`, whole or not at all.
+    """Write an array with `np.save`, whole or not at all.
 
-    Through memory: what `np.save` hands to the C library can be lost on a full disk without an
-    error.
+    The bytes go through memory: what `np.save` hands to the C library can be lost on a full disk
+    without an error.
     """
     content = io.BytesIO()
     np.save(content, array, allow_pickle=allow_pickle)
@@ -57,6 +60,7 @@ def write_npy(path: Path | str, array: np.ndarray, *, allow_pickle: bool = False
 
 
 def _umask() -> int:
+    """Return the umask of this process, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -64,10 +68,13 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def locked(directory: Path | str) -> Iterator[Path]:
-    """Hold `directory` (made when missing) for this process; `ValueError` when another one has it.
+    """Hold `directory` for this process, and create it if it is missing.
 
-    A POSIX record lock: it ends with the process, also by SIGKILL, and forked loader workers do not
-    inherit it.
+    The lock is a POSIX record lock. It ends with the process, even after SIGKILL, and forked loader
+    workers do not inherit it.
+
+    Raises:
+        ValueError: Another process holds the directory.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -82,18 +89,18 @@ def locked(directory: Path | str) -> Iterator[Path]:
 
 
 def file_hash(path: Path | str) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def list_hash(image_ids: Sequence[str]) -> str:
-    """SHA-256 of an image list, in its order."""
+    """Return the SHA-256 of an image list, in its order."""
     return hashlib.sha256("\n".join(image_ids).encode()).hexdigest()
 
 
 def write_json(path: Path, document: dict) -> None:
-    """Write `document`, whole or not at all."""
+    """Write `document` as JSON, whole or not at all."""
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Stage 3: the dense CRF, masks and confident seeds."""
+"""Stage 3: the dense CRF, pseudo masks and confident seeds."""

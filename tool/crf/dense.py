@@ -17,12 +17,12 @@ class DenseCRF:
     """A fully connected CRF with a Gaussian and a bilateral kernel.
 
     Attributes:
-        gaussian_sxy: standard deviation of the smoothness kernel, pixels.
-        gaussian_compat: its weight.
-        bilateral_sxy: standard deviation of the appearance kernel in space, pixels.
-        bilateral_srgb: the same in colour, units of 0..255.
-        bilateral_compat: its weight.
-        iterations: mean-field steps.
+        gaussian_sxy: Standard deviation of the smoothness kernel, in pixels.
+        gaussian_compat: Weight of the smoothness kernel.
+        bilateral_sxy: Standard deviation of the appearance kernel in space, in pixels.
+        bilateral_srgb: Standard deviation of the appearance kernel in colour, in units of 0..255.
+        bilateral_compat: Weight of the appearance kernel.
+        iterations: Number of mean-field steps.
 
     Source: Krähenbühl & Koltun, Efficient Inference in Fully Connected CRFs (NIPS 2011).
     """
@@ -37,18 +37,18 @@ class DenseCRF:
     def __call__(
         self, image: np.ndarray, unary: np.ndarray, *, backend: str = "auto"
     ) -> np.ndarray:
-        """The marginals after mean-field inference.
+        """Compute the marginals by mean-field inference.
 
         Args:
             image: (H, W, 3) uint8, RGB.
             unary: (L, H, W) float32, energies (negative log scores); a lower one is likelier.
-            backend: see `pick_backend`; they agree to float tolerance.
+            backend: See `pick_backend`. The backends agree to float tolerance.
 
         Returns:
             (L, H, W) float32, summing to 1 over L.
 
         Raises:
-            ValueError: sizes or types that do not fit; a backend that is not installed.
+            ValueError: Sizes or types do not fit, or the backend is not installed.
         """
         _check_sizes(image, unary)
         backend, device = pick_backend(backend)
@@ -70,13 +70,18 @@ class DenseCRF:
     def batch(
         self, images: Sequence[np.ndarray], unaries: Sequence[np.ndarray], *, device: str
     ) -> list[np.ndarray]:
-        """The marginals of several images of one size at once, in torch on `device`.
+        """Compute the marginals of several images of one size at once, in torch.
 
         Args:
-            images: B of (H, W, 3) uint8. unaries: B of (L, H, W) float32, L may differ.
+            images: B of (H, W, 3) uint8, RGB.
+            unaries: B of (L, H, W) float32; L may differ between images.
+            device: The torch device that computes.
 
         Returns:
-            B of (L, H, W) float32.
+            B of (L, H, W) float32, each summing to 1 over its L.
+
+        Raises:
+            ValueError: Sizes or types do not fit.
         """
         import torch
 
@@ -84,6 +89,7 @@ class DenseCRF:
 
         for image, unary in zip(images, unaries, strict=True):
             _check_sizes(image, unary)
+        # An image with fewer labels gets infinite energies for the rest, which excludes them.
         most = max(len(unary) for unary in unaries)
         energy = np.full((len(unaries), most, *unaries[0].shape[1:]), np.inf, np.float32)
         for row, unary in zip(energy, unaries, strict=True):
@@ -99,6 +105,7 @@ class DenseCRF:
 
 
 def _check_sizes(image: np.ndarray, unary: np.ndarray) -> None:
+    """Check that the image is RGB of 8 bits, and that the energies have its size."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"the image is (H, W, 3) uint8, not {image.shape} {image.dtype}")
     if unary.ndim != 3 or unary.shape[1:] != image.shape[:2]:
@@ -109,13 +116,16 @@ BACKENDS = ("auto", "torch", "pydensecrf")
 
 
 def pick_backend(name: str) -> tuple[str, str]:
-    """What computes the CRF, and where: (`torch` or `pydensecrf`, `cpu` or this rank's GPU).
+    """Return which library computes the CRF, and on which device.
 
-    `auto` is torch on a GPU, else pydensecrf where it is installed, else torch. Torch is imported
-    only where it may be needed.
+    `auto` is torch if there is a GPU, else pydensecrf if it is installed, else torch. Torch is
+    imported only if it may be needed.
+
+    Returns:
+        `torch` or `pydensecrf`, and `cpu` or this rank's GPU.
 
     Raises:
-        ValueError: pydensecrf was asked for and is not installed.
+        ValueError: `name` is `pydensecrf`, which is not installed.
     """
     installed = importlib.util.find_spec("pydensecrf") is not None
     if name == "pydensecrf" and not installed:
@@ -127,7 +137,10 @@ def pick_backend(name: str) -> tuple[str, str]:
 
 
 def _has_gpu() -> bool:
-    """Whether torch sees a GPU; not asked where the system has no driver for one."""
+    """Return whether torch sees a GPU.
+
+    Torch is not imported if the system has no driver for one.
+    """
     if not (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()):
         return False
     import torch
@@ -136,7 +149,10 @@ def _has_gpu() -> bool:
 
 
 def _field(width: int, height: int, labels: int) -> object:
-    """pydensecrf's field; imported here, so that nothing else needs the compiled package."""
+    """Return an empty field of pydensecrf.
+
+    The compiled package is imported here, so that nothing else needs it.
+    """
     from pydensecrf.densecrf import DenseCRF2D
 
     return DenseCRF2D(width, height, labels)
@@ -144,12 +160,13 @@ def _field(width: int, height: int, labels: int) -> object:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A CRF as one of the field's codebases runs it (table: foundations.md, section 1.5).
+    """A CRF as one of the field's codebases runs it.
 
     Attributes:
-        crf: kernels and iterations.
-        from_labels: the unary is a hard labelling held with `gt_prob`, else the scores themselves.
-        gt_prob: confidence in a hard label.
+        crf: Kernels and iterations.
+        from_labels: Whether the unary is a hard labelling with confidence `gt_prob`. Otherwise it
+            is the scores themselves.
+        gt_prob: Confidence in a hard label.
     """
 
     crf: DenseCRF
@@ -169,7 +186,11 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset_of(name: str, iterations: int | None = None) -> Preset:
-    """The preset called `name`, with another number of iterations where one is given."""
+    """Return the preset called `name`, with another number of iterations if one is given.
+
+    Raises:
+        ValueError: There is no such preset.
+    """
     if name not in PRESETS:
         raise ValueError(f"no CRF preset {name!r}: there are {', '.join(PRESETS)}")
     preset = PRESETS[name]
@@ -179,15 +200,26 @@ def preset_of(name: str, iterations: int | None = None) -> Preset:
 
 
 def score_unary(score: np.ndarray) -> np.ndarray:
-    """-log of scores (L, H, W) in [0, 1], clipped at 1e-5, as they are (fbr.md, section 6)."""
+    """Return the energies -log(score) of scores (L, H, W) in [0, 1], clipped at 1e-5.
+
+    The scores are taken as they are, without normalisation over the labels.
+
+    Source: FBR (TCSVT 2024), inference.
+    """
     return -np.log(np.clip(score, 1e-5, 1).astype(np.float32))
 
 
 def label_unary(labels: np.ndarray, *, n_labels: int, gt_prob: float) -> np.ndarray:
-    """Energies (n_labels, H, W) of a hard labelling (H, W) in 0..n_labels - 1.
+    """Return the energies (n_labels, H, W) of a hard labelling.
 
-    The given label has probability `gt_prob`, the others share the rest, so that the energy gap is
-    ln(gt_prob (n - 1) / (1 - gt_prob)). With one label there is nothing to choose: all 0.
+    The given label has probability `gt_prob`, and the others share the rest equally. With n labels
+    the energy gap is ln(gt_prob (n - 1) / (1 - gt_prob)). With one label there is nothing to
+    choose, and all energies are 0.
+
+    Args:
+        labels: (H, W) in 0..n_labels - 1.
+        n_labels: The number of labels of the CRF.
+        gt_prob: The confidence in the given label, in (0, 1).
     """
     if n_labels == 1:
         return np.zeros((1, *labels.shape), np.float32)

@@ -1,4 +1,4 @@
-"""What stage 3 asks a CRF for: pseudo masks and confident seeds out of CAMs."""
+"""The tasks of stage 3 for a CRF: pseudo masks and confident seeds from CAMs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from tool.formats.cam import Cam, cam_mask
 
 
 def with_background(cam: Cam, alpha: float) -> np.ndarray:
-    """Scores (P+1, H, W) float32, background first: the CAM's own row, else (1 - max)^alpha."""
+    """Return scores (P+1, H, W) float32 of the background and the P foreground classes.
+
+    The background is the CAM's own row if it has one, else (1 - max)^alpha.
+    """
     if cam.has_background:
         return cam.cam
     ground = (1 - np.clip(cam.cam.max(0), 0, 1)) ** np.float32(alpha)
@@ -21,11 +24,11 @@ def with_background(cam: Cam, alpha: float) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a CRF is asked for one image.
+    """The work of a CRF on one image.
 
     Attributes:
-        unaries: energies (L, H, W), one a labelling; none where there is nothing to ask.
-        finish: the labellings (H, W) that the CRF finds -> mask (H, W) uint8.
+        unaries: Energies (L, H, W), one array per labelling. Empty if no CRF is needed.
+        finish: Maps the labellings (H, W) that the CRF finds to the mask (H, W) uint8.
     """
 
     unaries: list[np.ndarray]
@@ -33,15 +36,18 @@ class Task:
 
 
 def mask_task(image: np.ndarray, cam: Cam, preset: Preset, *, alpha: float) -> Task:
-    """The pseudo mask: argmax of the CRF over background and present classes.
+    """Return the task of a pseudo mask: the CRF's argmax over background and present classes.
 
     Args:
         image: (H, W, 3) uint8.
-        cam: of the image's size. Without any foreground class the mask is background.
-        preset: kernels, iterations and the kind of unary.
-        alpha: of the background score; not used where the CAM has a background row.
+        cam: Of the image's size. Without any foreground class the mask is background.
+        preset: Kernels, iterations and the kind of unary.
+        alpha: Exponent of the background score; not used if the CAM has a background row.
 
-    Source: fbr.md, section 6 (psa80, 5 iterations, alpha 8).
+    Raises:
+        ValueError: The CAM and the image differ in size.
+
+    Source: FBR (TCSVT 2024), inference: psa80, 5 iterations, alpha 8.
     """
     index = cam.foreground().class_index
     if not index.size:
@@ -56,12 +62,15 @@ def mask_task(image: np.ndarray, cam: Cam, preset: Preset, *, alpha: float) -> T
 
 
 def threshold_task(image: np.ndarray, cam: Cam, threshold: float) -> Task:
-    """The mask of a CAM without CRF: nothing to ask one for.
+    """Return the task of a CAM's mask without a CRF; it has no labellings.
 
     Args:
         image: (H, W, 3) uint8.
-        cam: of the image's size.
-        threshold: what the best class must exceed, where the CAM has no background row.
+        cam: Of the image's size.
+        threshold: What the best class must exceed; not used if the CAM has a background row.
+
+    Raises:
+        ValueError: The CAM and the image differ in size.
     """
     if not cam.foreground().class_index.size:
         return _nothing_to_ask(image)
@@ -72,20 +81,25 @@ def threshold_task(image: np.ndarray, cam: Cam, threshold: float) -> Task:
 def seed_task(
     image: np.ndarray, cam: Cam, preset: Preset, *, fg: float, bg: float, n_labels: int
 ) -> Task:
-    """A confident seed: foreground, 0 = background, 255 = unknown.
+    """Return the task of a confident seed: foreground, 0 = background, 255 = unknown.
 
-    Two labellings, argmax over the CAMs and a constant background of `fg` and of `bg`, each through
-    the CRF. Foreground is what the first says; background is what both say; the rest is unknown.
+    There are two labellings. Each is the argmax over the CAMs and a constant background, which is
+    `fg` in the first and `bg` in the second. Each goes through the CRF. Foreground is what the
+    first one says. Background is what both say. The rest is unknown.
 
     Args:
         image: (H, W, 3) uint8.
-        cam: of the image's size. Where it has a background row, `fg` and `bg` multiply that row.
-        preset: a labelling preset (`label50` in IRN).
-        fg: background score of the strict foreground, at least `bg`.
-        bg: background score of the strict background.
-        n_labels: number of labels that sets the unary's strength: P + 1 in IRN, at least that.
+        cam: Of the image's size. If it has a background row, `fg` and `bg` multiply that row.
+        preset: A labelling preset (`label50` in IRN).
+        fg: Background score of the strict foreground, at least `bg`.
+        bg: Background score of the strict background.
+        n_labels: Number of labels that sets the unary's strength: P + 1 in IRN for P foreground
+            classes, at least that.
 
-    Source: IRN (CVPR 2019), as in foundations.md 1.6.
+    Raises:
+        ValueError: The CAM and the image differ in size.
+
+    Source: IRN (CVPR 2019).
     """
     foreground = cam.foreground()
     if not foreground.class_index.size:
@@ -94,10 +108,12 @@ def seed_task(
     row = cam.cam[0] if cam.has_background else np.ones(cam.size, np.float32)
     values = _values(foreground.class_index)
 
+    # The energies (n_labels, H, W) of the argmax with the background at `level`.
     def energies(level: float) -> np.ndarray:
         score = np.concatenate([(row * np.float32(level))[None], foreground.cam])
         return label_unary(score.argmax(0), n_labels=n_labels, gt_prob=preset.gt_prob)
 
+    # Unknown is what only the strict labelling calls background.
     def finish(labellings: list[np.ndarray]) -> np.ndarray:
         strict, loose = (values[labelling] for labelling in labellings)
         return np.where((strict == 0) & (loose != 0), np.uint8(255), strict)
@@ -106,14 +122,29 @@ def seed_task(
 
 
 def solve(image: np.ndarray, task: Task, crf: DenseCRF, *, backend: str = "auto") -> np.ndarray:
-    """The mask (H, W) uint8 of one task."""
+    """Return the mask (H, W) uint8 of one task.
+
+    Args:
+        image: (H, W, 3) uint8.
+        task: The task of this image.
+        crf: The CRF that computes each labelling.
+        backend: As for `DenseCRF`.
+    """
     return task.finish([crf(image, u, backend=backend).argmax(0) for u in task.unaries])
 
 
 def solve_batch(
     images: Sequence[np.ndarray], tasks: Sequence[Task], crf: DenseCRF, *, device: str
 ) -> list[np.ndarray]:
-    """The masks of tasks on images of one size, all their labellings in one batch."""
+    """Return the masks of several tasks, with all their labellings in one batch.
+
+    Args:
+        images: (H, W, 3) uint8, all of one size.
+        tasks: One task per image.
+        crf: The CRF that computes the labellings.
+        device: The torch device that computes.
+    """
+    # The labellings of all tasks, each with the index of its task.
     asked = [(i, unary) for i, task in enumerate(tasks) for unary in task.unaries]
     found: list[list[np.ndarray]] = [[] for _ in tasks]
     if asked:
@@ -124,14 +155,16 @@ def solve_batch(
 
 
 def _nothing_to_ask(image: np.ndarray) -> Task:
+    """Return a task that needs no CRF and gives a mask of background."""
     return Task([], lambda _: np.zeros(image.shape[:2], np.uint8))
 
 
 def _values(index: np.ndarray) -> np.ndarray:
-    """Mask values by CRF label: background, then the present classes."""
+    """Return the mask value of each CRF label: background, then the present classes."""
     return np.concatenate([np.zeros(1, np.uint8), index])
 
 
 def _same_size(image: np.ndarray, cam: Cam) -> None:
+    """Check that the CAM has the image's size."""
     if cam.size != image.shape[:2]:
         raise ValueError(f"a CAM of {cam.size} (H, W) for an image of {image.shape[:2]}")

@@ -1,4 +1,4 @@
-"""Mean-field inference of the dense CRF in torch, several images of one size at once.
+"""Mean-field inference of the dense CRF in torch, for several images of one size at once.
 
 Source: P. Krähenbühl, V. Koltun, Efficient Inference in Fully Connected CRFs with Gaussian Edge
 Potentials (NIPS 2011). Kernels are normalised symmetrically, as in pydensecrf.
@@ -15,7 +15,12 @@ from tool.crf.permutohedral import Lattice
 
 
 class Kernel:
-    """A Gaussian kernel between positions, normalised symmetrically by its row sums."""
+    """A Gaussian kernel between positions, normalised symmetrically by its row sums.
+
+    Args:
+        position: (N, d) float32, in units of the kernel's standard deviation.
+        group: (N,) int64 >= 0, as for `Lattice`.
+    """
 
     def __init__(self, position: Tensor, group: Tensor | None = None) -> None:
         self.lattice = Lattice(position, group)
@@ -23,7 +28,7 @@ class Kernel:
         self.norm = (rows + 1e-20).rsqrt()
 
     def __call__(self, value: Tensor) -> Tensor:
-        """(N, L) -> (N, L)."""
+        """Apply the kernel to values (N, L); the result is (N, L)."""
         return self.norm * self.lattice.filter(value * self.norm)
 
 
@@ -36,14 +41,14 @@ def mean_field(
     bilateral: tuple[float, float, float],
     iterations: int,
 ) -> Tensor:
-    """The marginals of a batch.
+    """Compute the marginals of a batch.
 
     Args:
         image: (B, H, W, 3) uint8.
         unary: (B, L, H, W) float32 energies on the same device; +inf excludes a label.
-        gaussian: standard deviation in pixels, weight.
-        bilateral: standard deviations in pixels and in colour (0..255), weight.
-        iterations: mean-field steps.
+        gaussian: Standard deviation in pixels, and weight.
+        bilateral: Standard deviations in pixels and in colour (0..255), and weight.
+        iterations: Number of mean-field steps.
 
     Returns:
         (B, L, H, W) float32, summing to 1 over L.
@@ -51,23 +56,29 @@ def mean_field(
     images, labels, height, width = unary.shape
     sxy, gaussian_weight = gaussian
     space, colour, bilateral_weight = bilateral
+    # The smoothness kernel depends on positions alone, so all images share one lattice.
     smoothness = _smoothness(height, width, sxy, image.device)
-    pixel = _pixels(height, width, image.device).repeat(images, 1) / space
-    position = torch.cat([pixel, image.reshape(-1, 3).float() / colour], dim=1)
+
+    # The appearance kernel depends on colours too: one lattice holds each image as a group.
+    pixel = _pixels(height, width, image.device).repeat(images, 1) / space  # (B H W, 2)
+    position = torch.cat([pixel, image.reshape(-1, 3).float() / colour], dim=1)  # (B H W, 5)
     group = torch.arange(images, device=image.device).repeat_interleave(height * width)
     appearance = Kernel(position, group)
+
+    # Each step adds what both kernels gather from the other pixels to the scores.
     score = -unary.flatten(2).transpose(1, 2)  # (B, H W, L)
     prob = score.softmax(dim=2)
     for _ in range(iterations):
-        side_by_side = prob.transpose(0, 1).flatten(1)  # one lattice serves every image
+        # The labels of all images are channels of the one smoothness lattice.
+        side_by_side = prob.transpose(0, 1).flatten(1)  # (H W, B L)
         near = smoothness(side_by_side).unflatten(1, (images, labels)).transpose(0, 1)
-        alike = appearance(prob.flatten(0, 1)).view_as(prob)
+        alike = appearance(prob.flatten(0, 1)).view_as(prob)  # (B, H W, L), as `near`
         prob = (score + gaussian_weight * near + bilateral_weight * alike).softmax(dim=2)
     return prob.transpose(1, 2).unflatten(2, (height, width))
 
 
 def _pixels(height: int, width: int, device: torch.device) -> Tensor:
-    """(H W, 2) float32 x and y."""
+    """Return the positions x and y of all pixels, (H W, 2) float32."""
     y, x = torch.meshgrid(
         torch.arange(height, dtype=torch.float32, device=device),
         torch.arange(width, dtype=torch.float32, device=device),
@@ -78,5 +89,5 @@ def _pixels(height: int, width: int, device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=4)
 def _smoothness(height: int, width: int, sxy: float, device: torch.device) -> Kernel:
-    """The kernel of positions alone, which images of one size share."""
+    """Return the kernel of positions alone, which images of one size share."""
     return Kernel(_pixels(height, width, device) / sxy)

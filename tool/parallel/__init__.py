@@ -1,1 +1,1 @@
-"""Ranks, worker processes, background writers, and what the machine has."""
+"""Ranks, worker processes, background writers, and properties of the machine."""

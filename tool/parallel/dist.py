@@ -1,6 +1,7 @@
 """Several processes (torchrun) seen as one: gathers, means over the global batch, shares of a list.
 
-Torch is imported by what needs it: the stages that compute without it start in a tenth of the time.
+Torch is imported only in the functions that need it. So the stages that compute without it start in
+a tenth of the time.
 """
 
 from __future__ import annotations
@@ -21,20 +22,21 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-PATIENCE = datetime.timedelta(days=7)  # a rank whose share was done waits for one whose was not
+# A rank whose share is done waits for a rank whose share is not.
+PATIENCE = datetime.timedelta(days=7)
 _FAILED = "a_rank_failed"
 
 
 class _Stopped(Exception):
-    """Another rank failed."""
+    """The end of a loop in `watched` because another rank failed."""
 
 
 def start(device: torch.device | None = None, *, timeout: datetime.timedelta | None = None) -> None:
-    """Join the process group that torchrun announces in the environment; alone, do nothing.
+    """Join the process group that torchrun announces in the environment; do nothing when alone.
 
     Args:
-        device: where the ranks compute; None: nothing but counts is exchanged.
-        timeout: of waiting for another rank; None: torch's default.
+        device: The device on which the ranks compute. None if they only exchange counts.
+        timeout: How long to wait for another rank. None is torch's default.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or _group():
         return
@@ -45,16 +47,19 @@ def start(device: torch.device | None = None, *, timeout: datetime.timedelta | N
 
 
 def stop() -> None:
-    """Leave the process group, if any."""
+    """Leave the process group, if there is one."""
     if group := _group():
         group.destroy_process_group()
 
 
 @contextlib.contextmanager
 def ranks(device: torch.device | None = None) -> Iterator[None]:
-    """Inside, this process is one of the ranks that torchrun announces; the argument of `start`.
+    """Make this process one of the ranks that torchrun announces, for the duration of the block.
 
     After an error the group is not left: on GPUs that can wait for ranks that are still at work.
+
+    Args:
+        device: As for `start`.
     """
     start(device, timeout=PATIENCE)
     yield
@@ -63,15 +68,16 @@ def ranks(device: torch.device | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def agreed() -> Iterator[None]:
-    """What the ranks do inside succeeds on all of them or ends all of them, with one message.
+    """Make the block succeed on all ranks, or end all of them with one message.
 
-    Leaving it waits for every rank. Inside, ranks do not wait for each other: one that failed would
-    not come.
+    Leaving the block waits for every rank. Inside it, ranks must not wait for each other, because a
+    rank that failed would not come.
 
     Raises:
-        Exception: what was raised inside, on the first of the ranks where something was.
-        SystemExit: 2, on the other ranks.
-        ChildProcessError: another rank died.
+        Exception: What the block raised, on the first of the ranks that failed. If another rank
+            died, on any rank that failed.
+        SystemExit: Status 2, on the other ranks.
+        ChildProcessError: Another rank died, and this one did not fail.
     """
     if not _group():
         yield
@@ -96,7 +102,11 @@ def agreed() -> Iterator[None]:
 
 
 def _tell_of_failure(mine: bool) -> np.ndarray:
-    """Whether each rank failed, (world_size,) int64; those still at work hear of this one's."""
+    """Return which ranks failed, (world_size,) int64, and let ranks still at work know of this one.
+
+    Args:
+        mine: Whether this rank failed.
+    """
     if mine:
         with _others_alive():
             _store().set(_FAILED, "1")
@@ -104,9 +114,9 @@ def _tell_of_failure(mine: bool) -> np.ndarray:
 
 
 def watched(items: Iterable[Item]) -> Iterator[Item]:
-    """The items, for use inside `agreed`: no further one once another rank has failed."""
+    """Yield the items until another rank has failed; for use inside `agreed`."""
     with contextlib.ExitStack() as stack:
-        if hasattr(items, "close"):  # a generator, which ends its processes
+        if hasattr(items, "close"):  # closing a generator ends its processes
             stack.callback(items.close)
         for item in items:
             with _others_alive():
@@ -116,15 +126,18 @@ def watched(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:
-    """This rank's part: every N-th of the items, those of all ranks together are each item once."""
+    """Return this rank's part: every N-th item. The parts of all ranks hold each item once."""
     return items[rank() :: world_size()]
 
 
 def sum_over_ranks(counts: np.ndarray) -> np.ndarray:
-    """Counts int64 of any shape -> their sum over all ranks, exact; alone, as they are.
+    """Compute the exact sum of counts over all ranks; return them as they are when alone.
+
+    Args:
+        counts: int64 of any shape, the same on all ranks.
 
     Raises:
-        ChildProcessError: another rank died.
+        ChildProcessError: Another rank died.
     """
     group = _group()
     if group is None:
@@ -139,7 +152,11 @@ def sum_over_ranks(counts: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _others_alive() -> Iterator[None]:
-    """What torch raises inside when a rank is gone becomes a line that a user understands."""
+    """Turn what torch raises when a rank is gone into a line that a user understands.
+
+    Raises:
+        ChildProcessError: Another rank is gone.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -147,38 +164,41 @@ def _others_alive() -> Iterator[None]:
 
 
 def _group() -> ModuleType | None:
-    """`torch.distributed` where this process is one of a group; joining one has imported it."""
+    """Return `torch.distributed` if this process is one of a group, which has imported it."""
     distributed = sys.modules.get("torch.distributed")
     return distributed if distributed is not None and distributed.is_initialized() else None
 
 
 def _store() -> torch.distributed.Store:
-    """The notes that all ranks read and write at any time."""
+    """Return the notes that all ranks can read and write at any time."""
     from torch.distributed.distributed_c10d import _get_default_store
 
     return _get_default_store()
 
 
 def _meeting_device() -> str:
-    """Where tensors lie that the ranks exchange."""
+    """Return the device of the tensors that the ranks exchange."""
     group = _group()
     return "cuda" if group and group.get_backend() == "nccl" else "cpu"
 
 
 def rank() -> int:
-    """Index of this process, 0 when alone."""
+    """Return the index of this process; 0 when alone."""
     group = _group()
     return group.get_rank() if group else 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 when alone."""
+    """Return the number of processes; 1 when alone."""
     group = _group()
     return group.get_world_size() if group else 1
 
 
 def local_cuda() -> str:
-    """The GPU of this process: `cuda`, under torchrun `cuda:0`, `cuda:1`, ... by local rank."""
+    """Return the name of this process's GPU.
+
+    It is `cuda`, or under torchrun `cuda:0`, `cuda:1`, ... by local rank.
+    """
     import torch
 
     if "LOCAL_RANK" not in os.environ:
@@ -187,10 +207,12 @@ def local_cuda() -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`: `auto` takes a GPU where there is one, this rank's under torchrun.
+    """Return the device called `name`.
+
+    `auto` takes a GPU if there is one. Under torchrun `auto` and `cuda` take this rank's GPU.
 
     Raises:
-        ValueError: `cuda` was asked for and there is none.
+        ValueError: `name` is `cuda` and there is no GPU.
     """
     import torch
 
@@ -206,11 +228,17 @@ def pick_device(name: str) -> torch.device:
 
 
 def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module with every trainable BatchNorm taken over all ranks; alone, as it is.
+    """Return the module with every trainable BatchNorm synchronised over all ranks.
+
+    When alone, the module stays as it is.
+
+    Args:
+        module: Changed in place, except for a module that is itself a norm.
+        device: The device on which the ranks compute.
 
     Raises:
-        ValueError: there is such a norm and the ranks are on CPUs, where it cannot be taken over
-            them: the result would depend on their number.
+        ValueError: The module has such a norm and the ranks are on CPUs, where it cannot be
+            synchronised. The result would depend on the number of ranks.
     """
     from torch import nn
 
@@ -226,7 +254,14 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """(N, ...) of this rank -> (world_size * N, ...) of all, in rank order, without gradient."""
+    """Gather a tensor from all ranks, in rank order and without gradient.
+
+    Args:
+        tensor: (N, ...), of the same shape on every rank.
+
+    Returns:
+        (world_size * N, ...).
+    """
     import torch
 
     tensor = tensor.detach()
@@ -239,26 +274,28 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
-    """This rank's share of sum(total) / sum(count): the mean of the shares is that global mean.
+    """Compute this rank's share of sum(total) / sum(count) over all ranks.
+
+    The mean of the shares over the ranks is that global mean.
 
     Args:
-        total: scalar sum over this rank's elements; receives the gradient.
-        count: scalar number of this rank's elements. Where no rank has any, the share is 0.
+        total: Scalar sum over this rank's elements; receives the gradient.
+        count: Scalar number of this rank's elements. If no rank has any, the share is 0.
     """
     everyone = gather(count.reshape(1)).sum()
     return total * world_size() / everyone.clamp(min=1e-6)
 
 
 def agree(flag: bool) -> bool:
-    """True when any rank says True: every rank stops at the same step."""
+    """Return True if any rank says True, so that every rank stops at the same step."""
     return bool(sum_over_ranks(np.array(int(flag))) > 0)
 
 
 def is_main() -> bool:
-    """True on the rank that writes shared files."""
+    """Return whether this is the rank that writes shared files."""
     return rank() == 0
 
 
 def env_world_size() -> int:
-    """Number of processes as torchrun announces it, before the group is joined."""
+    """Return the number of processes that torchrun announces, before the group is joined."""
     return int(os.environ.get("WORLD_SIZE", 1))

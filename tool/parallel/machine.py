@@ -1,4 +1,4 @@
-"""What the machine at hand has."""
+"""Properties of the machine: spare cores, costs of reading, memory errors, the C++ compiler."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from tool.parallel.processes import cores
 
 
 def spare_cores() -> int:
-    """Loader processes: beside a GPU a share of the cores, at most 8; else cores - 2, at most 2.
+    """Return the default number of loader processes.
 
-    A network on two cores is slower with a loader beside it than with one that takes turns.
+    Beside a GPU it is this process's share of the cores, at most 8. Otherwise it is cores - 2, at
+    most 2: a network on two cores is slower with a loader beside it than with one that takes turns.
     """
     here = cores()
     if torch.cuda.is_available():
@@ -22,12 +23,18 @@ def spare_cores() -> int:
 
 
 def reading_is_free(tensor: torch.Tensor) -> bool:
-    """Return whether Python may read values: on a CPU. An accelerator would stop its stream."""
+    """Return whether Python may read values, that is, on a CPU.
+
+    Reading from an accelerator would stop its stream.
+    """
     return tensor.device.type == "cpu"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice; on a CPU torch has no type for that."""
+    """Return whether an error says that memory did not suffice.
+
+    On a CPU torch has no type for that error, so its message decides.
+    """
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     text = str(error)
@@ -35,6 +42,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def cpp_compiler() -> str | None:
-    """The C++ compiler that torch.compile would take, if there is one."""
+    """Return the C++ compiler that torch.compile would take, or None if there is none."""
     names = (os.environ.get("CXX"), "g++", "clang++", "c++")
     return next(filter(None, (shutil.which(name) for name in names if name)), None)

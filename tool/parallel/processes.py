@@ -1,10 +1,11 @@
 """Run functions in worker processes; if a worker dies, raise an error instead of waiting.
 
-`concurrent.futures.ProcessPoolExecutor` and torch's `DataLoader` hand their processes work through
-shared queues. A process that is killed while it holds the lock of such a queue, or while a large
-message is on the way, leaves everybody waiting for ever. Here each process has a pipe of its own,
-and one thread of the parent writes to it and reads from it. When a process dies, however and
-whenever, its pipe ends: that thread gets an error at once and hangs up on the other processes.
+`concurrent.futures.ProcessPoolExecutor` and torch's `DataLoader` hand work to their processes
+through shared queues. A process that is killed while it holds the lock of such a queue, or while a
+large message is on the way, makes everybody wait for ever. Here each process has a pipe of its own,
+and one thread of the parent writes to it and reads from it. When a process dies, its pipe ends,
+whatever the process was doing. The thread gets an error at once and hangs up on the other
+processes.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ def cores() -> int:
 
 
 def default_workers() -> int:
-    """Return a process per core, of the cores that torchrun's processes here leave to each."""
+    """Return the default number of workers: one per core of this process's share.
+
+    The processes that torchrun starts on this machine share its cores.
+    """
     return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
@@ -56,13 +60,13 @@ def map_processes(
     """Yield `function(item)` in the order of `items`, computed in `workers` fresh processes.
 
     Args:
-        function: can be pickled.
-        items: can be pickled.
-        workers: at least 1; with 1, or with a single item, everything runs in this process.
+        function: Must be picklable.
+        items: Must be picklable.
+        workers: At least 1. With 1, or with a single item, everything runs in this process.
 
     Raises:
-        ChildProcessError: a process died.
-        Exception: what `function` raised, for the first item in order. Either ends the pool.
+        ChildProcessError: A process died. This ends the pool.
+        Exception: What `function` raised, for the first item in order. This ends the pool.
     """
     if workers == 1 or len(items) < 2:
         yield from map(function, items)
@@ -72,26 +76,27 @@ def map_processes(
 
 
 class Pool:
-    """Worker processes that run one function, each with one computing thread.
+    """A pool of worker processes that run one function, each with one computing thread.
 
-    They start with the first jobs, ignore signals, and end with this process, even if it is killed.
-    Leaving the `with` block ends them and drops unfinished jobs.
+    The processes start with the first jobs. They ignore Ctrl-C and leave the process group, so that
+    its signals reach only the parent. They end with this process, even if it is killed. Leaving the
+    `with` block ends them and drops unfinished jobs.
     """
 
     def __init__(
         self, workers: int, function: Callable[..., Any], *, method: str = "spawn"
     ) -> None:
-        """Start nothing yet.
+        """Store the settings; no process starts yet.
 
         Args:
-            workers: number of processes, at least 1.
-            function: can be pickled; each process gets it once. Bytes that it returns arrive as a
-                bytearray, uncopied.
-            method: `spawn` for fresh processes, `FORK` for ones that start in milliseconds.
+            workers: The number of processes, at least 1.
+            function: Must be picklable; each process gets it once. Bytes that it returns arrive as
+                a bytearray, uncopied.
+            method: `spawn` for fresh processes, `FORK` for processes that start in milliseconds.
         """
         self._limit, self._method = workers, method
-        # Not an argument of the process: `Process.start` writes those into a pipe, and what does
-        # not fit into it makes it wait for a process that may be dead.
+        # Not an argument of the process. `Process.start` writes arguments into a pipe. If they do
+        # not fit into it, it waits for a process that may be dead.
         self._function = pickle.dumps(function)
         self._jobs: queue.SimpleQueue[tuple[Future, tuple] | None] = queue.SimpleQueue()
         self._workers: list[tuple[BaseProcess, socket.socket]] = []
@@ -115,8 +120,8 @@ class Pool:
         """Yield `function(item)` in the order of `items`, at most `ahead` of them in advance.
 
         Raises:
-            ChildProcessError: a process died; not only when the turn comes to its item.
-            Exception: what `function` raised, when the turn comes to its item.
+            ChildProcessError: A process died. This does not wait for the turn of its item.
+            Exception: What `function` raised, when the turn comes to its item.
         """
         waiting: deque[Future] = deque()
         for item in items:
@@ -127,18 +132,19 @@ class Pool:
             yield self._next(waiting)
 
     def _next(self, waiting: deque[Future]) -> Any:
+        """Wait for the first future and return its result, unless a process died."""
         result = waiting.popleft().result()
         self.check()
         return result
 
     def check(self) -> None:
-        """Raise `ChildProcessError` if a process died, also one that had nothing to do."""
+        """Raise `ChildProcessError` if a process died, even one that had nothing to do."""
         for process, _ in self._workers:
             if process.exitcode is not None:
                 raise self._bury(process)
 
     def _bury(self, process: BaseProcess) -> ChildProcessError:
-        """Close all pipes after a worker died; return the error for all waiting callers."""
+        """Shut down all pipes after a worker died; return the error for all waiting callers."""
         if self._died is None:
             process.join(GRACE)
             code = process.exitcode
@@ -152,7 +158,7 @@ class Pool:
         return self._died
 
     def close(self) -> None:
-        """End the processes: busy ones have `GRACE` seconds to finish, then they are killed."""
+        """End the processes. Busy ones have `GRACE` seconds to finish, then they are killed."""
         for _ in self._workers:
             self._jobs.put(None)
         self._hang_up()
@@ -165,7 +171,7 @@ class Pool:
             pipe.close()
 
     def _hang_up(self) -> None:
-        """Shut down all pipes; unlike closing them, this wakes the threads that wait."""
+        """Shut down all pipes. Unlike closing them, this wakes the threads that wait."""
         for _, pipe in self._workers:
             with contextlib.suppress(OSError):  # the other end is gone
                 pipe.shutdown(socket.SHUT_RDWR)
@@ -173,20 +179,21 @@ class Pool:
     def _start_one(self) -> None:
         """Start a process, and the thread that talks to it.
 
-        Processes start one at a time: the fork of another thread would inherit this one's end of
-        the pipe, which would then outlive it. Signals wait meanwhile: Ctrl-C reaches every process
-        of the group, also one that is still importing.
+        Processes start one at a time. Otherwise a fork in another thread would inherit the new
+        process's end of the pipe, which would then outlive that process. Signals wait meanwhile,
+        because Ctrl-C reaches every process of the group, including one that is still importing.
         """
         context = multiprocessing.get_context(self._method)
         if self._method == "spawn":
-            multiprocessing.resource_tracker.ensure_running()  # it unblocks signals, so before that
+            # Started first, because its start unblocks signals.
+            multiprocessing.resource_tracker.ensure_running()
         with _starting, _one_thread_each(), _held_back(SIGNALS):
             ours, theirs = socket.socketpair()
             with theirs:
                 process = context.Process(target=serve, args=(theirs,), daemon=True)
                 process.start()
             self._workers.append((process, ours))
-            # a daemon: no thread keeps this process from its end
+            # A daemon, so that the thread does not keep this process from ending.
             threading.Thread(target=self._drive, args=(process, ours), daemon=True).start()
 
     def _drive(self, process: BaseProcess, pipe: socket.socket) -> None:
@@ -201,9 +208,10 @@ class Pool:
                 future.set_exception(error)
             else:
                 future.set_result(result)
-            del job, future, arguments  # while this waits for the next one
+            del job, future, arguments  # free them while this thread waits for the next job
 
     def _exchange(self, process: BaseProcess, pipe: socket.socket, arguments: bytes) -> Any:
+        """Send one process the arguments of a job; return or raise what it answers."""
         try:
             send(pipe, VALUE, arguments)
             kind, answer = receive(pipe)
@@ -217,7 +225,7 @@ class Pool:
 
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Let processes that start inside inherit an environment with one computing thread."""
+    """Give processes that start inside an environment with one computing thread."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
@@ -232,10 +240,10 @@ def _one_thread_each() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _held_back(signals: Sequence[signal.Signals]) -> Iterator[None]:
-    """Signals that come inside take effect afterwards; processes that start inside block them.
+    """Delay signals that come inside until the end; processes that start inside block them.
 
-    To block them is not enough for this process: another thread may receive a signal, its handler
-    runs in the main thread all the same, and what it raises inside a hook of the fork is lost.
+    Blocking them is not enough for this process. Another thread may receive a signal, and its
+    handler runs in the main thread all the same. What it raises inside a hook of the fork is lost.
     """
     came: list[int] = []
     handlers = {}

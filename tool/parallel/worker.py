@@ -15,18 +15,18 @@ from collections.abc import Callable
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GONE = (EOFError, OSError)  # of a pipe: nothing left to read, or in the middle of a message
-VALUE, BYTES, ERROR = range(3)  # pickled, as they are, a pickled exception
+GONE = (EOFError, OSError)  # what a pipe raises when the other end is gone
+VALUE, BYTES, ERROR = range(3)  # a pickled value, bytes as they are, a pickled exception
 
-_HEAD = struct.Struct("!BQ")  # of a message: kind and length
+_HEAD = struct.Struct("!BQ")  # the head of a message: its kind and its length
 
 
 def serve(pipe: socket.socket) -> None:
-    """Get the function, then arguments, again and again, until the other end hangs up."""
+    """Receive the function, then arguments again and again; answer until the other end hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the handlers of its parent
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork inherits its parent's handlers
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    os.setpgrp()  # what the whole group gets is for the parent: it saves, then ends this process
+    os.setpgrp()  # a signal to the group is for the parent, which saves, then ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     function: Callable[..., Any] | None = None
     with contextlib.suppress(*GONE):
@@ -43,11 +43,14 @@ def serve(pipe: socket.socket) -> None:
             except BaseException as error:
                 kind, answer = ERROR, _pickled_error(error)
             send(pipe, kind, answer)
-            result = answer = None  # while this waits for the next one
+            result = answer = None  # free them while this waits for the next arguments
 
 
 def _pickled_error(error: BaseException) -> bytes:
-    """Return the pickled error, its traceback as a note; its text if it cannot be pickled."""
+    """Return the pickled error, with its traceback as a note.
+
+    If it cannot be pickled, its text is pickled instead.
+    """
     error.add_note(traceback.format_exc())
     try:
         answer = pickle.dumps(error)
@@ -58,18 +61,23 @@ def _pickled_error(error: BaseException) -> bytes:
 
 
 def send(pipe: socket.socket, kind: int, content: bytes) -> None:
-    """Write a message whole."""
+    """Write one whole message."""
     pipe.sendall(_HEAD.pack(kind, len(content)))
     pipe.sendall(content)
 
 
 def receive(pipe: socket.socket) -> tuple[int, bytearray]:
-    """Return kind and content of the next message; raise `EOFError` if it is cut off."""
+    """Return the kind and the content of the next message.
+
+    Raises:
+        EOFError: The message is cut off, or there is none.
+    """
     kind, length = _HEAD.unpack(_read(pipe, _HEAD.size))
     return kind, _read(pipe, length)
 
 
 def _read(pipe: socket.socket, length: int) -> bytearray:
+    """Read exactly `length` bytes; raise `EOFError` if the pipe ends before."""
     content = bytearray(length)
     left = memoryview(content)
     while left:
@@ -81,6 +89,7 @@ def _read(pipe: socket.socket, length: int) -> bytearray:
 
 
 def _end_with_parent() -> None:
+    """Wait for the end of the parent, then end this process."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -12,14 +12,21 @@ from tool.parallel.processes import Pool
 
 
 class BackgroundWriter:
-    """Run calls on threads, or in processes; at most `ahead` wait, so that memory stays flat.
+    """A writer that runs calls on threads or in processes; few wait, so that memory stays flat.
 
-    Leaving the `with` block waits for all of them, and raises the first error of a call. After an
-    error, also one of the caller's, it waits for none that has not begun.
+    Leaving the `with` block waits for all calls, and raises the first error of a call. After an
+    error, even one of the caller's, it does not wait for calls that have not begun.
     """
 
     def __init__(self, *, threads: int = 2, processes: int = 0, ahead: int = 8) -> None:
-        """Use `processes` when there are any; what is submitted must then be picklable."""
+        """Use processes if there are any, else threads.
+
+        Args:
+            threads: The number of threads.
+            processes: The number of processes. If there are any, what is submitted must be
+                picklable.
+            ahead: How many calls may be under way or waiting.
+        """
         if processes:
             pool = Pool(processes, _run)
             self._submit, self._check, self._stop = pool.submit, pool.check, pool.close
@@ -34,6 +41,7 @@ class BackgroundWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
+        """Wait for all calls unless the block failed, then stop the threads or processes."""
         try:
             for _slot in range(self._ahead if kind is None else 0):
                 self._slots.acquire()
@@ -42,17 +50,23 @@ class BackgroundWriter:
             self._stop()
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> None:
-        """Run `call(*arguments)` soon; waits while too many are under way."""
+        """Run `call(*arguments)` soon; wait first while too many calls are under way.
+
+        Raises:
+            BaseException: The first error of an earlier call.
+        """
         self._slots.acquire()
         self._raise()
         self._submit(call, *arguments).add_done_callback(self._done)
 
     def _done(self, future: Future) -> None:
+        """Keep the first error and free a slot."""
         if not future.cancelled():
             self._error = self._error or future.exception()
         self._slots.release()
 
     def _raise(self) -> None:
+        """Raise the first error of a call, or `ChildProcessError` if a process died."""
         if self._error is not None:
             raise self._error
         self._check()

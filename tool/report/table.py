@@ -15,7 +15,11 @@ COLUMNS = ("CAM", "CAM oracle", "masks", "leak", "seeds")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table of a folder of METHOD-seedN runs."""
+    """Print the table of a folder of METHOD-seedN runs.
+
+    Raises:
+        FileNotFoundError: The folder has no finished run.
+    """
     parser = Parser(prog="tool.report.table", description=__doc__)
     parser.add_argument("directory", type=Path, help="OUT of that script")
     parser.add_argument("--methods", nargs="+", default=None, help="rows and their order")
@@ -34,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def find_runs(directory: Path) -> dict[str, list[Path]]:
-    """Method -> its finished runs."""
+    """Return the finished runs of each method."""
     runs: dict[str, list[Path]] = {}
     for path in sorted(directory.glob("*-seed*/miou.json")):
         match = re.fullmatch(r"(.+)-seed\d+", path.parent.name)
@@ -44,7 +48,10 @@ def find_runs(directory: Path) -> dict[str, list[Path]]:
 
 
 def cam_column(runs: Iterable[Path]) -> str:
-    """`CAM at .22`: with the threshold of the first run that has CAMs."""
+    """Return the heading of the CAM column, such as `CAM at .22`.
+
+    The threshold is that of the first run that has CAMs.
+    """
     for run in runs:
         threshold = (read(run / "miou_cam.json").get("protocol") or {}).get("bg_threshold")
         if threshold is not None:
@@ -53,7 +60,7 @@ def cam_column(runs: Iterable[Path]) -> str:
 
 
 def figures(run: Path) -> dict[str, float | None]:
-    """One run's figures, percent; None where it has none."""
+    """Return the figures of one run in percent, None for those that it does not have."""
     mask = read(run / "miou.json")
     cam = read(run / "miou_cam.json")
     leak = mask.get("leak") or {}
@@ -66,19 +73,22 @@ def figures(run: Path) -> dict[str, float | None]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A JSON file, or nothing where there is none."""
+    """Return the content of a JSON file, {} if the file does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def row(runs: list[dict[str, float | None]]) -> list[str]:
-    """The cells of one method: mean ± sample standard deviation over its runs."""
+    """Return the cells of one method: its figures, then the number of its runs.
+
+    A figure is the mean ± sample standard deviation over the runs.
+    """
     if not runs:
         return ["not run"] * (len(COLUMNS) - 1) + ["0"]
     return [spread([run[name] for run in runs]) for name in COLUMNS[:-1]] + [str(len(runs))]
 
 
 def spread(values: list[float | None]) -> str:
-    """`mean ± std`; `mean` of a single run; a dash where there is no figure."""
+    """Return `mean ± std`, `mean` for a single figure, or a dash for none."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"

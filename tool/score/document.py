@@ -1,4 +1,4 @@
-"""What an evaluation says: the JSON document, the table, the picture of the threshold curve."""
+"""The report of an evaluation: the JSON document, the table, the picture of the threshold curve."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ ORACLE_NOTE = "oracle: chosen on ground truth"
 
 
 def hash_of_ids(image_ids: Sequence[str]) -> str:
-    """SHA-256 of the ids, one a line, in order."""
+    """Return the SHA-256 of the ids, one per line, in order."""
     return hashlib.sha256("".join(f"{name}\n" for name in image_ids).encode()).hexdigest()
 
 
 def document_of(evaluation: Evaluation, class_names: Sequence[str], protocol: dict) -> dict:
-    """The JSON document: percents, None (null) for what is not defined.
+    """Return the JSON document in percent, with None (null) for what is not defined.
 
     Args:
-        evaluation: after the pass.
-        class_names: the K foreground names.
-        protocol: what was scored and how; the counts of the pass are added to it.
+        evaluation: The evaluation after its pass over the images.
+        class_names: The K foreground names.
+        protocol: What was scored and how. The counts of the pass are added to it.
+
+    Raises:
+        ValueError: No pixel was scored.
     """
     names = ["background", *class_names]
     scores = evaluation.scores()
@@ -57,10 +60,11 @@ def document_of(evaluation: Evaluation, class_names: Sequence[str], protocol: di
 
 
 def leak_of(evaluation: Evaluation, class_names: Sequence[str]) -> dict:
-    """The leak score in percent: over all context pixels pooled, and by class.
+    """Return the leak score in percent: pooled over all context pixels, and per class.
 
     Returns:
-        {"overall", "class": {name: percent}, "pixels", "leaked"}; classes without context are None.
+        {"overall", "class": {name: percent}, "pixels", "leaked"}. A percent is None if there is no
+        context to score.
     """
     total, leaked = evaluation.leak
     with np.errstate(invalid="ignore"):
@@ -75,12 +79,16 @@ def leak_of(evaluation: Evaluation, class_names: Sequence[str]) -> dict:
 
 
 def _by_name(names: Sequence[str], shares: np.ndarray) -> dict[str, float | None]:
+    """Return the shares in percent by name, None for NaN."""
     pairs = zip(names, shares.tolist(), strict=True)
     return {name: None if math.isnan(share) else 100 * share for name, share in pairs}
 
 
 def table_of(document: dict) -> str:
-    """The table that is printed: a row a class, the mean, the protocol, the oracle, the leak."""
+    """Return the table to print: one row per class, the mean, the protocol, the oracle, the leak.
+
+    The oracle and the leak are there only if the document has them.
+    """
     width = max(len(name) for name in (*document["iou"], "class"))
     columns = ("iou", "precision", "recall")
     lines = [f"{'class':{width}}  {'IoU':>9}  {'precision':>9}  {'recall':>9}"]
@@ -109,6 +117,7 @@ def table_of(document: dict) -> str:
 
 
 def _cell(percent: float | None) -> str:
+    """Return a table cell of 9 characters, with a dash for None."""
     return f"{'-':>9}" if percent is None else f"{percent:9.2f}"
 
 

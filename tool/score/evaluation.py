@@ -1,4 +1,4 @@
-"""One pass of predictions against the truth: what eval_miou.py adds up and how it treats doubt."""
+"""One pass of predictions over the truth: what eval_miou.py counts, and how it treats doubt."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ PRED_255 = ("background", "error", "ignore")
 
 @dataclasses.dataclass(eq=False)
 class Evaluation:
-    """The counts of a prediction directory.
+    """The counts of a directory of predictions.
 
     Attributes:
         num_classes: K.
-        bg_threshold: of CAMs without a background row.
-        pred_255: what a predicted 255 is: background, an error, or left out.
+        bg_threshold: Background threshold of CAMs without a background row.
+        pred_255: What a predicted 255 is: "background", an "error", or left out ("ignore").
         confusion: (K+1, K+1) int64, truth in rows.
-        sweep: the counts at 100 thresholds; None where they are not asked for.
+        sweep: The counts at 100 thresholds; None if they are not wanted.
         leak: (2, K) int64: context pixels, and those predicted as their class.
-        unknown_pixels: scored pixels predicted 255.
-        background_rows: CAMs that had a background row, which no threshold changes.
+        unknown_pixels: Number of scored pixels that were predicted 255.
+        background_rows: Number of CAMs with a background row, which no threshold changes.
     """
 
     num_classes: int
@@ -51,13 +51,13 @@ class Evaluation:
 
         Args:
             truth: (H, W) uint8 in 0..K, or 255: not counted.
-            prediction: a mask of that size, or a `Cam` of that size or of a stride of it.
+            prediction: A mask of that size, or a `Cam` of that size or of a stride of it.
 
         Returns:
             The predicted mask (H, W) uint8 as it was counted.
 
         Raises:
-            ValueError: another size than the truth, or a 255 where that is an error.
+            ValueError: The sizes differ, or a 255 was predicted and that is an error.
         """
         if isinstance(prediction, Cam):
             mask = self._add_cam(truth, prediction)
@@ -71,10 +71,11 @@ class Evaluation:
         self.leak += count_leak(context, mask, label)
 
     def sum_up(self, total: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Put the sum over several evaluations in the place of each count.
+        """Replace each count by its sum over several evaluations.
 
         Args:
-            total: int64 counts of any shape -> their sum, as `tool.parallel.dist.sum_over_ranks`.
+            total: Maps int64 counts of any shape to their sum, as
+                `tool.parallel.dist.sum_over_ranks` does.
         """
         self.confusion, self.leak = total(self.confusion), total(self.leak)
         pixels, rows = total(np.array([self.unknown_pixels, self.background_rows], np.int64))
@@ -83,18 +84,25 @@ class Evaluation:
             self.sweep = Sweep(total(self.sweep.histogram), total(self.sweep.true))
 
     def scores(self) -> Scores:
-        """The scores at the threshold, or of the masks; `ValueError` when no pixel was scored."""
+        """Compute the scores of CAMs at the threshold, or of masks.
+
+        Raises:
+            ValueError: No pixel was scored.
+        """
         scores = scores_of(self.confusion)
         if np.isnan(scores.miou):
             raise ValueError("there is no pixel to score: the ground truth is 255 everywhere")
         return scores
 
     def _add_cam(self, truth: np.ndarray, cam: Cam) -> np.ndarray:
+        """Count a CAM in the sweep, if there is one, and return its mask at the threshold."""
+        # A CAM without classes may have no size: it takes that of the truth.
         if not cam.class_index.size:
             cam = Cam(cam.class_index, np.zeros((0, *truth.shape), np.float32))
         cam = at_size(cam, truth.shape)
         score, best = best_foreground(cam)
         foreground = score > background_limit(cam, self.bg_threshold)
+        # A background row decides alike at every threshold of the sweep.
         if cam.has_background:
             self.background_rows += 1
             score = np.where(foreground, np.float32(np.inf), np.float32(-np.inf))
@@ -103,6 +111,7 @@ class Evaluation:
         return best * foreground
 
     def _resolve(self, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Count the predicted 255 of a mask, and return it with 255 treated as `pred_255` says."""
         _same_size(truth, mask.shape)
         unknown = (mask == UNKNOWN) & (truth != UNKNOWN)
         count = int(unknown.sum())
@@ -116,6 +125,7 @@ class Evaluation:
 
 
 def _same_size(truth: np.ndarray, size: tuple[int, ...]) -> None:
+    """Check that a prediction has the size of its truth."""
     if truth.shape != tuple(size):
         raise ValueError(
             f"the prediction is {size[1]}x{size[0]}, its ground truth "

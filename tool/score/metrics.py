@@ -1,8 +1,8 @@
-"""Confusion counts and what is read off them: IoU, precision, recall, threshold sweep, leak score.
+"""Confusion counts and the scores they give: IoU, precision, recall, threshold sweep, leak score.
 
-Everything is counted in int64 in one pass over the images, and counts of parts add up. The sweep
-keeps, for each best foreground class, a histogram of its score over the thresholds: that decides
-the prediction at every threshold, so the sweep's counts are those of separate evaluations.
+Everything is counted in int64 in one pass over the images, and counts of parts add up. For each
+best foreground class, the sweep keeps a histogram of its score over the thresholds. The histogram
+decides the prediction at every threshold. So the sweep's counts are those of separate evaluations.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from tool.formats.mask import UNKNOWN
 
 # The thresholds 0.00, 0.01, ... 0.99 as i / 100. Scores are float32 and `score > t` is meant in
-# float32, hence the second form; NaN at its ends compares false with everything.
+# float32, hence the second form. NaN at its ends compares false with everything.
 THRESHOLDS = np.arange(100) / 100
 _LIMITS = np.concatenate([[np.nan], THRESHOLDS, [np.nan]]).astype(np.float32)
 
@@ -24,10 +24,10 @@ class Scores:
     """Shares in [0, 1] for each of K + 1 classes, background first.
 
     Attributes:
-        iou: (K+1,) float64, NaN where a class is in neither truth nor prediction.
-        precision: (K+1,), NaN where it is never predicted.
-        recall: (K+1,), NaN where it is not in the truth.
-        miou: mean of `iou` over the classes that are there, NaN where there are none.
+        iou: (K+1,) float64, NaN if a class is in neither truth nor prediction.
+        precision: (K+1,), NaN if a class is never predicted.
+        recall: (K+1,), NaN if a class is not in the truth.
+        miou: Mean of `iou` over the classes in truth or prediction, NaN if there are none.
     """
 
     iou: np.ndarray
@@ -37,12 +37,18 @@ class Scores:
 
 
 def count_confusion(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels of each true class (row) predicted as each class (column), (K+1, K+1) int64.
+    """Count the pixels of each true class (row) that are predicted as each class (column).
 
     Args:
         truth: (H, W) uint8 in 0..K, or 255: not counted.
         prediction: (H, W) uint8 in 0..K, or 255: not counted (map it first to count it).
         num_classes: K.
+
+    Returns:
+        (K+1, K+1) int64.
+
+    Raises:
+        ValueError: The sizes differ.
     """
     _same_size(truth, prediction)
     side = num_classes + 1
@@ -52,12 +58,18 @@ def count_confusion(truth: np.ndarray, prediction: np.ndarray, num_classes: int)
 
 
 def scores_of(confusion: np.ndarray) -> Scores:
-    """The scores of a confusion matrix (K+1, K+1)."""
+    """Compute the scores of a confusion matrix (K+1, K+1)."""
     return scores_of_counts(np.diagonal(confusion), confusion.sum(0), confusion.sum(1))
 
 
 def scores_of_counts(hit: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> Scores:
-    """The scores of three (K+1,) int64 counts: true positives, predicted pixels, true pixels."""
+    """Compute the scores of three counts.
+
+    Args:
+        hit: (K+1,) int64, true positives.
+        predicted: (K+1,) int64, predicted pixels.
+        true: (K+1,) int64, true pixels.
+    """
     iou = _share(hit, predicted + true - hit)
     there = ~np.isnan(iou)
     miou = float(iou[there].mean()) if there.any() else float("nan")
@@ -65,13 +77,20 @@ def scores_of_counts(hit: np.ndarray, predicted: np.ndarray, true: np.ndarray) -
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return part / whole, NaN where the whole is 0."""
     return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
 
 
 def sweep_bin(score: np.ndarray) -> np.ndarray:
-    """How many of the 100 thresholds lie below each score (float32), int64 of the same shape.
+    """Return how many of the 100 thresholds lie below each score.
 
-    A guess by multiplication, put right by comparing with the thresholds themselves.
+    A multiplication guesses the number. Comparisons with the thresholds themselves correct it.
+
+    Args:
+        score: float32 of any shape.
+
+    Returns:
+        int64 of the same shape.
     """
     guess = np.clip(score, 0, 1)
     guess *= np.float32(100)
@@ -83,12 +102,13 @@ def sweep_bin(score: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(eq=False)
 class Sweep:
-    """Counts for 100 thresholds from one pass.
+    """The counts for 100 thresholds from one pass.
 
     Attributes:
-        histogram: (5, K+1, 101) int64: pixels by what the truth is (0 another class, 1 the best
-            foreground class itself, 2 background, 3 background where there is no class, 4 not
-            scored), by best foreground class, and by the number of thresholds below the score.
+        histogram: (5, K+1, 101) int64, pixels by kind of truth, by best foreground class, and by
+            the number of thresholds below the score. The kinds of truth are: 0 another class, 1 the
+            best foreground class itself, 2 background, 3 background where there is no class, 4 not
+            scored.
         true: (K+1,) int64, pixels of each true class.
     """
 
@@ -97,6 +117,7 @@ class Sweep:
 
     @classmethod
     def empty(cls, num_classes: int) -> Sweep:
+        """Return the counts of no image."""
         side = num_classes + 1
         return cls(np.zeros((5, side, 101), np.int64), np.zeros(side, np.int64))
 
@@ -105,9 +126,12 @@ class Sweep:
 
         Args:
             truth: (H, W) uint8 in 0..K, or 255: not counted.
-            score: (H, W) float32, of the best foreground class; -inf where there is none. A score
-                of +inf is foreground at every threshold.
-            best: (H, W) uint8, that class in 1..K.
+            score: (H, W) float32 of the best foreground class; -inf where there is none. A score of
+                +inf is foreground at every threshold.
+            best: (H, W) uint8, that class in 1..K; 0 where there is none.
+
+        Raises:
+            ValueError: The sizes differ.
         """
         _same_size(truth, best)
         side = len(self.true)
@@ -118,32 +142,37 @@ class Sweep:
         self.true += np.bincount(truth.ravel(), minlength=256)[:side]
 
     def scores(self) -> list[Scores]:
-        """The scores at each of the 100 thresholds, as separate evaluations give them."""
-        # At threshold i a pixel is foreground when its bin is above i: sums from the right.
-        scored = self.histogram[:4]
-        above = scored[:, :, ::-1].cumsum(2)[:, :, ::-1][:, :, 1:]
-        hit, predicted = above[1].copy(), above.sum(0)
+        """Compute the scores at each of the 100 thresholds, as separate evaluations give them."""
+        # At threshold i a pixel is foreground if its bin is above i, so sum from the right.
+        scored = self.histogram[:4]  # (4, K+1, 101)
+        above = scored[:, :, ::-1].cumsum(2)[:, :, ::-1][:, :, 1:]  # (4, K+1, 100)
+        hit, predicted = above[1].copy(), above.sum(0)  # (K+1, 100)
+        # Every other pixel is predicted as background, and a hit if its truth is background.
         hit[0] = scored[2:].sum() - above[2:].sum((0, 1))
         predicted[0] = scored.sum() - predicted.sum(0)
         columns = zip(hit.T, predicted.T, strict=True)
         return [scores_of_counts(h, p, self.true) for h, p in columns]
 
     def __iadd__(self, other: Sweep) -> Sweep:
+        """Add the counts of another sweep."""
         self.histogram += other.histogram
         self.true += other.true
         return self
 
 
 def count_leak(context: np.ndarray, prediction: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """Context pixels of each class, and those predicted as that class.
+    """Count the context pixels of each class, and those predicted as that class.
 
     Args:
-        context: (H, W) uint8; value c > 0 = context of class c, never of an object.
+        context: (H, W) uint8. A value c > 0 is context of class c, never of an object.
         prediction: (H, W) uint8.
-        present: (K,) {0, 1}; the context of a class counts only in images that have the class.
+        present: (K,) {0, 1}. The context of a class counts only in images that have the class.
 
     Returns:
-        (2, K) int64: all of them, leaked.
+        (2, K) int64: all context pixels, then the leaked ones.
+
+    Raises:
+        ValueError: The sizes differ.
     """
     _same_size(context, prediction)
     classes = len(present)
@@ -153,5 +182,6 @@ def count_leak(context: np.ndarray, prediction: np.ndarray, present: np.ndarray)
 
 
 def _same_size(first: np.ndarray, second: np.ndarray) -> None:
+    """Check that two arrays have the same shape."""
     if first.shape != second.shape:
         raise ValueError(f"sizes {first.shape} and {second.shape} differ")
