@@ -16,13 +16,13 @@ from tool.download.fetch import FOLDER, SOURCES, get
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Download one file, check it, unpack it."""
+    """Download one file, check it, and unpack it."""
     args = parse(argv)
     get(args.what, out=args.out, url=args.url)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """Parse the flags."""
     parser = Parser(prog="tool.download", description=__doc__)
     parser.add_argument("what", choices=tuple(SOURCES), help="what to download")
     parser.add_argument("--out", type=Path, default=FOLDER, help="parent folder")

@@ -1,4 +1,4 @@
-"""Unpack zip and tar archives that came from elsewhere: all of an archive, or nothing."""
+"""Unpack zip and tar archives from elsewhere: all of an archive, or nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-TEMPORARY = ".unpack."  # how the folders begin that a killed run leaves
+TEMPORARY = ".unpack."  # the prefix of temporary folders, which a killed run leaves behind
 _ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 _DAMAGED = (
@@ -26,24 +26,28 @@ _DAMAGED = (
     zlib.error,
     lzma.LZMAError,
     EOFError,
-    IndexError,  # names of a zip, sparse maps of a tar that stop too early
+    IndexError,  # names of a zip or sparse maps of a tar that end too early
 )
 _BAD_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
 
 
 def is_archive(path: Path) -> bool:
-    """Whether to unpack it: a `.pth` is a zip file inside, and stays as it is."""
+    """Return whether to unpack a file. A `.pth` is a zip file inside, but stays as it is."""
     return path.name.lower().endswith(_ENDINGS)
 
 
 @contextlib.contextmanager
 def unpacked(path: Path, parent: Path) -> Iterator[Path]:
-    """Yield a temporary folder in `parent` with the whole content of the archive, to be renamed.
+    """Yield a temporary folder with the whole content of an archive; the caller renames it.
+
+    Args:
+        path: The archive.
+        parent: The folder in which the temporary one is made.
 
     Raises:
-        ValueError: no archive, damaged anywhere, without a file, or with a member that is a link
-            or leaves the folder.
-        OSError: it could not be written; names the archive.
+        ValueError: The file is no archive, is damaged anywhere, holds no file, or has a member that
+            is a link or leaves the folder.
+        OSError: The content could not be written; names the archive.
     """
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=parent) as temporary:
         inside = Path(temporary) / "files"
@@ -54,7 +58,8 @@ def unpacked(path: Path, parent: Path) -> Iterator[Path]:
             raise _damaged(path, error) from error
         except OSError as error:
             if error.filename is None and error.errno in (None, errno.EINVAL):
-                raise _damaged(path, error) from error  # bzip2 data, a gzip CRC, a place before 0
+                # Damaged bzip2 data, a wrong gzip CRC, or a seek to before the first byte.
+                raise _damaged(path, error) from error
             why = f"{error.strerror} (while it was unpacked)"
             raise OSError(error.errno or errno.EIO, why, str(path)) from error
         except (ValueError, RuntimeError) as error:
@@ -63,7 +68,7 @@ def unpacked(path: Path, parent: Path) -> Iterator[Path]:
 
 
 def _damaged(path: Path, error: BaseException) -> ValueError:
-    """What to say of an archive that is not whole."""
+    """Return the error for an archive that is not whole."""
     what = str(error) or type(error).__name__
     return ValueError(
         f"{path} is not a whole archive, nothing unpacked ({what}): remove it to download it anew"
@@ -71,7 +76,11 @@ def _damaged(path: Path, error: BaseException) -> ValueError:
 
 
 def _extract(path: Path, inside: Path) -> None:
-    """Write every file of the archive under `inside`."""
+    """Write every file of the archive under `inside`.
+
+    Raises:
+        ValueError: The archive holds no file, or a member cannot be a file.
+    """
     name = None
     for name, file in _members(path):
         with file, open(_place(inside, name), "wb") as copy:
@@ -81,7 +90,11 @@ def _extract(path: Path, inside: Path) -> None:
 
 
 def _place(inside: Path, name: str) -> Path:
-    """Where a member goes: an empty file. `ValueError` when there can be no such file."""
+    """Create an empty file for a member, and return its path.
+
+    Raises:
+        ValueError: There can be no such file.
+    """
     place = inside / _safe(name)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -96,11 +109,16 @@ def _place(inside: Path, name: str) -> Path:
 
 
 def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Name and content of every regular file; `ValueError` for anything but files and folders."""
+    """Return an iterator over the name and the content of every regular file.
+
+    Raises:
+        ValueError: A member is neither a file nor a folder.
+    """
     return _zip_members(path) if path.name.lower().endswith(".zip") else _tar_members(path)
 
 
 def _zip_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield the name and the content of every file of a zip archive."""
     with zipfile.ZipFile(path) as archive:
         if (_announced(path) - len(archive.infolist())) % (1 << 16):
             raise zipfile.BadZipFile("its directory has not as many entries as it says")
@@ -112,12 +130,13 @@ def _zip_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _announced(path: Path) -> int:
-    """How many entries the end of a zip file announces; some writers count modulo 2^16.
+    """Return how many entries the end of a zip file announces; some writers count modulo 2^16.
 
-    `zipfile` does not compare: one damaged length in the directory hides all the entries behind it.
+    `zipfile` does not compare. One damaged length in the directory would hide all the entries
+    behind it.
     """
     with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - (1 << 17)))  # its comment is under 2^16 bytes
+        file.seek(max(0, path.stat().st_size - (1 << 17)))  # the comment is under 2^16 bytes
         tail = file.read()
     end = tail.rfind(b"PK\5\6")
     count = int.from_bytes(tail[end + 10 : end + 12], "little")
@@ -127,13 +146,19 @@ def _announced(path: Path) -> int:
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """A header that is damaged or missing is an error, also after the first.
+    """A tar header that raises an error if it is damaged or missing, even after the first one.
 
     `tarfile` takes either for the end of the archive, as `tar` does not.
     """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictHeader:
+        """Read the next header.
+
+        Raises:
+            tarfile.EOFHeaderError: The archive ends here, with a block of zeros.
+            tarfile.ReadError: The header is damaged or missing.
+        """
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:
@@ -143,26 +168,33 @@ class _StrictHeader(tarfile.TarInfo):
 
 
 def _tar_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """As a stream, which cannot be sent back to where it was and ends where the file ends."""
+    """Yield the name and the content of every regular file of a tar archive.
+
+    The archive is read as a stream. A stream cannot be sent back to where it was, and it ends where
+    the file ends.
+    """
     with (
         _decompressed(path) as stream,
         tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictHeader) as archive,
     ):
         for member in archive:
-            # A sparse file can claim any size: it would be written, or skipped, for ever.
+            # A sparse file can claim any size, and would be written or skipped for ever.
             if not (member.isfile() or member.isdir()) or member.issparse():
                 raise ValueError(f"{member.name!r} is neither a plain file nor a folder")
             if member.isfile():
                 yield member.name, archive.extractfile(member)
-        # To the end of the file: only there gzip's checksum is compared, and a block that became
-        # zeros is no end when headers follow it.
+        # Read to the end of the file, because only there gzip's checksum is compared. A block that
+        # became zeros is not the end if headers follow it.
         while rest := archive.fileobj.read(1 << 20):
             if rest.count(0) != len(rest):
                 raise tarfile.ReadError("something follows its end")
 
 
 def _decompressed(path: Path) -> IO[bytes]:
-    """The bytes of a tar file; what compressed it is told by its first bytes, not by its name."""
+    """Open a tar file for reading without its compression.
+
+    The first bytes tell which compression it is, not the name.
+    """
     with open(path, "rb") as file:
         start = file.read(6)
     for magic, opener in _OPENERS.items():
@@ -172,7 +204,11 @@ def _decompressed(path: Path) -> IO[bytes]:
 
 
 def _safe(name: str) -> PurePosixPath:
-    """The relative path of a member; `ValueError` when it leaves the folder or names no file."""
+    """Return the relative path of a member.
+
+    Raises:
+        ValueError: It leaves the folder or names no file.
+    """
     path = PurePosixPath(name.replace("\\", "/"))
     if not path.parts:
         raise ValueError(f"{name!r} names no file")

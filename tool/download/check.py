@@ -1,7 +1,8 @@
-"""Whether a downloaded file is the file, and the same as ever: no web page, the recorded SHA-256.
+"""Check that a download is the same file as before: no web page, and with the recorded SHA-256.
 
-`sha256.json` of a folder: name -> {"sha256", "url" it came from where that is known, "unpacked" the
-SHA-256 of the archive that `unpacked/` was made from}. Earlier versions wrote name -> SHA-256.
+`sha256.json` of a folder maps the name of each file to {"sha256", "url", "unpacked"}. "url" is the
+address that the file came from, if it is known. "unpacked" is the SHA-256 of the archive that
+`unpacked/` was made from. Earlier versions wrote name -> SHA-256.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ HASHES = "sha256.json"
 _BLANK = " \t\r\n\f\v\ufeff"
 _MARKUP = re.compile(r"<(?:!--|!\[|!?[a-z][\w:.-]*(?:[\s/>]|$)|\?[a-z]|/[a-z])", re.IGNORECASE)
 _BINARY = re.compile(r"[\0-\x08\x0e-\x1a\x1c-\x1f]")  # control characters that no text has
-_MARKS = (  # UTF-32's begin with UTF-16's
+_MARKS = (  # UTF-32 first, because a mark of UTF-32 begins with one of UTF-16
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -27,10 +28,14 @@ _MARKS = (  # UTF-32's begin with UTF-16's
 
 
 def check_content(path: Path, folder: Path) -> None:
-    """Remove a file that is empty or a web page, and what is recorded of it in `folder`.
+    """Remove a file that is empty or a web page, and its record in `folder`.
+
+    Args:
+        path: The downloaded file.
+        folder: The folder of the record.
 
     Raises:
-        ValueError: it was one.
+        ValueError: The file was empty or a web page.
     """
     with open(path, "rb") as file:
         text = _decoded(file.read(1 << 16)).strip(_BLANK)
@@ -53,16 +58,17 @@ def check_content(path: Path, folder: Path) -> None:
 
 
 def is_markup(text: str) -> bool:
-    """Whether a file that begins so is HTML, XML or SVG: text, and a tag or a comment first.
+    """Return whether a file that begins with `text` is HTML, XML or SVG.
 
-    The weights, archives and images that are downloaded here are none of these. Some may begin with
-    `<` (a safetensors file does when its header is so long), but not with text.
+    Such a file is text, and a tag or a comment comes first. The weights, archives and images that
+    are downloaded here are none of these. Some may begin with `<`, but not with text: a safetensors
+    file does if its header has such a length.
     """
     return bool(_MARKUP.match(text)) and not _BINARY.search(text[:256])
 
 
 def _decoded(start: bytes) -> str:
-    """The first bytes of a file, as the text that they are if they are text."""
+    """Return the first bytes of a file as the text that they are, if they are text."""
     for mark, encoding in _MARKS:
         if start.startswith(mark):
             return start[len(mark) :].decode(encoding, "replace")
@@ -74,13 +80,15 @@ def _decoded(start: bytes) -> str:
 
 
 def check_hash(path: Path, folder: Path, url: str | None = None) -> str:
-    """The file's SHA-256; it and the address are recorded in `folder` on first sight.
+    """Return the SHA-256 of a file and record it in `folder` on first sight.
 
     Args:
-        url: where the file was downloaded from; None when that is not known.
+        path: The downloaded file.
+        folder: The folder of the record.
+        url: The address that the file came from, which is recorded too. None if it is not known.
 
     Raises:
-        ValueError: the SHA-256 is another than the recorded one; neither file is changed.
+        ValueError: The SHA-256 differs from the recorded one. Neither file is changed.
     """
     records = read_records(folder)
     entry = records.get(path.name, {})
@@ -98,10 +106,10 @@ def check_hash(path: Path, folder: Path, url: str | None = None) -> str:
 
 
 def read_records(folder: Path) -> dict[str, dict[str, str]]:
-    """What is recorded of the downloads of a folder, by file name.
+    """Return what is recorded of the downloads of a folder, by file name.
 
     Raises:
-        ValueError: the record cannot be read; names it.
+        ValueError: The record cannot be read; names it.
     """
     path = folder / HASHES
     if not path.exists():

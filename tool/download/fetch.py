@@ -27,15 +27,20 @@ SOURCES = {
 }
 FOLDER = Path("out/downloads")
 UNPACKED = "unpacked"
-_PART = re.compile(r"(.+)[a-z0-9_]{8}\.part")  # gdown's unfinished file of a name
+_PART = re.compile(r"(.+)[a-z0-9_]{8}\.part")  # gdown's name of an unfinished file
 
 
 def get(what: str, *, out: Path = FOLDER, url: str | None = None) -> Path:
-    """The file `what` of `SOURCES`, downloaded where it is not there, checked, unpacked.
+    """Download the file `what` of `SOURCES` if it is missing, check it, and unpack it.
 
     Args:
-        out: its folder's parent.
-        url: another address of the same thing; None: the known one, or what is there.
+        what: A name in `SOURCES`.
+        out: The parent of the file's folder.
+        url: Another address of the same thing. None takes the file in the folder, else the known
+            address.
+
+    Returns:
+        The downloaded file.
     """
     folder = out / what
     with locked(folder):
@@ -55,7 +60,10 @@ def get(what: str, *, out: Path = FOLDER, url: str | None = None) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of killed runs; the folder is locked: nobody writes them now."""
+    """Remove the temporary files of killed runs.
+
+    The folder is locked, so nobody is writing them.
+    """
     for path in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path)
     for path in folder.glob(f".{Path(HASHES).stem}.*.json"):
@@ -63,13 +71,14 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def find(folder: Path, url: str | None) -> Path | None:
-    """The finished download in `folder`, if there is one.
+    """Return the finished download in `folder`, or None if there is none.
 
     Args:
-        url: the address that was asked for; None takes what is there.
+        folder: The folder of the download.
+        url: The address that the user gave. None accepts any address.
 
     Raises:
-        ValueError: what is there came from another address, or is one of several files.
+        ValueError: The file came from another address, or is one of several.
     """
     records = read_records(folder)
     there = sorted(path for path in folder.iterdir() if path.is_file() and is_name(path.name))
@@ -82,7 +91,7 @@ def find(folder: Path, url: str | None) -> Path | None:
         raise ValueError(f"{folder} holds {names}: move all but the download elsewhere")
     (path,) = there
     known = records.get(path.name, {}).get("url")
-    # Earlier versions recorded no address: then the name tells, where an address has one.
+    # Earlier versions recorded no address. Then the name decides, if the address has one.
     if url and (known or PurePosixPath(urlsplit(url).path).name != path.name):
         raise ValueError(
             f"{path} is the download of {known or 'an address that is not recorded'}, not of "
@@ -92,28 +101,33 @@ def find(folder: Path, url: str | None) -> Path | None:
 
 
 def is_name(name: str) -> bool:
-    """Whether a download may have this name: it is none of ours."""
+    """Return whether a download may have this name.
+
+    Names that cannot be printed, names of files that this program makes, and names of unfinished
+    downloads are not allowed.
+    """
     ours = name in (HASHES, UNPACKED) or name.startswith((".", f"{UNPACKED}.old"))
     return not ours and not name.endswith(".part") and name.isprintable()
 
 
 def fetch(url: str, folder: Path) -> tuple[Path, str]:
-    """Download, check and record the file at `url`; only then it gets its place in `folder`.
+    """Download, check and record the file at `url`, then move it into `folder`.
 
-    Until then it is in a folder of its own, told by the address: two addresses never share an
+    Before that it is in a folder of its own, named by the address. So two addresses never share an
     unfinished file.
 
     Returns:
         The file, under the name that the host gives it, and its SHA-256.
 
     Raises:
-        ConnectionError: it could not be had; run again to go on where it stopped.
-        ValueError: something else than the file came.
-        OSError: it could not be written.
+        ConnectionError: The download failed. Another run resumes it.
+        ValueError: The host sent something other than the file, or gave it a name that cannot be
+            used.
+        OSError: The file could not be written.
     """
     incoming = folder / f".partial-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     incoming.mkdir(exist_ok=True)
-    for part in _parts(folder):  # earlier versions left it there
+    for part in _parts(folder):  # earlier versions left unfinished files there
         part.replace(incoming / part.name)
     try:
         choose_parts(incoming)
@@ -126,15 +140,16 @@ def fetch(url: str, folder: Path) -> tuple[Path, str]:
         path = path.rename(folder / path.name)
     finally:
         with contextlib.suppress(OSError):
-            incoming.rmdir()  # where nothing is left to resume
+            incoming.rmdir()  # succeeds if nothing is left to resume
     shutil.rmtree(incoming, ignore_errors=True)
     return path, digest
 
 
 def choose_parts(incoming: Path) -> None:
-    """Leave one unfinished file of each name, as gdown wants it: the longest that holds the others.
+    """Leave one unfinished file per name, as gdown expects.
 
-    Where they contradict each other none is right for sure: all are removed.
+    It is the longest one, if it begins with each of the others. If they contradict each other, none
+    is certainly right, and all of that name are removed.
     """
     groups: dict[str, list[Path]] = {}
     for part in sorted(_parts(incoming), key=lambda part: part.stat().st_size, reverse=True):
@@ -147,12 +162,12 @@ def choose_parts(incoming: Path) -> None:
 
 
 def _parts(folder: Path) -> list[Path]:
-    """The unfinished downloads of gdown in a folder; a browser's have other names."""
+    """Return gdown's unfinished downloads in a folder; those of a browser have other names."""
     return [path for path in folder.iterdir() if _PART.fullmatch(path.name)]
 
 
 def _begins_with(path: Path, start: Path) -> bool:
-    """Whether the bytes of `path` begin with those of `start`."""
+    """Return whether the bytes of `path` begin with those of `start`."""
     with open(path, "rb") as file, open(start, "rb") as expected:
         while block := expected.read(1 << 20):
             if file.read(len(block)) != block:
@@ -161,7 +176,12 @@ def _begins_with(path: Path, start: Path) -> bool:
 
 
 def _download(url: str, incoming: Path) -> Path:
-    """The file at `url`, in `incoming`: resumed, or from the start where the host refuses that."""
+    """Download the file at `url` into `incoming`; start over if the host refuses to resume.
+
+    Raises:
+        ConnectionError: The download failed.
+        OSError: The file could not be written; names it.
+    """
     from gdown.exceptions import DownloadError
     from requests.exceptions import RequestException
 
@@ -169,7 +189,7 @@ def _download(url: str, incoming: Path) -> Path:
         try:
             return _gdown(url, incoming)
         except DownloadError as error:
-            # No ranges there, a file that is complete (HTTP 416), or another file by now.
+            # The host has no ranges, the file is complete (HTTP 416), or it has changed since.
             parts = _parts(incoming)
             if "byte range" not in str(error) or not parts:
                 raise
@@ -183,24 +203,24 @@ def _download(url: str, incoming: Path) -> Path:
             f"or put the file into {incoming.parent} by hand"
         ) from error
     except OSError as error:
-        if error.filename is None:  # a failed write, of a full disk: it does not know its file
+        if error.filename is None:  # a failed write to a full disk does not name its file
             file = next(incoming.iterdir(), incoming)
             raise OSError(error.errno or errno.EIO, error.strerror or str(error), file) from error
         raise
 
 
 def _gdown(url: str, incoming: Path) -> Path:
-    """`gdown.download`, which resumes when there is one unfinished file of that name."""
+    """Run `gdown.download`, which resumes if there is one unfinished file of that name."""
     import gdown
 
     return Path(gdown.download(url, output=f"{incoming}/", resume=True))
 
 
 def unpack_once(path: Path, folder: Path) -> None:
-    """Unpack into `unpacked/`, unless that was made from this very archive.
+    """Unpack into `unpacked/`, unless that folder was made from this very archive.
 
-    What lies there and is not the same is kept under another name. Whenever the process is killed,
-    `unpacked/` is missing, or whole and known to be; or it is unpacked anew.
+    Other content of that folder is kept under another name. Whenever the process is killed,
+    `unpacked/` is missing, or is whole and recorded as such, or is unpacked anew by the next run.
     """
     target = folder / UNPACKED
     records = read_records(folder)
@@ -225,7 +245,7 @@ def unpack_once(path: Path, folder: Path) -> None:
 
 
 def _same_files(folder: Path, other: Path) -> bool:
-    """Whether two folders hold the same files."""
+    """Return whether two folders hold the same files."""
     files, others = (
         {path.relative_to(root) for path in root.rglob("*") if not path.is_dir()}
         for root in (folder, other)

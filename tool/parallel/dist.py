@@ -152,7 +152,7 @@ def sum_over_ranks(counts: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _others_alive() -> Iterator[None]:
-    """Turn what torch raises when a rank is gone into a line that a user understands.
+    """Turn the error that torch raises if a rank is gone into a line that a user understands.
 
     Raises:
         ChildProcessError: Another rank is gone.

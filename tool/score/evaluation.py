@@ -1,4 +1,4 @@
-"""One pass of predictions over the truth: what eval_miou.py counts, and how it treats doubt."""
+"""One pass of predictions over the truth: what eval_miou.py counts, and how it treats 255."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Evaluation:
         cam = at_size(cam, truth.shape)
         score, best = best_foreground(cam)
         foreground = score > background_limit(cam, self.bg_threshold)
-        # A background row decides alike at every threshold of the sweep.
+        # No threshold of the sweep changes what a background row decides.
         if cam.has_background:
             self.background_rows += 1
             score = np.where(foreground, np.float32(np.inf), np.float32(-np.inf))

@@ -1,4 +1,4 @@
-"""What a run tells: `log.jsonl`, TensorBoard scalars, and every N steps a picture."""
+"""The log of a run: `log.jsonl`, TensorBoard scalars, and a picture every N steps."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from tool.files import atomic_path
 
 
 class RunLog:
-    """Writes into a run directory; rows after `start_step`, left by a killed run, are dropped.
+    """A writer of the logs of a run directory.
+
+    Rows after `start_step`, which a killed run left, are dropped.
 
     Args:
-        directory: of the run.
-        start_step: steps that the checkpoint in it has done.
-        mean, std: of the network's input, to show images as they were.
+        directory: The run directory.
+        start_step: Number of steps that the checkpoint in it has done.
+        mean: Mean of the network's input, to show images as they were.
+        std: Standard deviation of the network's input.
     """
 
     def __init__(
@@ -35,14 +38,20 @@ class RunLog:
         self._board = SummaryWriter(self.directory, purge_step=start_step + 1)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """One row for `step` steps done."""
+        """Write one row of values after `step` steps."""
         self._rows.write(json.dumps({"step": step, **values}) + "\n")
         self._rows.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def picture(self, step: int, batch: dict[str, Any], method: nn.Module) -> None:
-        """`pictures/STEP.png`: the first image, the method's maps of it, their pseudo label."""
+        """Write `pictures/STEP.png`: the first image, the method's maps of it, their pseudo label.
+
+        Args:
+            step: Number of steps done.
+            batch: Its "image" is (N, 3, H, W), normalised.
+            method: Makes the maps in evaluation mode; left in training mode.
+        """
         method.eval()
         with torch.no_grad():
             maps = method.pictures(batch)
@@ -61,27 +70,32 @@ class RunLog:
 
 
 def training_picture(image: Tensor, maps: dict[str, Tensor], *, bg_threshold: float = 0.22) -> Any:
-    """(H, W', 3) uint8: the image, each map's best class as heat, the pseudo label.
+    """Return a picture: the image, the best class of each map as heat, the pseudo label.
 
     Args:
         image: (3, H, W) in [0, 1].
         maps: name -> (K, h, w) in [0, 1].
-        bg_threshold: where `cam` is below it, the pseudo label is background.
+        bg_threshold: Where `cam` is not above it, the pseudo label is background.
+
+    Returns:
+        (H + caption, n W, 3) uint8. Without a map `cam` there is no pseudo label.
     """
-    from tool.report.picture import (  # OpenCV: a run without pictures needs none
+    from tool.report.picture import (  # imports OpenCV, which a run without pictures does not need
         heat,
         label_colours,
         strip,
     )
 
-    base = (image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    base = (image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)  # (H, W, 3)
     panels = [("image", base)]
+    # Enlarge all maps to the size of the image: (K, H, W).
     sized = {
         name: torch.nn.functional.interpolate(
             values[None], size=base.shape[:2], mode="bilinear", align_corners=False
         )[0]
         for name, values in maps.items()
     }
+    # The heat of a pixel is the largest value over the classes.
     panels += [(name, heat(base, values.amax(dim=0).numpy())) for name, values in sized.items()]
     if "cam" in sized:
         best, index = sized["cam"].max(dim=0)

@@ -1,4 +1,4 @@
-"""`config.json` and `checkpoint.pth` of a run directory, and whether they fit a command."""
+"""The `config.json` and `checkpoint.pth` of a run directory, and checks that they fit a command."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tool.files import atomic_path, file_hash
 from tool.formats.checkpoint import LARGEST_INT, load_checkpoint, plain_tensors, save_checkpoint
 
 CHECKPOINT = "checkpoint.pth"
-COUNTER = "num_batches_tracked"  # of a norm: no weight, and a frozen norm has none
-_LARGEST_LACK = 2**28  # numbers that a file may leave to be made: the bank's
+COUNTER = "num_batches_tracked"  # a norm's counter is no weight, and a frozen norm has none
+_LARGEST_LACK = 2**28  # how many numbers a file may lack, which are then made: the bank's
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
 
 
@@ -33,8 +33,11 @@ def write_config(
     """Write `config.json`: what the run is, from which weights, with which flags and versions.
 
     Args:
-        weights: the file that the run starts from; None: from scratch.
-        resumed: the run started earlier: what was noted about its weights then stays.
+        directory: The run directory.
+        config: The configuration of the run.
+        flags: The flags of the command.
+        weights: The file that the run starts from; None if it starts from scratch.
+        resumed: Whether the run started earlier. Then what was noted about its weights stays.
     """
     path = directory / "config.json"
     start = weights and {"file": str(weights), "sha256": file_hash(weights)}
@@ -67,10 +70,9 @@ def save_run(
     config: dict[str, Any],
     step: int,
 ) -> None:
-    """`checkpoint.pth`: model with its bank, optimizer, and the number of steps done.
+    """Write `checkpoint.pth`: model with its bank, optimizer, and the number of steps done.
 
-    Every draw is keyed by the step, so that the step is the state of the data and of the
-    randomness.
+    Every draw is keyed by the step. So the step is the state of the data and of the randomness.
     """
     content = {
         "method": config["method"],
@@ -89,11 +91,20 @@ def resume_run(
     optimizer: torch.optim.Optimizer,
     config: dict[str, Any],
 ) -> int:
-    """Load the checkpoint in `directory`, if there is one; the number of steps it has done.
+    """Load the checkpoint in `directory`, if there is one.
+
+    Args:
+        directory: The run directory.
+        method: Receives the saved model.
+        optimizer: Receives the saved state; its groups stay.
+        config: The configuration of this run.
+
+    Returns:
+        The number of steps that the checkpoint has done, 0 without a checkpoint.
 
     Raises:
-        ValueError: it is corrupt, or belongs to a run with other settings; names them. Nothing is
-            lost.
+        ValueError: The checkpoint is corrupt, or belongs to a run with other settings; names them.
+            Nothing is lost.
     """
     path = directory / CHECKPOINT
     if not path.exists():
@@ -112,7 +123,7 @@ def resume_run(
         )
     check_optimizer(optimizer, checkpoint.get("optimizer"), path)
     load_state(method, checkpoint["model"], path)
-    groups = optimizer.state_dict()["param_groups"]  # theirs are the same but for the rate
+    groups = optimizer.state_dict()["param_groups"]  # the saved ones differ only in the rate
     optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
     return checkpoint["step"]
 
@@ -121,12 +132,17 @@ NOT_COMPARED = {"lr", "fused", "foreach", "capturable", "differentiable"}
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, theirs: Any, path: Path) -> None:
-    """A saved optimizer has the groups of this one, and state of its parameters' shapes.
+    """Check that a saved optimizer has the groups of this one, and state of its parameters' shapes.
 
-    Groups of two runs with the same settings are equal but for the rate, which each step sets.
+    Groups of two runs with the same settings are equal except for the rate, which each step sets.
+
+    Args:
+        optimizer: The optimizer of this run.
+        theirs: The saved optimizer.
+        path: The checkpoint, for the message.
 
     Raises:
-        ValueError: says what does not fit.
+        ValueError: The saved optimizer does not fit; says what does not.
     """
     parts = ("param_groups", list), ("state", dict)
     if not isinstance(theirs, dict) or not all(isinstance(theirs.get(n), k) for n, k in parts):
@@ -142,14 +158,15 @@ def check_optimizer(optimizer: torch.optim.Optimizer, theirs: Any, path: Path) -
         tensors = {name: value for name, value in state.items() if value is not None}
         plain_tensors(tensors, path)
         shape = parameters[index].shape
-        if any(tensor.shape not in (shape, ()) for tensor in tensors.values()):  # (): Adam's count
+        # The shape () is Adam's count of steps.
+        if any(tensor.shape not in (shape, ()) for tensor in tensors.values()):
             raise ValueError(f"{path}: its optimizer does not fit this run (other shapes)")
 
 
 def _same_group(group: Any, own: dict[str, Any]) -> bool:
-    """Whether a saved parameter group is `own`, but for the rate and how torch computes it.
+    """Return whether a saved group is `own`, except for the rate and how torch computes it.
 
-    Versions of torch add keys; a run may go on with another one, or on another device.
+    Versions of torch add keys. A run may go on with another version, or on another device.
     """
     if not isinstance(group, dict) or not isinstance(group.get("params"), list):
         return False
@@ -171,10 +188,16 @@ def load_state(
     *,
     may_lack: Sequence[str] = (),
 ) -> None:
-    """Load a state dict; names that begin like one of `may_lack` may be missing, nothing else.
+    """Load a state dict after checking that it fits a method.
+
+    Args:
+        method: Receives the state.
+        state: The tensors by name.
+        path: The file that they came from.
+        may_lack: Names that begin like one of these may be missing; no other name may.
 
     Raises:
-        ValueError: names what does not fit.
+        ValueError: The state does not fit; names what does not.
     """
     own = method.state_dict()
     lacking = {n for n in own if n not in state and n.startswith(tuple(may_lack))}
@@ -184,10 +207,16 @@ def load_state(
 
 
 def check_sizes(method: torch.nn.Module, state: dict[str, torch.Tensor], path: Path | str) -> None:
-    """What `method` (on the meta device, so it takes no memory) would hold, `state` holds.
+    """Check that `state` fits the shapes of `method`, and lacks no huge part of it.
+
+    Args:
+        method: On the meta device, so it takes no memory.
+        state: The tensors by name. Names that `method` lacks are ignored.
+        path: The file that they came from.
 
     Raises:
-        ValueError: a tensor has another shape in the file, or the file lacks a huge one.
+        ValueError: A tensor has another shape in the file, or the file lacks more than 2^28 numbers
+            in all.
     """
     own = method.state_dict()
     _refuse(path, [n for n in own if n in state and not _fits(state[n], own[n])])
@@ -201,10 +230,10 @@ def check_complete(
 ) -> None:
     """Check that `state` has every weight of `method`, and no tensor that `method` lacks.
 
-    Norm counters may be missing: a frozen norm has none.
+    Norm counters may be missing, because a frozen norm has none.
 
     Raises:
-        ValueError: names what is missing or unknown.
+        ValueError: A name is missing or unknown; names it.
     """
     wrong = [n for n in weight_names(method) if n not in state and not n.endswith(COUNTER)]
     own = set(method.state_dict())
@@ -212,6 +241,7 @@ def check_complete(
 
 
 def _refuse(path: Path | str, wrong: Sequence[str]) -> None:
+    """Raise `ValueError` if any name is wrong."""
     if wrong:
         raise ValueError(
             f"{path} does not fit this method and number of classes: {len(wrong)} tensors differ, "
@@ -220,7 +250,7 @@ def _refuse(path: Path | str, wrong: Sequence[str]) -> None:
 
 
 def _fits(value: torch.Tensor | None, own: torch.Tensor) -> bool:
-    """Whether it can take the place of `own`; whole numbers are counters, which go up from 0."""
+    """Return whether a tensor can replace `own`. Whole numbers are counters, which go up from 0."""
     if value is None or value.shape != own.shape:
         return False
     if own.is_floating_point():
@@ -241,7 +271,7 @@ def weight_names(method: torch.nn.Module) -> list[str]:
 def state_names(method: torch.nn.Module) -> list[str]:
     """Return the names of what is saved and resumed but is not weights: a bank, a teacher.
 
-    A module declares by `is_state = True` that all it holds is such state.
+    A module with `is_state = True` declares that all it holds is such state.
     """
     declared = [n for n, module in method.named_modules() if getattr(module, "is_state", False)]
     inside = tuple(f"{name}." for name in declared)
@@ -249,11 +279,12 @@ def state_names(method: torch.nn.Module) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back: tuples become lists, paths strings."""
+    """Return a value as JSON gives it back: tuples become lists, paths become strings."""
     return json.loads(json.dumps(value, default=str))
 
 
 def _commit() -> str | None:
+    """Return the commit of the code, None if git cannot tell."""
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40"],
@@ -268,6 +299,7 @@ def _commit() -> str | None:
 
 
 def _version(package: str) -> str | None:
+    """Return the version of an installed package, None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
