@@ -12,7 +12,7 @@ from tool.formats.cam import Cam, cam_mask
 
 
 def with_background(cam: Cam, alpha: float) -> np.ndarray:
-    """Return scores (P+1, H, W) float32 of the background and the P foreground classes.
+    """Return scores (P+1, H, W) float32 of the background, first, and the P foreground classes.
 
     The background is the CAM's own row if it has one, else (1 - max)^alpha.
     """

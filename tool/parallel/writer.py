@@ -12,10 +12,11 @@ from tool.parallel.processes import Pool
 
 
 class BackgroundWriter:
-    """A writer that runs calls on threads or in processes; few wait, so that memory stays flat.
+    """A writer that runs calls on threads or in processes.
 
-    Leaving the `with` block waits for all calls, and raises the first error of a call. After an
-    error, even one of the caller's, it does not wait for calls that have not begun.
+    At most `ahead` calls wait, so that memory stays flat. Leaving the `with` block waits for all
+    calls, and raises the first error of a call. After an error, even one of the caller's, it does
+    not wait for calls that have not begun.
     """
 
     def __init__(self, *, threads: int = 2, processes: int = 0, ahead: int = 8) -> None:
