@@ -1,4 +1,4 @@
-"""What FBR adds to any host: hard queries against other classes and against a bank of NROIs.
+"""The terms FBR adds to any host: hard queries against other classes and a bank of NROIs.
 
 Source: FBR (X. Yin et al., IEEE TCSVT 2024, arXiv 2406.15755).
 """
@@ -42,20 +42,21 @@ class NroiConfig:
 
 
 class NroiContrast(nn.Module):
-    """A part of a method: phi_bg, its segmentation, the bank; `nce_fg`, `nce_nroi`, `bg_seg`.
+    """The part of a method that computes FBR's terms `nce_fg`, `nce_nroi` and `bg_seg`.
 
-    The method's `config` has the fields of `NroiConfig`; its constructor calls `add_background`.
+    It owns the background projection phi_bg, the background segmentation phi_seg and the bank. The
+    method's `config` has the fields of `NroiConfig`. Its constructor calls `add_background`.
     """
 
     def add_background(self, channels: int) -> None:
-        """The heads and the empty bank.
+        """Add the heads and the empty bank.
 
         Args:
-            channels: of the feature map that phi_bg reads.
+            channels: Of the feature map that phi_bg reads.
 
         Raises:
-            ValueError: a temperature so low that `info_nce`'s exponentials overflow, an empty bank,
-                no queries, negatives or clusters.
+            ValueError: The temperature is so low that the exponentials of `info_nce` overflow, or
+                the number of queries, negatives, clusters or rows of the bank is below 1.
         """
         for name in ("max_queries", "num_negatives", "num_clusters"):
             if getattr(self.config, name) < 1:
@@ -70,17 +71,21 @@ class NroiContrast(nn.Module):
     def background_segmentation(
         self, normalised: Tensor, activation: Tensor, label: Tensor, valid: Tensor
     ) -> Tensor:
-        """`bg_seg`: phi_seg finds the cells where hardly any class of the image is active.
+        """Compute `bg_seg`: phi_seg finds the cells where hardly any class of the image is active.
 
         Args:
-            normalised: (N, D, h, w) of `BackgroundSegmentation.normalised`.
+            normalised: (N, D, h, w), from `BackgroundSegmentation.normalised`.
             activation: (N, K, h, w) of the classes; a constant here.
             label: (N, K).
             valid: (N, 1, H, W) bool, the pixels that are not padding.
+
+        Returns:
+            Scalar, this rank's share of the mean over the cells that are not padding.
         """
-        cam = over_maximum(activation.detach()) * label[:, :, None, None]
+        # Background: the CAMs of the classes of the image sum to less than the threshold.
+        cam = over_maximum(activation.detach()) * label[:, :, None, None]  # (N, K, h, w)
         target = (cam.sum(dim=1, keepdim=True) < self.config.bg_threshold_seg).float()
-        logit = self.segment_background(normalised).float()
+        logit = self.segment_background(normalised).float()  # (N, 1, h, w)
         loss = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
         inside = image_cells(valid, logit.shape[-2:])
         return global_mean((loss * inside).sum(), inside.sum())
@@ -94,20 +99,26 @@ class NroiContrast(nn.Module):
         valid: Tensor,
         progress: Progress,
     ) -> dict[str, Tensor]:
-        """`nce_fg` and `nce_nroi` on the contrast grid, and the k-means; the mean of the views.
+        """Compute `nce_fg` and `nce_nroi` on the contrast grid, and this step's NROIs.
+
+        The NROIs stay pending until `after_step` puts them into the bank.
 
         Args:
-            embeddings: (N, D, g, g) a view, receive the gradient.
-            cells: of the same views.
+            embeddings: (N, D, g, g) per view; receive the gradient.
+            cells: Of the same views.
             label: (N, K).
-            background: phi_bg's output (N, D, h, w) a view.
+            background: (N, D, h, w) per view, the output of phi_bg before its ReLU.
             valid: (N, 1, H, W) bool, the pixels that are not padding.
+            progress: The step.
+
+        Returns:
+            The two terms, each the mean of the views.
         """
-        slots = class_slots(label)
+        slots = class_slots(label)  # (P,)
         views = range(len(embeddings))
         both = [self.fbr_losses(embeddings[i], cells[i], slots, progress, i) for i in views]
         self._metrics = mean_of_views([metrics for _, metrics in both])
-        if progress.micro == 0:  # else they belong to this step's other micro-batches
+        if progress.micro == 0:  # later micro-batches add to the NROIs of the same step
             self._pending = []
         grid = embeddings[0].shape[-2:]
         self._pending += self.image_nrois(background, cells, image_cells(valid, grid), progress)
@@ -116,20 +127,30 @@ class NroiContrast(nn.Module):
     def fbr_losses(
         self, embedding: Tensor, cells: Cells, slots: Tensor, progress: Progress, index: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """`nce_fg` and `nce_nroi` of one view, and the mean cosines of their queries.
+        """Compute `nce_fg` and `nce_nroi` of one view, and the mean cosines of their queries.
 
         Args:
-            embedding: (N, D, g, g), receives the gradient.
-            slots: (P,) classes. index: of the view, names its draws.
+            embedding: (N, D, g, g); receives the gradient.
+            cells: The view.
+            slots: (P,) 0-based classes to compute for.
+            progress: The step, which keys the draws.
+            index: Of the view; names its draws.
+
+        Returns:
+            The terms by name, and the metrics by name: the mean cosine of each term's queries to
+            their positive and to their negatives.
         """
         config, name = self.config, f"view{index}"
-        hard = hard_cells(cells, slots, quantile=config.quantile, floor=config.floor)
+        # Queries: hard cells of each class, of all ranks.
+        hard = hard_cells(cells, slots, quantile=config.quantile, floor=config.floor)  # (P, T)
         queries = draw_queries(
             cells, hard, slots, progress, f"query.{name}", cap=config.max_queries
         )
-        slots = queries.slots
-        query, here = query_embedding(embedding, queries, progress)
-        positive = l2_normalize(cells.prototype[slots + 1])
+        slots = queries.slots  # sorted anew
+        query, here = query_embedding(embedding, queries, progress)  # (P, M, D), (P, M)
+        # The positive of a class is its prototype.
+        positive = l2_normalize(cells.prototype[slots + 1])  # (P, D)
+        # Negatives of `nce_fg`: cells of other classes.
         cell, has_other = foreground_negatives(
             cells,
             slots,
@@ -138,11 +159,15 @@ class NroiContrast(nn.Module):
             count=config.num_negatives,
             temperature=config.temperature,
         )
+        # Negatives of `nce_nroi`: rows of the bank. The draw is made for all K classes, so that
+        # that of a class does not depend on the others.
         shape = (len(cells.valid) - 1, config.num_negatives)
-        nroi = self.bank.sample(shape, progress, f"nroi.{name}", rows=slots)
-        has_nroi = (self.bank.filled > 0).expand(len(slots))
+        nroi = self.bank.sample(shape, progress, f"nroi.{name}", rows=slots)  # (P, n, D)
+        has_nroi = (self.bank.filled > 0).expand(len(slots))  # (P,)
+        # Both losses of every query at once, then their means and, to log, the mean cosines.
         mean, blocks = mean_query(query.detach(), here, queries), queries.blocks()
         negatives = [l2_normalize(take(cells.embedding, cell)), l2_normalize(nroi)]
+        # Two of (P, M).
         losses = info_nce(query, positive, negatives, temperature=config.temperature, blocks=blocks)
         terms, metrics = {}, {}
         for term, loss, negative, usable in zip(
@@ -161,16 +186,20 @@ class NroiContrast(nn.Module):
         inside: Tensor,
         progress: Progress,
     ) -> list[tuple[Tensor, Tensor]]:
-        """Each view's and image's NROIs: centroids of its background cells, padding left out.
+        """Compute the NROIs of each view and image: the centroids of its background cells.
+
+        Padding is left out.
 
         Args:
-            background: phi_bg's output (N, D, h, w) a view; constants here.
-            cells: of the same views.
+            background: (N, D, h, w) per view, the output of phi_bg before its ReLU; constants here.
+            cells: Of the same views.
             inside: (N, 1, g, g) bool, the cells of each view that are not padding.
+            progress: The step, which keys the draws.
 
         Returns:
-            A view: (N, k, D) and (N, k) bool.
+            Per view, (N, k, D) centroids and (N, k) bool: which of them stand for cells.
         """
+        # Per view: embeddings (N, g g, D), background cells and random priorities (N, g g).
         images, _, *grid = inside.shape
         inside = inside.flatten(1)
         feature, member, priority = [], [], []
@@ -182,7 +211,7 @@ class NroiContrast(nn.Module):
                     f"kmeans.view{index}", images, inside.shape[1:], inside.device
                 )
             )
-        vector, found = kmeans(  # of both views at once
+        vector, found = kmeans(  # all views at once
             torch.cat(feature),
             torch.cat(member),
             torch.cat(priority),

@@ -1,4 +1,4 @@
-"""InfoNCE of queries, and means over queries and classes."""
+"""The InfoNCE loss of queries, and means over queries and classes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ def info_nce(
     temperature: float,
     blocks: Sequence[tuple[int, int, int]] | None = None,
 ) -> tuple[Tensor, ...]:
-    """InfoNCE of each query against its class's positive and each set of its class's negatives.
+    """Compute the InfoNCE loss of each query, once for each set of negatives.
+
+    A query is compared with the positive of its class and with the negatives of its class.
 
     Args:
-        query: (P, M, D), unit vectors, as `query_embedding` gives them; receives the gradient.
+        query: (P, M, D), unit vectors, as `query_embedding` returns them; receives the gradient.
         positive: (P, D), unit vectors, constant.
-        negatives: the sets, each (P, n, D), unit vectors, constant.
-        temperature: divides the cosines; at least 0.03, so that no exponential overflows.
-        blocks: `Queries.blocks`, the rows that are wanted; None: all.
+        negatives: The sets, each (P, n, D), unit vectors, constant.
+        temperature: Divides the cosines; at least 0.03, so that no exponential overflows.
+        blocks: The rows to compute, as `Queries.blocks` returns them; None computes all.
 
     Returns:
-        (P, M) losses a set; outside the blocks they mean nothing.
+        (P, M) losses per set. Outside the blocks their values mean nothing.
 
     Source: FBR (TCSVT 2024), pixel-to-NROI and intra-foreground contrast.
     Differs from the release: there the cosine runs over the wrong axis and the queries are
@@ -45,25 +47,37 @@ def info_nce(
 
 
 class _InfoNCE(torch.autograd.Function):
-    """softplus(log sum_r exp(query . negative_r / T) - query . positive / T), a row a set.
+    """The loss softplus(log sum_r exp(query . negative_r / T) - query . positive / T) per set.
 
-    Cosines over T are within +-1/0.03 (`info_nce`), so no maximum has to be subtracted. The softmax
-    over the negatives, which autograd would write out once more, is never formed: its product with
-    the negatives is scaled row by row.
+    Cosines over T are within +-1/0.03 (see `info_nce`), so no maximum has to be subtracted. The
+    softmax over the negatives, which autograd would store once more, is never formed. Instead, the
+    product of the exponentials with the negatives is scaled row by row.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, positive: Tensor, *others: Any) -> Tensor:
-        """(P, M, D), (P, D), S sets of (P, n, D), T, `Queries.blocks` -> (S, P, M)."""
+        """Compute the losses.
+
+        Args:
+            ctx: Keeps what `backward` needs.
+            query: (P, M, D).
+            positive: (P, D).
+            others: S sets of negatives (P, n, D), the temperature T, and the blocks.
+
+        Returns:
+            (S, P, M).
+        """
         *negatives, temperature, blocks = others
         scaled = query / temperature
-        total = query.new_ones(len(negatives), *query.shape[:2])
-        weights = []
+        # Sums of exponentials; the ones outside the blocks keep the logarithm finite.
+        total = query.new_ones(len(negatives), *query.shape[:2])  # (S, P, M)
+        weights = []  # the exponentials, one tensor per block and set
         for first, last, slots in blocks:
-            rows = scaled[:slots, first:last]
+            rows = scaled[:slots, first:last]  # (slots, rows, D)
             for sums, negative in zip(total, negatives, strict=True):
-                weights.append((rows @ negative[:slots].transpose(1, 2)).exp_())
+                weights.append((rows @ negative[:slots].transpose(1, 2)).exp_())  # (slots, rows, n)
                 torch.sum(weights[-1], dim=2, out=sums[:slots, first:last])
+        # -log of the softmax share of the positive, as a softplus.
         loss = F.softplus(total.log() - (scaled @ positive[:, :, None])[:, :, 0])
         ctx.save_for_backward(positive, total, loss, *negatives, *weights)
         ctx.temperature, ctx.blocks = temperature, blocks
@@ -72,17 +86,22 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """(S, P, M) -> (P, M, D); positives and negatives are constants."""
+        """Turn the gradient (S, P, M) of the losses into that of the queries, (P, M, D).
+
+        Positives and negatives are constants and get none.
+        """
         positive, total, loss, *rest = ctx.saved_tensors
         negatives, weights = rest[: len(total)], iter(rest[len(total) :])
-        share = -gradient * torch.expm1(-loss) / ctx.temperature  # of the softmax: all but positive
+        # 1 - exp(-loss) is the softmax share of all negatives together, the slope of the softplus.
+        share = -gradient * torch.expm1(-loss) / ctx.temperature  # (S, P, M)
+        # A query is pulled to its positive and pushed from the weighted mean of its negatives.
         scale, pull = (share / total)[..., None], share.sum(dim=0)[..., None]
-        result = positive.new_zeros(*loss.shape[1:], positive.shape[1])
+        result = positive.new_zeros(*loss.shape[1:], positive.shape[1])  # (P, M, D)
         for first, last, slots in ctx.blocks:
-            part = result[:slots, first:last]
+            part = result[:slots, first:last]  # (slots, rows, D)
             part.addcmul_(positive[:slots, None], pull[:slots, first:last], value=-1)
             for factor, negative in zip(scale, negatives, strict=True):
-                push = next(weights) @ negative[:slots]
+                push = next(weights) @ negative[:slots]  # (slots, rows, D)
                 part.addcmul_(push, factor[:slots, first:last])
         return result, *(None for _ in range(len(negatives) + 3))
 
@@ -90,11 +109,17 @@ class _InfoNCE(torch.autograd.Function):
 def class_balanced_mean(
     value: Tensor, here: Tensor, queries: Queries, usable: Tensor, progress: Progress
 ) -> Tensor:
-    """This rank's share of the mean over a class's queries, then over classes that have any.
+    """Compute this rank's share of the mean over each class's queries, then over classes.
+
+    The mean of all ranks' shares is the mean over the global batch. Classes without queries or
+    negatives do not count.
 
     Args:
-        value: (P, M). here: (P, M) bool, this rank's queries. usable: (P,) bool, classes with
-            negatives.
+        value: (P, M), of every query.
+        here: (P, M) bool, this rank's queries.
+        queries: The queries of all ranks.
+        usable: (P,) bool, classes with negatives.
+        progress: The step.
 
     Returns:
         Scalar; exactly 0, attached to the graph, when no class is usable.
@@ -104,16 +129,35 @@ def class_balanced_mean(
 
 
 def class_mean(value: Tensor, queries: Queries, usable: Tensor, progress: Progress) -> Tensor:
-    """This rank's share of the mean of (P,) `value` over the usable classes that have queries."""
+    """Compute this rank's share of the mean of `value` over usable classes that have queries.
+
+    Args:
+        value: (P,), this rank's part of each class's value.
+        queries: The queries of all ranks.
+        usable: (P,) bool, classes with negatives.
+        progress: The step.
+
+    Returns:
+        Scalar; 0 when no class counts.
+    """
     counted = usable & (queries.count > 0)
     return (value * (counted / counted.sum().clamp(min=1))).sum() * progress.world_size
 
 
 @torch.no_grad()
 def mean_query(query: Tensor, here: Tensor, queries: Queries) -> Tensor:
-    """(P, D): this rank's share of the mean of each class's queries (P, M, D).
+    """Compute this rank's part of the mean of each class's queries.
 
-    A query's mean cosine to any unit vectors is a product with this.
+    The mean cosine of a class's queries to a unit vector is the product of that vector with the
+    mean, summed over all ranks.
+
+    Args:
+        query: (P, M, D), unit vectors.
+        here: (P, M) bool, this rank's queries.
+        queries: The queries of all ranks.
+
+    Returns:
+        (P, D).
     """
     share = here / queries.count[:, None].clamp(min=1)
     return (share[:, None] @ query)[:, 0]

@@ -18,29 +18,35 @@ def prototype_cross_entropy(
     temperature: float,
     negatives: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Each cell against one prototype of `cells` as positive and the other valid ones as negatives.
+    """Compute the cross entropy of each cell over cosines to class prototypes.
+
+    One prototype is the cell's positive; the other valid ones are its negatives.
 
     Args:
-        embedding: (N, D, g, g) of this rank, receives the gradient.
-        cells: the view whose prototypes are used.
-        positive: (N g g,) the positive class of each of this rank's cells, -1 for none.
-        negatives: (K+1, K+1) bool, which classes are negatives of a positive class; None: all
+        embedding: (N, D, g, g) of this rank; receives the gradient.
+        cells: The view whose prototypes are used.
+        positive: (N g g,) int64, the positive class of each of this rank's cells; -1 for none.
+        temperature: Divides the cosines.
+        negatives: (K+1, K+1) bool, which classes are negatives of a positive class; None for all
             others.
 
     Returns:
-        (N g g,) losses, 0 where there is no valid positive, and (N g g,) bool where there is one.
+        (N g g,) losses, 0 for cells without a valid positive, and (N g g,) bool: which cells have
+        one.
 
     Source: PPC (CVPR 2022), cross-view and intra-view contrast.
     """
-    flat = flatten_cells(embedding.float())
+    flat = flatten_cells(embedding.float())  # (N g g, D)
+    # The positive of each cell, and the prototypes in its denominator.
     index = positive.clamp(min=0)
     has = (positive >= 0) & cells.valid[index]
-    allowed = cells.valid.expand(len(flat), -1)
+    allowed = cells.valid.expand(len(flat), -1)  # (N g g, K+1)
     if negatives is not None:
         own = F.one_hot(index, len(cells.valid)).bool()
         allowed = allowed & (negatives[index] | own)
-    logit = l2_normalize(flat) @ l2_normalize(cells.prototype).T / temperature
+    logit = l2_normalize(flat) @ l2_normalize(cells.prototype).T / temperature  # (N g g, K+1)
     logit = logit.masked_fill(~allowed, -torch.inf)
+    # A row without a positive could be -inf throughout, and its gradient NaN.
     logit = torch.where(has[:, None], logit, torch.zeros_like(logit))
     loss = logit.logsumexp(dim=1) - logit.gather(1, index[:, None])[:, 0]
     return torch.where(has, loss, torch.zeros_like(loss)), has
@@ -48,25 +54,36 @@ def prototype_cross_entropy(
 
 @torch.no_grad()
 def intra_weights(cells: Cells, progress: Progress, name: str) -> Tensor:
-    """(T,) how often each cell is a query of PPC's intra-view contrast: 0, 1 or 2.
+    """Count how often each cell is a query of PPC's intra-view contrast.
 
-    Half of each class's cells are drawn at random; to them comes the hard half, the 60 % least
-    similar to their prototype without the hardest 10 %.
+    Half of each class's cells are drawn at random. The hard half is added to them: the 60 % least
+    similar to their prototype, without the hardest 10 %.
+
+    Args:
+        cells: The view.
+        progress: The step, which keys the draw.
+        name: Of the draw.
+
+    Returns:
+        (T,) float, each value 0, 1 or 2.
 
     Source: PPC (CVPR 2022), section 3.4.
     """
-    size = class_sizes(cells.pseudo, len(cells.valid) - 1)
-    own = l2_normalize(cells.prototype)[cells.pseudo]
-    similarity = (l2_normalize(cells.embedding) * own).sum(dim=1)
+    size = class_sizes(cells.pseudo, len(cells.valid) - 1)  # (K+1,)
+    # The cosine of each cell to the prototype of its pseudo class.
+    own = l2_normalize(cells.prototype)[cells.pseudo]  # (T, D)
+    similarity = (l2_normalize(cells.embedding) * own).sum(dim=1)  # (T,)
+    # Shares of a class become ranks inside it: by the draw, and by cosine, hardest first.
     draw = progress.uniform(name, (len(cells.pseudo),), cells.pseudo.device)
-    count = size[cells.pseudo]
+    count = size[cells.pseudo]  # (T,)
     hardness = _rank_in_class(similarity, cells.pseudo, size)
     chosen = (_rank_in_class(draw, cells.pseudo, size) < 0.5 * count).float()
     return chosen + ((hardness >= 0.1 * count) & (hardness < 0.6 * count)).float()
 
 
 def _rank_in_class(value: Tensor, pseudo: Tensor, size: Tensor) -> Tensor:
-    """(T,) position of each cell among those of its class, by ascending `value`."""
+    """Return the position (T,) of each cell among those of its class, by ascending `value` (T,)."""
+    # Two stable sorts: by value, then by class.
     order = value.argsort(stable=True)
     order = order[pseudo[order].argsort(stable=True)]
     place = torch.arange(len(order), device=order.device)
@@ -77,15 +94,23 @@ def _rank_in_class(value: Tensor, pseudo: Tensor, size: Tensor) -> Tensor:
 
 @torch.no_grad()
 def nearest_prototypes(cells: Cells, *, first: int, last: int) -> Tensor:
-    """(K+1, K+1) bool: each class's valid others of ranks `first`..`last` by cosine, 1 the nearest.
+    """Choose for each class other classes by the rank of their prototypes' cosine to its own.
 
-    Where there are fewer than `last` others, all of them.
+    Only classes with a valid prototype are chosen. If there are fewer than `last` of them, all are.
+
+    Args:
+        cells: The view.
+        first: Rank of the nearest class to choose, from 1.
+        last: Rank of the farthest class to choose.
+
+    Returns:
+        (K+1, K+1) bool, one row per class.
     """
     similarity = cosine(cells.prototype, cells.prototype)
     other = cells.valid[None] & ~torch.eye(
         len(cells.valid), dtype=torch.bool, device=similarity.device
     )
     similarity = similarity.masked_fill(~other, -torch.inf)
-    rank = similarity.argsort(dim=1, descending=True).argsort(dim=1) + 1
+    rank = similarity.argsort(dim=1, descending=True).argsort(dim=1) + 1  # 1 for the nearest
     ranked = other & (rank >= first) & (rank <= last)
     return torch.where(other.sum(dim=1, keepdim=True) < last, other, ranked)
