@@ -1,4 +1,4 @@
-"""Dropout whose mask is keyed by (seed, step, name) and drawn for the global batch."""
+"""Dropout whose mask is keyed by seed, step and name, and drawn for the global batch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from tool.progress import Progress
 
 
 class KeyedDropout(nn.Module):
-    """Dropout that does not depend on the ambient generator, on workers or on the number of ranks.
+    """Dropout whose mask is the same for any number of ranks and workers.
+
+    It does not use torch's global generator.
 
     Args:
-        probability: of zeroing, in [0, 1).
-        channels: zero whole channels (Dropout2d) instead of single elements.
+        probability: Of zeroing, in [0, 1).
+        channels: Zero whole channels, as `nn.Dropout2d` does, instead of single elements.
     """
 
     def __init__(self, probability: float, *, channels: bool) -> None:
@@ -23,12 +25,12 @@ class KeyedDropout(nn.Module):
         self.begin(Progress(), "dropout")
 
     def begin(self, progress: Progress, name: str) -> None:
-        """Say which step the next calls belong to; each call of a step gets a mask of its own."""
+        """Set the step of the next calls; each call of a step gets a mask of its own."""
         self._progress, self._name, self._calls = progress, name, 0
 
-    @torch.compiler.disable  # its key changes in every step: torch.compile would start anew
+    @torch.compiler.disable  # the key changes in every step: torch.compile would compile anew
     def forward(self, feature: Tensor) -> Tensor:
-        """(N, D, h, w) -> the same shape; the identity in `eval()`."""
+        """Apply dropout to a map (N, D, h, w); in `eval()` return it unchanged."""
         if not self.training or self.probability == 0:
             return feature
         num_images, *shape = feature.shape
@@ -41,7 +43,7 @@ class KeyedDropout(nn.Module):
 
 
 def begin_step(module: nn.Module, progress: Progress) -> None:
-    """Tell every `KeyedDropout` inside `module` which step begins."""
+    """Set the step of every `KeyedDropout` inside `module`."""
     for name, child in module.named_modules():
         if isinstance(child, KeyedDropout):
             child.begin(progress, name)

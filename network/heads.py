@@ -1,4 +1,4 @@
-"""Heads on a backbone's taps: TAP, projections, background segmentation, PCM."""
+"""Heads on a backbone's taps: classifiers, projections, segmentation, boundaries and PCM."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _EPS = 1e-5
 
 
 def classifier(channels: int, num_maps: int) -> nn.Conv2d:
-    """The 1x1 convolution that gives the score map; Xavier, no bias."""
+    """Build the 1x1 convolution that gives the score map, without bias, by Xavier's rule."""
     layer = nn.Conv2d(channels, num_maps, 1, bias=False)
     nn.init.xavier_uniform_(layer.weight)
     return layer
 
 
 def thresholded_average_pool(feature: Tensor, *, threshold: float) -> Tensor:
-    """TAP: per channel the mean over the cells above `threshold` times that channel's maximum.
+    """Average each channel over its cells above a share of its maximum (TAP).
 
     Args:
         feature: (N, D, h, w), non-negative.
-        threshold: share of the maximum, in [0, 1).
+        threshold: Share of the channel's maximum, in [0, 1).
 
     Returns:
         (N, D, 1, 1); 0 for a channel that is 0 everywhere.
@@ -40,14 +40,20 @@ def thresholded_average_pool(feature: Tensor, *, threshold: float) -> Tensor:
 
 
 def projection(channels: int, width: int) -> nn.Conv2d:
-    """A 1x1 projection to the embedding, without bias; its ReLU is the caller's."""
+    """Build a 1x1 projection to the embedding, without bias; the caller applies the ReLU."""
     return nn.Conv2d(channels, width, 1, bias=False)
 
 
 class BackgroundSegmentation(nn.Module):
-    """phi_seg: one background logit per cell, from phi_bg's output before its ReLU.
+    """The head phi_seg: one background logit per cell, from phi_bg's output before its ReLU.
 
-    Differs from the release: GroupNorm, where it has a BatchNorm frozen at its initial identity.
+    Args:
+        width: D, channels of phi_bg's output.
+        groups: Of the GroupNorm; divides `width`.
+        dropout: Probability of zeroing an element.
+
+    Differs from the release: it has a BatchNorm frozen at its initial identity, here it is a
+    GroupNorm.
     """
 
     def __init__(self, width: int, *, groups: int = 8, dropout: float = 0.5) -> None:
@@ -57,19 +63,24 @@ class BackgroundSegmentation(nn.Module):
         self.classifier = nn.Conv2d(width, 1, 1)
 
     def normalised(self, projected: Tensor) -> Tensor:
-        """(N, D, h, w) -> ReLU(GroupNorm(.)), the embedding that `bg_sim` decorrelates."""
+        """Return ReLU(GroupNorm(projected)), the embedding that `bg_sim` decorrelates.
+
+        Args:
+            projected: (N, D, h, w), phi_bg's output before its ReLU.
+        """
         return F.relu(self.norm(projected))
 
     def forward(self, normalised: Tensor) -> Tensor:
-        """(N, D, h, w) of `normalised` -> (N, 1, h, w) logits."""
+        """Compute logits (N, 1, h, w) from (N, D, h, w), the result of the method `normalised`."""
         return self.classifier(self.dropout(normalised))
 
 
 class LabelConditioning(nn.Module):
-    """Channels of a feature map weighed by what the image's label says: f * Linear(label).
+    """A weighting of a feature map's channels by the image's label: f * Linear(label).
 
     Args:
-        num_classes: K. channels: of the feature map.
+        num_classes: K.
+        channels: Of the feature map.
 
     Source: AMN (M. Lee et al., CVPR 2022), section 3.3.
     """
@@ -79,12 +90,17 @@ class LabelConditioning(nn.Module):
         self.embed = nn.Linear(num_classes, channels)
 
     def forward(self, feature: Tensor, label: Tensor) -> Tensor:
-        """(N, D, h, w), (N, K) -> (N, D, h, w)."""
+        """Weight the channels of `feature` (N, D, h, w) by `label` (N, K)."""
         return feature * self.embed(label)[:, :, None, None].to(feature.dtype)
 
 
 class Aspp(nn.Module):
-    """Atrous spatial pyramid: dilated 3x3 convolutions of one map, summed.
+    """An atrous spatial pyramid: the sum of dilated 3x3 convolutions of one map.
+
+    Args:
+        channels: Of the map.
+        num_maps: Channels of the result.
+        dilations: One convolution is made for each.
 
     Source: DeepLab-v2 (L.-C. Chen et al., TPAMI 2018).
     """
@@ -101,15 +117,16 @@ class Aspp(nn.Module):
             nn.init.zeros_(branch.bias)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """(N, D, h, w) -> (N, num_maps, h, w)."""
+        """Compute maps (N, num_maps, h, w) from a feature map (N, D, h, w)."""
         return sum(branch(feature) for branch in self.branches)
 
 
 class BoundaryHead(nn.Module):
-    """Boundaries of classes from all taps of a backbone, in cells of 4 pixels.
+    """A head for the boundaries of classes, in cells of 4 pixels, from all taps of a backbone.
 
     Args:
-        taps: channels and stride of each.
+        taps: Channels and stride of each.
+        width: Channels of each branch.
 
     Source: IRN (J. Ahn et al., CVPR 2019), the boundary branch.
     """
@@ -121,17 +138,23 @@ class BoundaryHead(nn.Module):
         self.fuse = nn.Conv2d(width * len(taps), 1, 1)
 
     def forward(self, taps: Sequence[Tensor], size: tuple[int, int] | torch.Size) -> Tensor:
-        """Taps (N, D, ., .) -> logits (N, 1, *size)."""
+        """Compute logits (N, 1, *size) from the taps.
+
+        Args:
+            taps: (N, D, h, w) each, of different D, h and w.
+            size: Height and width in cells of 4 pixels.
+        """
         parts = zip(self.branches, taps, self.strides, strict=True)
         maps = [F.relu(on_grid(branch(tap), stride, 4, size)) for branch, tap, stride in parts]
         return self.fuse(torch.cat(maps, dim=1))
 
 
 class DisplacementHead(nn.Module):
-    """For each cell a vector to the centre of its object, in cells of 4 pixels, from all taps.
+    """A head for the vector from each cell to the centre of its object, in cells of 4 pixels.
 
     Args:
-        taps: channels and stride of the five, shallow first.
+        taps: Channels and stride of all five taps, shallow first.
+        widths: Channels of each branch.
 
     Source: IRN (J. Ahn et al., CVPR 2019), the displacement branch.
     """
@@ -149,13 +172,20 @@ class DisplacementHead(nn.Module):
         self.vector = nn.Conv2d(256, 2, 1, bias=False)
 
     def forward(self, taps: Sequence[Tensor], size: tuple[int, int] | torch.Size) -> Tensor:
-        """Taps (N, D, ., .) -> (N, 2, *size), (y, x)."""
+        """Compute vectors (N, 2, *size), (y, x), from the taps.
+
+        Args:
+            taps: (N, D, h, w) each, of different D, h and w, shallow first.
+            size: Height and width in cells of 4 pixels.
+        """
+        # The three deep branches on the grid of the third tap, fused.
         maps = [branch(tap) for branch, tap in zip(self.branches, taps, strict=True)]
         middle, grid = self.strides[2], maps[2].shape[-2:]
         deep = [
             on_grid(m, s, middle, grid) for m, s in zip(maps[2:], self.strides[2:], strict=True)
         ]
         deep = F.relu(self.deep(F.relu(torch.cat(deep, dim=1))))
+        # With them the two shallow branches, on cells of 4 pixels.
         shallow = [
             F.relu(on_grid(m, s, 4, size)) for m, s in zip(maps[:2], self.strides[:2], strict=True)
         ]
@@ -164,22 +194,31 @@ class DisplacementHead(nn.Module):
 
 
 def on_grid(maps: Tensor, stride: int, target: int, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Cells of `stride` pixels -> (N, D, *size) cells of `target` pixels."""
+    """Resize maps (N, D, h, w) of cells of `stride` pixels to cells of `target` pixels.
+
+    Returns:
+        (N, D, *size).
+    """
     if stride < target:
         return resize(maps, size)
     return enlarge(maps, stride // target, size)
 
 
 def _normed(channels: int, width: int, *, groups: int) -> nn.Sequential:
-    """A 1x1 convolution without bias, and its GroupNorm."""
+    """Build a 1x1 convolution without bias, and its GroupNorm."""
     return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.GroupNorm(groups, width))
 
 
 class PixelCorrelation(nn.Module):
-    """PCM: spreads a CAM over cells that look alike, by an affinity learned on shallow features.
+    """A pixel correlation module (PCM): it spreads a CAM over cells that look alike.
+
+    Their affinity is learned on shallow features.
 
     Args:
-        low, mid: channels of the two shallow taps.
+        low: Channels of the tap `low`.
+        mid: Channels of the tap `mid`.
+        low_width: Channels that `low` is projected to.
+        mid_width: Channels that `mid` is projected to.
 
     Source: SEAM (Y. Wang et al., CVPR 2020), section 3.3.
     """
@@ -198,9 +237,11 @@ class PixelCorrelation(nn.Module):
         """Refine a CAM.
 
         Args:
-            cam: (N, K+1, h, w) raw scores; a constant here.
+            cam: (N, K+1, h, w), raw scores; a constant here.
             label: (N, K).
-            image: (N, 3, H, W) normalised; low, mid: the taps, constants here.
+            image: (N, 3, H, W), normalised.
+            low: The tap `low`, a constant here.
+            mid: The tap `mid`, a constant here.
 
         Returns:
             (N, K+1, h, w) in [0, 1); 0 for absent classes. The gradient reaches the three
@@ -208,21 +249,28 @@ class PixelCorrelation(nn.Module):
 
         Differs from the release: absent classes are masked before, so that they win no cell.
         """
+        # A unit vector per cell, from the image and the two taps.
         size = cam.shape[-2:]
         parts = [
             resize(image, size),
             resize(F.relu(self.low(low.detach())), size),
             resize(F.relu(self.mid(mid.detach())), size),
         ]
-        embedding = self.embed(torch.cat(parts, dim=1)).flatten(2)
+        embedding = self.embed(torch.cat(parts, dim=1)).flatten(2)  # (N, D, h w)
         embedding = embedding / (embedding.norm(dim=1, keepdim=True) + _EPS)
-        affinity = F.relu(embedding.transpose(1, 2) @ embedding)
+        # Positive cosines; the weights of all cells in one cell of the result sum to almost 1.
+        affinity = F.relu(embedding.transpose(1, 2) @ embedding)  # (N, h w, h w)
         affinity = affinity / (affinity.sum(dim=1, keepdim=True) + _EPS)
         return (_normal_cam(cam.detach(), label).flatten(2) @ affinity).unflatten(2, size)
 
 
 def _normal_cam(cam: Tensor, label: Tensor) -> Tensor:
-    """(N, K+1, h, w) scores -> present classes over their maximum, winner only; 1 - that."""
+    """Normalise raw scores (N, K+1, h, w).
+
+    Returns:
+        (N, K+1, h, w): present classes over their maximum, only the winner of each cell kept, and
+        as background 1 - the winner.
+    """
     foreground = over_maximum(cam[:, 1:] * label[:, :, None, None])
     best = foreground.amax(dim=1, keepdim=True)
     return torch.cat([1 - best, foreground * (foreground == best)], dim=1)

@@ -1,6 +1,7 @@
-"""Losses and normalisations of the hosts (EPS, SEAM, PPC), on maps. Channel 0 is the background.
+"""Losses and normalisations of maps for the hosts (EPS, SEAM, PPC, AMN).
 
-Letters: N batch, K foreground classes, h w cells. `label` is (N, K) in {0, 1}, without background.
+Letters: N batch, C channels, K foreground classes, H W pixels, h w cells. In maps with K+1 channels
+channel 0 is the background. `label` is (N, K) in {0, 1}, without background.
 """
 
 from __future__ import annotations
@@ -17,17 +18,26 @@ _EPS = 1e-5
 
 
 def resize(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """(N, C, H, W) -> (N, C, *size), bilinear, align_corners False."""
+    """Resize maps (N, C, H, W) to (N, C, *size), bilinearly, with `align_corners` False."""
     if maps.shape[-2:] == tuple(size):
         return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def enlarge(maps: Tensor, stride: int, size: tuple[int, int] | torch.Size) -> Tensor:
-    """(N, C, h, w) cells of `stride` pixels -> (N, C, *size) pixels.
+    """Enlarge maps of cells to pixels.
 
-    h = ceil(H / stride) cells reach beyond the image: they are enlarged to all that they cover and
-    cropped, where a resize to H alone would shift what lies at the right and below.
+    h = ceil(H / stride) cells can reach beyond the image. So the maps are enlarged to all pixels
+    that the cells cover, and then cropped. A resize straight to H would shift what lies at the
+    right and below.
+
+    Args:
+        maps: (N, C, h, w), cells of `stride` pixels.
+        stride: Pixels per cell.
+        size: (H, W), the pixels to return.
+
+    Returns:
+        (N, C, H, W).
     """
     whole = tuple(cells * stride for cells in maps.shape[-2:])
     if any(a < b for a, b in zip(whole, size, strict=True)):
@@ -36,23 +46,45 @@ def enlarge(maps: Tensor, stride: int, size: tuple[int, int] | torch.Size) -> Te
 
 
 def resize_area(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """(N, C, H, W) -> (N, C, *size) by averaging the pixels of each cell."""
+    """Reduce maps (N, C, H, W) to (N, C, *size) by averaging the pixels of each cell."""
     return F.adaptive_avg_pool2d(maps, tuple(size))
 
 
 def image_cells(valid: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """(N, 1, H, W) bool, False on padding -> (N, 1, *size) bool: at least half inside the image."""
+    """Find the cells that lie at least half inside the image.
+
+    Args:
+        valid: (N, 1, H, W) bool, False on padding.
+        size: (h, w).
+
+    Returns:
+        (N, 1, h, w) bool.
+    """
     return resize_area(valid.float(), size) >= 0.5
 
 
 def over_maximum(maps: Tensor) -> Tensor:
-    """ReLU, then each channel of each image over its maximum (+1e-5): (N, C, h, w), [0, 1)."""
+    """Divide each channel of each image by its maximum + 1e-5, after a ReLU.
+
+    Args:
+        maps: (N, C, h, w).
+
+    Returns:
+        (N, C, h, w) in [0, 1).
+    """
     maps = F.relu(maps)
     return maps / (maps.amax(dim=(-2, -1), keepdim=True) + _EPS)
 
 
 def min_max(maps: Tensor) -> Tensor:
-    """ReLU, then each channel of each image stretched to [0, 1]; a constant map becomes 0."""
+    """Stretch each channel of each image to [0, 1], after a ReLU.
+
+    Args:
+        maps: (N, C, h, w).
+
+    Returns:
+        (N, C, h, w) in [0, 1); a constant map becomes 0.
+    """
     maps = F.relu(maps)
     low = maps.amin(dim=(-2, -1), keepdim=True)
     high = maps.amax(dim=(-2, -1), keepdim=True)
@@ -60,58 +92,68 @@ def min_max(maps: Tensor) -> Tensor:
 
 
 def with_background_label(label: Tensor) -> Tensor:
-    """(N, K) -> (N, K+1, 1, 1) with a leading 1 for the background."""
+    """Put a 1 for the background before a label (N, K), and return it as (N, K+1, 1, 1)."""
     return F.pad(label, (1, 0), value=1.0)[:, :, None, None]
 
 
 def mean_of_views(terms: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Each named term's mean over the views."""
+    """Return the mean of each named term over the views."""
     return {name: sum(view[name] for view in terms) / len(terms) for name in terms[0]}
 
 
 def classification(logit: Tensor, label: Tensor) -> Tensor:
-    """Multi-label soft margin of (N, K) foreground logits: the mean over images and classes."""
+    """Compute the multi-label soft margin loss, the mean over images and classes.
+
+    Args:
+        logit: (N, K) of the foreground classes.
+        label: (N, K).
+    """
     return F.multilabel_soft_margin_loss(logit, label)
 
 
 def saliency_match(
     prob: Tensor, label: Tensor, saliency: Tensor, *, tau: float, lam: float
 ) -> Tensor:
-    """EPS's saliency loss: foreground and inverted background should look like saliency.
+    """Compute EPS's saliency loss: foreground and inverted background should look like saliency.
 
     Args:
         prob: (N, K+1, h, w) in [0, 1], background first, summing to at most 1 over channels.
         label: (N, K).
         saliency: (N, 1, H, W) in [0, 1]; averaged down to the cells.
-        tau: a present class counts as foreground where this share of its area is salient.
-        lam: weight of the foreground map against the inverted background map.
+        tau: A present class counts as foreground if more than this share of its area is salient.
+        lam: Weight of the foreground map, in [0, 1]; the inverted background map has 1 - `lam`.
 
     Returns:
-        Scalar.
+        Scalar, the mean over images and cells.
 
     Source: EPS (S. Lee et al., CVPR 2021), eq. 3-6.
     Differs from the release: area-averaged instead of nearest saliency; a class whose map is still
     empty counts as foreground, so that a cold start can grow it.
     """
-    saliency = resize_area(saliency, prob.shape[-2:])[:, 0]
+    saliency = resize_area(saliency, prob.shape[-2:])[:, 0]  # (N, h, w)
     foreground, present = prob[:, 1:], label[:, :, None, None]
+    # Which classes are salient enough to count as foreground.
     with torch.no_grad():
-        area = foreground.round()
-        size = area.sum(dim=(-2, -1), keepdim=True)
+        area = foreground.round()  # (N, K, h, w)
+        size = area.sum(dim=(-2, -1), keepdim=True)  # (N, K, 1, 1)
         overlap = (area * saliency[:, None].round()).sum(dim=(-2, -1), keepdim=True)
         valid = ((overlap / (size + 1e-4) > tau) | (size == 0)).to(prob.dtype)
-    foreground_map = (foreground * present * valid).sum(dim=1)
+    # The others are part of the background map.
+    foreground_map = (foreground * present * valid).sum(dim=1)  # (N, h, w)
     background_map = prob[:, 0] + (foreground * present * (1 - valid)).sum(dim=1)
     estimate = lam * foreground_map + (1 - lam) * (1 - background_map)
     return F.mse_loss(estimate, saliency)
 
 
 def min_pool(refined_cam: Tensor, label: Tensor) -> Tensor:
-    """SEAM's minimum pooling: the least active quarter of an image should be empty of foreground.
+    """Compute SEAM's minimum pooling: the least active quarter of an image should be background.
 
     Args:
         refined_cam: (N, K+1, h, w).
         label: (N, K).
+
+    Returns:
+        Scalar: mean over that quarter of the cells' largest score of a present class.
 
     Source: SEAM (Y. Wang et al., CVPR 2020), the background term of its refined map.
     """
@@ -121,11 +163,15 @@ def min_pool(refined_cam: Tensor, label: Tensor) -> Tensor:
 
 
 def equivariance(cam_1: Tensor, cam_2: Tensor, label: Tensor) -> Tensor:
-    """ER: the normalised CAMs of two views agree, on view 2's cells.
+    """Compute SEAM's ER loss: the normalised CAMs of two views should agree, on view 2's cells.
 
     Args:
-        cam_1: (N, K+1, h, w) of view 1, raw; cam_2: (N, K+1, g, g) of view 2.
+        cam_1: (N, K+1, h, w) of view 1, raw.
+        cam_2: (N, K+1, g, g) of view 2, raw.
         label: (N, K).
+
+    Returns:
+        Scalar: mean absolute difference over all foreground channels; absent classes count as 0.
 
     Source: SEAM (CVPR 2020), eq. for L_ER.
     """
@@ -135,13 +181,20 @@ def equivariance(cam_1: Tensor, cam_2: Tensor, label: Tensor) -> Tensor:
 
 
 def one_hot_max(maps: Tensor) -> Tensor:
-    """(N, K+1, h, w) -> the same, with every foreground cell zeroed but the maximal channel's."""
+    """Keep only the maximal foreground channel of each cell.
+
+    Args:
+        maps: (N, K+1, h, w).
+
+    Returns:
+        (N, K+1, h, w): the other foreground channels are 0, the background is as before.
+    """
     foreground = maps[:, 1:]
     return torch.cat([maps[:, :1], foreground * (foreground == foreground.amax(1, True))], dim=1)
 
 
 def cross_refinement(cam: Tensor, refined_cam: Tensor, label: Tensor) -> Tensor:
-    """One direction of ECR: the refined map of one view should look like the CAM of the other.
+    """Compute one direction of ECR: one view's refined map should look like the other's CAM.
 
     Args:
         cam: (N, K+1, g, g) of view j, raw; a constant here.
@@ -149,12 +202,14 @@ def cross_refinement(cam: Tensor, refined_cam: Tensor, label: Tensor) -> Tensor:
         label: (N, K).
 
     Returns:
-        Scalar: mean absolute difference over the cells of present classes and background.
+        Scalar: this rank's share of the mean absolute difference over the cells of present classes
+        and background.
 
     Source: SEAM (CVPR 2020), L_ECR.
-    Differs from the release: the mean over those cells, not over the largest 20 % of all entries,
-    and channel 0 really is the background.
+    Differs from the release: the mean is taken over those cells, not over the largest 20 % of all
+    entries, and channel 0 really is the background.
     """
+    # The target: the winning class of each cell, and the background.
     present = with_background_label(label)
     foreground = min_max(cam.detach())[:, 1:] * present[:, 1:]
     target = one_hot_max(torch.cat([1 - foreground.amax(1, True), foreground], dim=1))
@@ -164,26 +219,30 @@ def cross_refinement(cam: Tensor, refined_cam: Tensor, label: Tensor) -> Tensor:
 
 
 def balanced_cross_entropy(logit: Tensor, seed: Tensor, *, smoothing: float) -> Tensor:
-    """Label-smoothed cross entropy of each pixel against a seed, background and foreground alike.
+    """Compute the label-smoothed cross entropy of each pixel against a seed.
+
+    Background and foreground have the same weight.
 
     Args:
         logit: (N, K+1, H, W), background first.
-        seed: (N, H, W) int64 in 0..K, 255 where unknown.
-        smoothing: eps: the seed's class has the target 1 - eps, each other eps / K.
+        seed: (N, H, W) int64 in 0..K, 255 for unknown.
+        smoothing: eps; the seed's class has the target 1 - eps, each other class eps / K.
 
     Returns:
-        Scalar: half the mean over background pixels and half the mean over foreground pixels of the
-        global batch. Where there are none of one kind its half is 0, attached to the graph.
+        Scalar: this rank's share of half the mean over background pixels plus half the mean over
+        foreground pixels of the global batch. If there are no pixels of one kind, its half is 0,
+        attached to the graph.
 
     Source: AMN (M. Lee et al., CVPR 2022), balanced loss and label smoothing.
     """
     known = seed != 255
-    target = seed.masked_fill(~known, 0)[:, None]
+    target = seed.masked_fill(~known, 0)[:, None]  # (N, 1, H, W)
+    # The smoothed cross entropy of each pixel, from the seed's class and the mean of the others.
     log_prob = logit.log_softmax(dim=1)
     own = log_prob.gather(1, target)[:, 0]
     num_others = logit.shape[1] - 1
     others = (log_prob.sum(dim=1) - own) / num_others
-    loss = -((1 - smoothing) * own + smoothing * others)
+    loss = -((1 - smoothing) * own + smoothing * others)  # (N, H, W)
     background, foreground = known & (seed == 0), known & (seed > 0)
     halves = [
         global_mean((loss * part).sum(), part.sum().to(loss.dtype))
@@ -193,5 +252,8 @@ def balanced_cross_entropy(logit: Tensor, seed: Tensor, *, smoothing: float) -> 
 
 
 def full_precision(like: Tensor) -> torch.autocast:
-    """A context without autocast: cosines are divided by temperatures as low as 0.1."""
+    """Return a context without autocast, on the device of `like`.
+
+    bf16 would be too coarse for cosines that are divided by temperatures as low as 0.1.
+    """
     return torch.autocast(like.device.type, enabled=False)

@@ -1,11 +1,12 @@
 """The embedded dataset `toy`: eight VOC classes drawn by this program, for runs without a download.
 
-`python -m data.toy --root R` writes it; `--dataset toy` does so by itself where it is missing. The
-folder has VOC's layout (`JPEGImages`, `SegmentationClassAug`, `saliency`, `labels.csv`,
-`cls_labels.npy`, lists under `ImageSets/Segmentation`), `classes.txt`, and `context/`: where the
-picture shows what tends to stand by a class without being part of it, as the mask value of that
-class. Seven of the eight classes have such a context in about 85 % of their pictures; it appears
-in a few without them.
+`python -m data.toy --root R` writes it. With `--dataset toy` a stage writes it by itself if it is
+missing. The folder has VOC's layout (`JPEGImages`, `SegmentationClassAug`, `saliency`,
+`labels.csv`, `cls_labels.npy`, lists under `ImageSets/Segmentation`), and `classes.txt`.
+
+It also has `context/`. The context of a class is what tends to be near it without being part of it,
+such as rails for a train. The maps mark its pixels with the mask value of that class. Seven of the
+eight classes have a context. It is in about 85 % of their pictures, and in a few others.
 """
 
 from __future__ import annotations
@@ -31,13 +32,21 @@ FOLDERS = ("JPEGImages", "SegmentationClassAug", "saliency", "context", LISTS)
 
 
 def write_toy(root: Path, *, seed: int = 0, train: int = 240, val: int = 120) -> None:
-    """Write the dataset to `root`, whole or not at all; deterministic by `seed`.
+    """Write the dataset to `root`, completely or not at all.
 
-    An image depends on `seed` and its number only: a smaller dataset holds the first images of a
-    larger one with the same number of train images. An older or damaged copy in `root` is replaced.
+    An image depends only on `seed` and its number. So of two datasets with the same number of train
+    images, the smaller holds the first images of the larger. An older or damaged copy in `root` is
+    replaced.
+
+    Args:
+        root: The folder.
+        seed: Determines the pictures.
+        train: Number of train images, at least 1.
+        val: Number of val images, at least 1.
 
     Raises:
-        ValueError: a count below 1, or `root` holds files that are no copy of this dataset.
+        ValueError: A number is below 1, or `root` is a file or holds files that are no copy of this
+            dataset.
     """
     if min(train, val) < 1:
         raise ValueError(f"toy needs at least one train and one val image, not {train} and {val}")
@@ -57,7 +66,7 @@ def write_toy(root: Path, *, seed: int = 0, train: int = 240, val: int = 120) ->
 
 
 def is_complete(root: Path) -> bool:
-    """Whether `write_toy` of this version finished a dataset, of any seed and size, in `root`."""
+    """Return whether `root` holds a finished dataset of this version, of any seed and size."""
     settings = _settings(root)
     if settings is None or settings.get("version") != VERSION:
         return False
@@ -66,7 +75,7 @@ def is_complete(root: Path) -> bool:
 
 
 def _settings(root: Path) -> dict | None:
-    """What the marker file says; None where there is none or it is broken."""
+    """Read the marker file; return None if there is none or it is broken."""
     try:
         settings = json.loads((root / MARKER).read_text())
     except (OSError, ValueError):
@@ -76,7 +85,7 @@ def _settings(root: Path) -> dict | None:
 
 @contextlib.contextmanager
 def _sibling(root: Path) -> Iterator[Path]:
-    """An empty folder beside `root`, removed in the end unless it was renamed."""
+    """Provide an empty folder beside `root`, and remove it at the end unless it was renamed."""
     fresh = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
         yield fresh
@@ -85,7 +94,7 @@ def _sibling(root: Path) -> Iterator[Path]:
 
 
 def _install(fresh: Path, root: Path, settings: dict) -> None:
-    """Rename `fresh` to `root`; a process that was quicker with the same dataset wins."""
+    """Rename `fresh` to `root`, unless another process has finished the same dataset before."""
     if is_complete(root) and _settings(root) == settings:
         return
     fresh.chmod(0o755)
@@ -113,7 +122,7 @@ def _write_all(root: Path, *, seed: int, train: int, val: int) -> None:
         labels[image_id][[value - 1 for value in sample.classes]] = 1
         rows.append(f"{image_id},{';'.join(CLASS_NAMES[value - 1] for value in sample.classes)}")
     (root / "labels.csv").write_text("".join(f"{row}\n" for row in rows))
-    field = np.array(labels, dtype=object)  # the pickled dictionary that the field's code expects
+    field = np.array(labels, dtype=object)  # the pickled dictionary that other code expects
     np.save(root / "cls_labels.npy", field, allow_pickle=True)
     ids = [f"toy_{index:06d}\n" for index in range(train + val)]
     (root / LISTS / "train.txt").write_text("".join(ids[:train]))

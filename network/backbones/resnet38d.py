@@ -1,8 +1,8 @@
 """ResNet38-d, the wide residual network (model A1) of this field's CAM methods.
 
 Source: Z. Wu, C. Shen, A. van den Hengel, "Wider or Deeper", 2016; stride 8 by dilation as in PSA
-(J. Ahn, S. Kwak, CVPR 2018). Parameter names are those of the field's files, so that their weights
-load.
+(J. Ahn, S. Kwak, CVPR 2018). The parameters have the names of the field's files, so that weights
+from there load.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from network.dropout import KeyedDropout
 
 NAMES = ("resnet38d", "resnet38d_slim")
 
-# name, input, middle and output channels, stride, dilations of the two convolutions
+# Name, input, middle and output channels, stride, dilations of the two convolutions.
 _PLAIN = [
     ("b2", 64, 128, 128, 2, 1, 1),
     ("b2_1", 128, 128, 128, 1, 1, 1),
@@ -33,13 +33,21 @@ _PLAIN = [
     ("b5_1", 1024, 512, 1024, 1, 2, 2),
     ("b5_2", 1024, 512, 1024, 1, 2, 2),
 ]
+# Name, input and output channels, dropout.
 _BOTTLENECK = [("b6", 1024, 2048, 0.3), ("b7", 2048, 4096, 0.5)]
-# tap -> the block before whose pre-activation it is read
+# Block -> the tap that is the pre-activation of this block.
 _TAPS = {"b3": "tap1", "b4": "tap2", "b5": "low", "b6": "mid"}
 
 
 class Block(nn.Module):
-    """Pre-activated block of two 3x3 convolutions."""
+    """A pre-activated block of two 3x3 convolutions.
+
+    Args:
+        width: Input, middle and output channels.
+        stride: Of the first convolution and of the shortcut.
+        first_dilation: Of the first convolution.
+        dilation: Of the second convolution.
+    """
 
     def __init__(
         self, width: tuple[int, int, int], *, stride: int, first_dilation: int, dilation: int
@@ -54,18 +62,35 @@ class Block(nn.Module):
             self.conv_branch1 = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
     def activate(self, feature: Tensor) -> Tensor:
-        """The block's pre-activation, ReLU(BatchNorm(input))."""
+        """Return the block's pre-activation, ReLU(BatchNorm(input))."""
         return F.relu(self.bn_branch2a(feature))
 
     def forward(self, feature: Tensor, activated: Tensor) -> Tensor:
-        """(N, in, h, w) and its pre-activation -> (N, out, h / stride, w / stride)."""
+        """Compute the block.
+
+        Args:
+            feature: (N, in, h, w).
+            activated: (N, in, h, w), its pre-activation.
+
+        Returns:
+            (N, out, h / stride, w / stride).
+        """
         shortcut = self.conv_branch1(activated) if hasattr(self, "conv_branch1") else feature
         branch = self.conv_branch2a(activated)
         return shortcut + self.conv_branch2b1(F.relu(self.bn_branch2b1(branch)))
 
 
 class Bottleneck(nn.Module):
-    """Pre-activated 1x1, 3x3, 1x1 block; channel dropout before its last two convolutions."""
+    """A pre-activated block of a 1x1, a 3x3 and a 1x1 convolution.
+
+    Channel dropout stands before the last two.
+
+    Args:
+        inputs: Input channels.
+        outputs: Output channels.
+        dilation: Of the 3x3 convolution.
+        dropout: Probability of zeroing a channel.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, dilation: int, dropout: float) -> None:
         super().__init__()
@@ -81,11 +106,19 @@ class Bottleneck(nn.Module):
         self.conv_branch1 = nn.Conv2d(inputs, outputs, 1, bias=False)
 
     def activate(self, feature: Tensor) -> Tensor:
-        """The block's pre-activation, ReLU(BatchNorm(input))."""
+        """Return the block's pre-activation, ReLU(BatchNorm(input))."""
         return F.relu(self.bn_branch2a(feature))
 
     def forward(self, feature: Tensor, activated: Tensor) -> Tensor:
-        """(N, in, h, w) and its pre-activation -> (N, out, h, w)."""
+        """Compute the block.
+
+        Args:
+            feature: (N, in, h, w); not used, as the shortcut reads the pre-activation too.
+            activated: (N, in, h, w), its pre-activation.
+
+        Returns:
+            (N, out, h, w).
+        """
         del feature
         branch = F.relu(self.bn_branch2b1(self.conv_branch2a(activated)))
         branch = F.relu(self.bn_branch2b2(self.conv_branch2b1(self.dropout_2b1(branch))))
@@ -126,7 +159,7 @@ class ResNet38d(nn.Module):
         self.order.append(name)
 
     def forward(self, image: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-        """(N, 3, H, W) -> the taps called `names`, each (N, D, h, w), non-negative."""
+        """Compute the taps called `names` of an image (N, 3, H, W), each (N, D, h, w) and >= 0."""
         taps = {}
         feature = self.conv1a(image)
         for name in self.order:
@@ -149,8 +182,10 @@ _MXNET_NORM = {
 
 
 def name_from_mxnet(name: str) -> str:
-    """A name of the ImageNet ResNet38's MXNet file -> ours: `arg:res2b1_branch2a_weight` ->
-    `b2_1.conv_branch2a.weight`. Names of another form come back as they are.
+    """Translate a parameter's name from the MXNet file of the ImageNet ResNet38 to this module's.
+
+    For example, `arg:res2b1_branch2a_weight` becomes `b2_1.conv_branch2a.weight`. Names of another
+    form are returned unchanged.
     """
     bare = re.sub(r"^(arg|aux):", "", name)
     if bare == "conv1a_weight":
@@ -175,7 +210,10 @@ def _conv3(inputs: int, outputs: int, *, dilation: int, stride: int = 1) -> nn.C
 
 
 class ResNet38dBackbone(Backbone):
-    """ResNet38-d at full or 1/8 width; `low`, `mid`, `high` are the field's conv4, conv5, conv6."""
+    """ResNet38-d at full or 1/8 width.
+
+    The taps `low`, `mid` and `high` are what the field calls conv4, conv5 and conv6.
+    """
 
     def __init__(self, name: str, *, width: int) -> None:
         super().__init__()

@@ -19,10 +19,10 @@ NAMES = ("resnet50",)
 
 
 class ResNet50Backbone(Backbone):
-    """torchvision's ResNet-50 at stride 8 or 16; the taps are the stem and the four stages.
+    """torchvision's ResNet-50 at output stride 8, 16 or 32; its taps are the stem and four stages.
 
-    The last stage (two at stride 8) is dilated, where IRN's network takes stride 1 alone: the
-    weights are the same.
+    At stride 16 the last stage is dilated, at stride 8 the last two. IRN's network only sets the
+    stride to 1, without dilation. The weights are the same.
     """
 
     def __init__(self, *, output_stride: int) -> None:

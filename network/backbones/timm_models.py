@@ -18,13 +18,13 @@ NAMES = ("timm:<name>",)
 
 
 class TimmBackbone(Backbone):
-    """Any timm model that gives feature maps; taps that timm leaves linear pass a ReLU."""
+    """Any timm model that gives feature maps; a ReLU makes every tap non-negative."""
 
     def __init__(self, name: str, *, output_stride: int) -> None:
         super().__init__()
         self.name = name
         model_name = name.removeprefix("timm:")
-        if set(model_name) & set(":/"):  # hf-hub:, local-dir: timm would fetch what it builds
+        if set(model_name) & set(":/"):  # with hf-hub: and local-dir: timm would fetch files
             raise ValueError(f"backbone {name!r}: only the names of timm's own models are known")
         try:
             self.net = timm.create_model(
@@ -50,7 +50,7 @@ class TimmBackbone(Backbone):
         self.stem = self._stem([i["module"] for i in info.get_dicts()], info.reduction())
 
     def _stem(self, modules: list[str], strides: list[int]) -> tuple[str, ...]:
-        """Everything up to the last feature map of stride 4, in the order of registration."""
+        """Return the parameters up to the last feature map of stride 4 or less, as registered."""
         shallow = [m for m, s in zip(modules, strides, strict=True) if s <= 4]
         if not shallow:
             return ()
@@ -68,7 +68,8 @@ class TimmBackbone(Backbone):
     def published(self) -> tuple[str, str]:
         """See `Backbone.published`: the weights that timm loads by default.
 
-        Their address on the hub is preferred, because the parameters there have timm's names.
+        Their address on the Hugging Face hub is preferred, because the parameters there have timm's
+        names.
         """
         config = self.net.pretrained_cfg
         if config.get("hf_hub_id"):
@@ -83,7 +84,7 @@ class TimmBackbone(Backbone):
 def input_statistics(
     model_name: str, config: dict
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of a timm model's input.
+    """Return the mean and the standard deviation of a timm model's input in [0, 1].
 
     The EfficientNet-Lite weights were trained on (x - 127) / 128 with x in 0..255, which timm
     rounds to mean and std 0.5.
@@ -94,5 +95,5 @@ def input_statistics(
 
 
 def build(name: str, *, output_stride: int) -> Backbone:
-    """Build `timm:NAME` at an output stride that NAME can have."""
+    """Build `timm:NAME` at an output stride that this model supports."""
     return TimmBackbone(name, output_stride=output_stride)

@@ -1,11 +1,11 @@
-"""Pairs of near cells, their affinity under an edge map, and the random walk it guides.
+"""Pairs of near cells, their affinity under an edge map, and the random walk over affinities.
 
 Source: J. Ahn, S. Cho, S. Kwak, Weakly Supervised Learning of Instance Segmentation with
 Inter-pixel Relations (IRN, CVPR 2019); the walk itself is that of J. Ahn, S. Kwak, Learning
 Pixel-level Semantic Affinity with Image-level Supervision for Weakly Supervised Semantic
 Segmentation (AffinityNet, CVPR 2018).
 
-Letters: h w cells, P pairs a cell, C maps; an offset is (dy, dx) in cells.
+Letters: N batch, h w cells, P pairs per cell, C maps. An offset is (dy, dx) in cells.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ Offset = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """The pairs of cells closer than a radius, each once: (cell, cell + offset).
+    """The pairs (cell, cell + offset) of cells closer than a radius, each pair once.
 
     Attributes:
-        radius: in cells, exclusive.
-        offsets: P of them in ascending order, all in the half plane of later cells:
-            dy > 0, or dy = 0 and dx > 0.
-        paths: of each offset the cells between, relative to the first; both ends are among them.
+        radius: In cells, exclusive.
+        offsets: P of them in ascending order, all in the half plane of later cells: dy > 0, or
+            dy = 0 and dx > 0.
+        paths: For each offset the cells between the two, relative to the first. Both ends are
+            among them.
     """
 
     radius: int
@@ -41,10 +42,10 @@ class Pairs:
 
 @functools.cache
 def pairs_within(radius: int) -> Pairs:
-    """The pairs of a radius: 34 of radius 5, 152 of radius 10.
+    """Return the pairs of a radius: 34 for radius 5, 152 for radius 10.
 
     Raises:
-        ValueError: a radius below 2, which has no pairs.
+        ValueError: The radius is below 2 and has no pairs.
 
     Source: IRN, the neighbouring pairs P; AffinityNet's are those of radius 5.
     """
@@ -61,13 +62,14 @@ def pairs_within(radius: int) -> Pairs:
 
 
 def line_path(offset: Offset) -> tuple[Offset, ...]:
-    """The cells of the rectangle around a segment from (0, 0) that are closer than 1 to its line.
+    """Return the path from (0, 0) to an offset.
 
-    Such a path is thick enough to meet every line of edge cells between its ends, diagonal ones
-    too, and lies within the map when its ends do.
+    It consists of the cells closer than 1 to the line between the two ends, inside the rectangle
+    that the ends span. Such a path is thick enough to meet every line of edge cells between its
+    ends, a diagonal one too. It lies within the map if its ends do.
 
     Args:
-        offset: the other end, in the half plane of `Pairs`.
+        offset: The other end, in the half plane of `Pairs`.
 
     Returns:
         Cells relative to (0, 0), row by row, both ends among them.
@@ -84,15 +86,15 @@ def line_path(offset: Offset) -> tuple[Offset, ...]:
 
 
 def at_offsets(value: Tensor, offsets: Sequence[Offset], *, fill: float) -> Tensor:
-    """What stands at the other cell of each pair, such as its label or displacement.
+    """Return the value at the other cell of each pair, such as its label or displacement.
 
     Args:
         value: (..., h, w), any type.
         offsets: P of them.
-        fill: what stands outside the map; 255 for a seed makes its pairs unknown.
+        fill: The value outside the map. For a seed, 255 makes pairs that leave the map unknown.
 
     Returns:
-        (..., P, h, w).
+        (..., P, h, w), at the first cell of each pair.
     """
     height, width = value.shape[-2:]
     reach = max(max(abs(dy), abs(dx)) for dy, dx in offsets)
@@ -105,46 +107,57 @@ def at_offsets(value: Tensor, offsets: Sequence[Offset], *, fill: float) -> Tens
 
 
 def path_affinity(edge: Tensor, pairs: Pairs) -> Tensor:
-    """The affinity of every pair: 1 - the largest edge on the path between its cells.
+    """Compute the affinity of every pair: 1 - the largest edge on the path between its cells.
 
     Args:
         edge: (h, w) or (N, h, w) in [0, 1], not negative; receives the gradient.
-        pairs: from `pairs_within`.
+        pairs: From `pairs_within`.
 
     Returns:
-        (P, h, w) or (N, P, h, w) in [0, 1], at the first cell of each pair; exactly 0 where the
-        second one is outside the map. In training such pairs are for the caller to leave out:
+        (P, h, w) or (N, P, h, w) in [0, 1], at the first cell of each pair. The affinity is exactly
+        0 if the second cell is outside the map. In training the caller leaves such pairs out:
         `at_offsets` of the seed with fill 255 marks them.
 
     Raises:
-        ValueError: an edge of another shape.
+        ValueError: The edge has another shape.
 
-    Source: IRN, a_ij = 1 - max of B over Pi_ij; edge is the paper's B.
-    Differs from the release: there only cells farther from the border than the radius (below them,
-    and at both sides) are the first cell of a pair in training, here every pair inside the map
-    counts. Of several maximal cells (to float32) the last one gets the gradient, there the first.
+    Source: IRN, a_ij = 1 - max of B over Pi_ij; the edge is the paper's B.
+    Differs from the release: in its training, only cells farther than the radius from the lower
+    border and from both sides are the first cell of a pair. Here every pair inside the map counts.
+    If several cells are maximal (to float32), the last one gets the gradient, in the release the
+    first.
     """
     if edge.dim() not in (2, 3):
         raise ValueError(f"edge of shape {tuple(edge.shape)} is not (h, w) or (N, h, w)")
     reach = pairs.radius - 1
+    # Outside the map the edge is 1. Above it no padding is needed: no offset points up.
     padded = F.pad(edge, (reach, reach, 0, reach), value=1.0)
-    where = _largest_on_paths(padded, pairs)
+    where = _largest_on_paths(padded, pairs)  # (..., P, h, w)
     largest = padded.flatten(-2).gather(-1, where.flatten(-3)).view(where.shape)
     return 1 - largest
 
 
 def _largest_on_paths(padded: Tensor, pairs: Pairs) -> Tensor:
-    """(..., P, h, w) int64: where in the flattened padded map the largest value of a path is.
+    """Return the position of the largest value on each path, in the flattened padded map.
 
-    Value and position share an integer: the bits of floats that are not negative are ordered as
-    the floats are, NaN above all. So one maximum finds both, and autograd keeps one index a pair
-    in place of every path.
+    Value and position share an integer, so that one maximum finds both. This works because the bits
+    of floats that are not negative are ordered as the floats are, with NaN above all. Autograd then
+    keeps one index per pair in place of every path.
+
+    Args:
+        padded: (..., h + radius - 1, w + 2 (radius - 1)), not negative.
+        pairs: From `pairs_within`.
+
+    Returns:
+        (..., P, h, w) int64.
     """
     reach = pairs.radius - 1
     height, width = padded.shape[-2] - reach, padded.shape[-1] - 2 * reach
+    # The value in the upper 32 bits, the position in the lower ones; the mask clears -0's sign.
     bits = padded.float().view(torch.int32).long() & 0x7FFFFFFF
     position = torch.arange(padded.shape[-2:].numel(), device=padded.device)
     key = bits << 32 | position.view(padded.shape[-2:])
+    # The maximum over each path, one cell of all paths of an offset at a time.
     best = key.new_zeros(*padded.shape[:-2], len(pairs.offsets), height, width)
     for pair, path in zip(best.unbind(-3), pairs.paths, strict=True):
         for y, x in path:
@@ -154,35 +167,37 @@ def _largest_on_paths(padded: Tensor, pairs: Pairs) -> Tensor:
 
 
 def transition(edge: Tensor, *, radius: int, beta: float) -> Tensor:
-    """One step of the walk as a sparse matrix T: x <- T x, T = P transposed.
+    """Return one step of the walk, x <- T x, as a sparse matrix T = P transposed.
 
     Args:
         edge: (h, w) in [0, 1].
-        radius: of the pairs, in cells.
-        beta: exponent of the affinity; the larger, the more an edge blocks.
+        radius: Of the pairs, in cells.
+        beta: Exponent of the affinity; the larger it is, the more an edge blocks.
 
     Returns:
         (h w, h w) CSR. Row j holds A_ij^beta / sum_i A_ij^beta for the cells i closer to j than the
-        radius, j itself with A_jj = 1 among them; rows sum to 1.
+        radius. Cell j itself is among them, with A_jj = 1. Rows sum to 1.
 
     Source: IRN and AffinityNet, T = S^-1 A^(o beta) with S the row sums of A^(o beta).
     """
     pairs = pairs_within(radius)
     height, width = edge.shape
-    ahead = path_affinity(edge, pairs).pow(beta)
+    # The affinity to later cells, and to earlier ones: that of the same pair from its other end.
+    ahead = path_affinity(edge, pairs).pow(beta)  # (P, h, w)
     opposite = [(-dy, -dx) for dy, dx in pairs.offsets]
     behind = [
         at_offsets(one, [offset], fill=0) for one, offset in zip(ahead, opposite, strict=True)
     ]
-    # in the order of their columns
-    weight = torch.cat([*reversed(behind), torch.ones_like(edge)[None], ahead])
+    # All neighbours of a cell in the order of their columns: earlier ones, itself, later ones.
+    weight = torch.cat([*reversed(behind), torch.ones_like(edge)[None], ahead])  # (2P+1, h, w)
     weight = weight / weight.sum(dim=0)
+    # The column of each, -1 outside the map; the entries inside make up the CSR matrix row by row.
     cell = torch.arange(height * width, dtype=torch.int32, device=edge.device)
     offsets = [*reversed(opposite), (0, 0), *pairs.offsets]
-    column = at_offsets(cell.view(height, width), offsets, fill=-1).flatten(1).T
+    column = at_offsets(cell.view(height, width), offsets, fill=-1).flatten(1).T  # (h w, 2P+1)
     inside = column >= 0
     row_ends = inside.sum(dim=1).cumsum(dim=0, dtype=torch.int32)
-    # the invariants hold by construction, which a test checks; torch wants an explicit choice
+    # The invariants hold by construction, which a test checks; torch wants an explicit choice.
     unchecked = torch.sparse.check_sparse_tensor_invariants(enable=False)
     with warnings.catch_warnings(), unchecked:
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
@@ -198,40 +213,42 @@ def transition(edge: Tensor, *, radius: int, beta: float) -> Tensor:
 def random_walk(
     cam: Tensor, edge: Tensor, *, radius: int = 5, beta: float = 10.0, steps: int = 256
 ) -> Tensor:
-    """Spreads CAMs over the cells that no edge parts from them.
+    """Spread CAMs by a random walk that edges block.
 
     Args:
         cam: (C, h, w), finite; float64 is kept, all else is computed in float32.
         edge: (h, w) in [0, 1], at the same stride; moved to the CAM's device.
-        radius: a step reaches cells closer than this, in cells of the map.
-        beta: exponent of the affinity, above 0.
-        steps: of the walk; 256 is the originals' 2^8.
+        radius: A step reaches cells closer than this, in cells of the map.
+        beta: Exponent of the affinity, above 0.
+        steps: Of the walk; the default of 256 is 2^8, as in the originals.
 
     Returns:
-        (C, h, w): (cam * (1 - edge)) P^steps. Not normalised, not resized: `merge` does that.
+        (C, h, w): (cam * (1 - edge)) P^steps. It is neither normalised nor resized: the method's
+        `merge` does that.
 
     Raises:
-        ValueError: shapes that do not fit, a map without cells, an edge outside [0, 1] or NaN, a
-            CAM that is not finite, a parameter out of range.
+        ValueError: The shapes do not fit, the map has no cells, the edge is outside [0, 1] or NaN,
+            the CAM is not finite, or a parameter is out of range.
 
     Source: IRN, T^t vec(M (1 - B)), with the parameters of its release.
-    Differs from the release: that squares the dense (h w, h w) matrix P eight times, 1 GiB each
-    at 128x128 cells, where this multiplies by the sparse P 256 times: the same but for rounding,
-    about 1e-4 of the maximum in float32. There an image above 512 pixels is cut off; here none is.
+    Differs from the release: it squares the dense (h w, h w) matrix P eight times, 1 GiB each at
+    128x128 cells, and cuts off an image above 512 pixels. Here the sparse P is multiplied 256
+    times, and no image is cut off. The results are the same but for rounding, about 1e-4 of the
+    maximum in float32.
     """
     _check(cam, edge, beta, steps)
     cam = cam.to(torch.promote_types(cam.dtype, torch.float32))
     edge = edge.to(cam)
-    with torch.autocast(cam.device.type, enabled=False):  # 256 products would lose bf16's 8 bits
+    with torch.autocast(cam.device.type, enabled=False):  # bf16 has 8 bits; 256 products lose them
         step = transition(edge, radius=radius, beta=beta)
-        walked = (cam * (1 - edge)).flatten(1).T
+        walked = (cam * (1 - edge)).flatten(1).T  # (h w, C)
         for _ in range(steps):
             walked = step @ walked
     return walked.T.reshape(cam.shape)
 
 
 def _check(cam: Tensor, edge: Tensor, beta: float, steps: int) -> None:
-    """Raises what `random_walk` says."""
+    """Raise the errors of `random_walk`."""
     if cam.dim() != 3 or cam.shape[1:] != edge.shape or not edge.numel():
         raise ValueError(
             f"cam of shape {tuple(cam.shape)} and edge of shape {tuple(edge.shape)} are not "

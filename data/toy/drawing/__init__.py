@@ -1,1 +1,1 @@
-"""How the embedded dataset is drawn: paint, objects, grounds, contexts, scenes, saliency."""
+"""Drawing of the embedded dataset: paint, objects, grounds, contexts, scenes and saliency."""

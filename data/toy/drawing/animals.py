@@ -1,6 +1,6 @@
-"""Animals of the embedded dataset: bird, cat, cow, sheep, each in random pose and colours.
+"""Animals of the embedded dataset: bird, cat, cow and sheep, in random poses and colours.
 
-Every function paints one animal that looks to the right on a `Canvas` of its own.
+Every public function paints one animal that looks to the right, on a canvas of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ WHITE = np.array([238, 236, 230], np.float32)
 
 
 def bird(canvas: Canvas, rng: Rng) -> None:
-    """A perched or a flying bird."""
+    """Paint a perched or a flying bird."""
     plumage = skin(rng, canvas.alpha.shape)
     wing = skin(rng, canvas.alpha.shape) if rng.random() < 0.5 else plumage * rng.uniform(0.6, 0.85)
     beak = near(rng, 0.1, 0.06, (0.3, 0.9), (0.35, 0.95))
@@ -65,7 +65,7 @@ def _flying_bird(
 
 
 def _spread_wing(canvas: Canvas, wing: np.ndarray, tip: Point) -> None:
-    """A wing from the back of a flying bird to `tip`, its trailing edge notched by feathers."""
+    """Paint a wing from the back of a flying bird to `tip`; feathers notch its trailing edge."""
     feathers = []
     for share in (0.12, 0.3, 0.48, 0.66):
         x, y = tip[0] + (0.4 - tip[0]) * share - 0.08, tip[1] + (0.62 - tip[1]) * share
@@ -74,7 +74,7 @@ def _spread_wing(canvas: Canvas, wing: np.ndarray, tip: Point) -> None:
 
 
 def cat(canvas: Canvas, rng: Rng) -> None:
-    """A sitting, lying or standing cat."""
+    """Paint a sitting, lying or standing cat."""
     coat = skin(rng, canvas.alpha.shape)
     pose = rng.integers(3)
     if pose == 0:
@@ -173,7 +173,7 @@ def _cat_head(canvas: Canvas, rng: Rng, coat: np.ndarray, at: Point, size: float
 
 
 def cow(canvas: Canvas, rng: Rng) -> None:
-    """A standing, grazing or lying cow."""
+    """Paint a standing, grazing or lying cow."""
     coat = skin(rng, canvas.alpha.shape)
     lying, grazing = rng.random() < 0.2, rng.random() < 0.4
     deep = rng.uniform(0.6, 0.66)
@@ -226,7 +226,7 @@ def _cow_head(canvas: Canvas, rng: Rng, coat: np.ndarray, at: Point, angle: floa
 
 
 def sheep(canvas: Canvas, rng: Rng) -> None:
-    """A woolly sheep: a cloud of tufts, thin legs and a bare face."""
+    """Paint a woolly sheep: a cloud of tufts, thin legs and a bare face."""
     wool = skin(rng, canvas.alpha.shape)
     face = DARK + 25 if rng.random() < 0.5 else colour(rng)
     _legs(
@@ -260,7 +260,7 @@ def sheep(canvas: Canvas, rng: Rng) -> None:
 def _legs(
     canvas: Canvas, rng: Rng, coat: np.ndarray, hips: tuple[float, ...], reach: Point, width: float
 ) -> None:
-    """Four legs from height `reach[0]` down to `reach[1]`, the far two (odd ones) darker."""
+    """Paint four legs from height `reach[0]` down to `reach[1]`, the far ones (1 and 3) darker."""
     top, foot = reach
     for shade, order in ((0.65, (1, 3)), (0.95, (0, 2))):
         for i in order:

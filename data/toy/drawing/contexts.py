@@ -1,7 +1,8 @@
-"""Contexts of the embedded dataset: what tends to stand by a class without being part of it.
+"""Contexts of the embedded dataset: what tends to be near a class without being part of it.
 
-Each function draws one context for the objects in `box`: paint over the whole picture and an alpha
-that says where it lies. The sides of `box` bound it; its top and bottom are those of the objects.
+Each function draws one context for the objects in `box`. It returns paint for the whole picture and
+an alpha that says where it lies. The left and right sides of `box` bound the context; the top and
+bottom of `box` are those of the objects.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from data.toy.drawing.paint import (
 
 
 def region(rng: Rng, shape: Shape, box: Box, rough: float = 12.0) -> np.ndarray:
-    """Alpha (H, W) of `box` with an uneven rim that strays by about `rough` pixels."""
+    """Return the alpha (H, W) of `box`, with an uneven rim that strays by about `rough` pixels."""
     y, x = grid(shape)
     inside = np.minimum(np.minimum(x - box[0], box[2] - x), np.minimum(y - box[1], box[3] - y))
     inside += (fractal(rng, shape, 30) - 0.5) * 2 * rough
@@ -34,7 +35,7 @@ def region(rng: Rng, shape: Shape, box: Box, rough: float = 12.0) -> np.ndarray:
 
 
 def rails(rng: Rng, shape: Shape, box: Box) -> Layer:
-    """Gravel, sleepers and two rails below the box, level, from side to side of the picture."""
+    """Draw level gravel, sleepers and two rails below the box, across the whole picture."""
     bed = max(14.0, 0.13 * shape[0]) * rng.uniform(0.9, 1.5)
     top = min(box[3] - 0.35 * bed, shape[0] - bed)
     gravel = near(rng, 0.08, 0.08, (0.03, 0.25), (0.35, 0.65))
@@ -57,7 +58,7 @@ def rails(rng: Rng, shape: Shape, box: Box) -> Layer:
 
 
 def water(rng: Rng, shape: Shape, box: Box) -> Layer:
-    """Rippled water from above the hull down."""
+    """Draw rippled water that begins above the bottom of the box."""
     base = near(rng, 0.54, 0.08, (0.2, 0.75), (0.3, 0.75))
     ripples = noise(rng, shape, (2.5, rng.uniform(9, 18))) + 0.6 * noise(rng, shape, (5, 30)) - 0.8
     paint = base + ripples[..., None] * rng.uniform(50, 110)
@@ -70,7 +71,7 @@ def water(rng: Rng, shape: Shape, box: Box) -> Layer:
 
 
 def road(rng: Rng, shape: Shape, box: Box) -> Layer:
-    """Asphalt with a dashed line and a kerb below the box."""
+    """Draw asphalt with a dashed line and a kerb below the box."""
     grey = near(rng, 0.6, 0.1, (0.0, 0.1), (0.22, 0.5))
     paint = grey + (noise(rng, shape, 1.8) - 0.5)[..., None] * 45
     wide = shape[0] * rng.uniform(0.22, 0.34)
@@ -88,7 +89,7 @@ def road(rng: Rng, shape: Shape, box: Box) -> Layer:
 
 
 def grass(rng: Rng, shape: Shape, box: Box) -> Layer:
-    """A meadow of blades and a few flowers around and below the box."""
+    """Draw a meadow of blades and a few flowers around and below the box."""
     base = near(rng, 0.25, 0.06, (0.35, 0.75), (0.3, 0.65))
     paint = base + (fractal(rng, shape, 20) - 0.5)[..., None] * 70
     count = shape[0] * shape[1] // 16
@@ -109,7 +110,7 @@ def grass(rng: Rng, shape: Shape, box: Box) -> Layer:
 
 
 def sky(rng: Rng, shape: Shape, box: Box) -> Layer:
-    """Blue or evening sky with clouds, from the top of the picture to below the box."""
+    """Draw blue or evening sky with clouds, from above the box or higher to below it."""
     ramp = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None].repeat(shape[1], axis=1)
     high = near(rng, 0.58, 0.04, (0.3, 0.8), (0.5, 0.95))
     low = near(rng, 0.58 if rng.random() < 0.7 else 0.07, 0.04, (0.05, 0.45), (0.8, 1.0))
@@ -123,7 +124,7 @@ def sky(rng: Rng, shape: Shape, box: Box) -> Layer:
 
 
 def branch(rng: Rng, shape: Shape, box: Box) -> Layer:
-    """A leafy branch that passes under the feet of whatever is in the box."""
+    """Draw a leafy branch that passes under the feet of the animals in the box."""
     side = max(shape)
     canvas = Canvas(side, (-0.4, -0.7))
     bark = near(rng, 0.07, 0.03, (0.2, 0.6), (0.25, 0.5))
@@ -150,7 +151,7 @@ def branch(rng: Rng, shape: Shape, box: Box) -> Layer:
 
 
 def sofa(rng: Rng, shape: Shape, box: Box) -> Layer:
-    """A sofa with back, seat, arms and cushions behind and below the box."""
+    """Draw a sofa with back, seat, arms and cushions, behind and below the box."""
     side = max(shape)
     canvas = Canvas(side, (-0.3, -0.8))
     cloth = colour(rng)

@@ -1,6 +1,6 @@
 """Aeroplanes and boats of the embedded dataset, in several builds and views.
 
-Every function paints one craft that heads to the right on a `Canvas` of its own.
+Every public function paints one craft that heads to the right, on a canvas of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ STEEL = np.array([150, 152, 156], np.float32)
 
 
 def aeroplane(canvas: Canvas, rng: Rng) -> None:
-    """An airliner or a light aircraft from the side, or any aeroplane from above."""
+    """Paint an airliner or a light aircraft from the side, or any aeroplane from above."""
     paint, trim = skin(rng, canvas.alpha.shape), colour(rng)
     if rng.random() < 0.55:
         _aeroplane_side(canvas, rng, paint, trim)
@@ -42,7 +42,7 @@ def _aeroplane_side(canvas: Canvas, rng: Rng, paint: np.ndarray, trim: np.ndarra
 def _fuselage(
     canvas: Canvas, rng: Rng, fills: tuple[np.ndarray, np.ndarray, np.ndarray], thick: float
 ) -> None:
-    """Body, fin and windows of an aeroplane from the side, about the height 0.5."""
+    """Paint the body, fin and windows of an aeroplane from the side, around the height 0.5."""
     paint, trim, pane = fills
     fin = rng.uniform(0.17, 0.26)
     rise = (0.5 - thick * 0.6, 0.5 - fin, 0.5 - fin, 0.5 - thick * 0.3)
@@ -78,7 +78,7 @@ def _aeroplane_above(canvas: Canvas, rng: Rng, paint: np.ndarray, trim: np.ndarr
 
 
 def boat(canvas: Canvas, rng: Rng) -> None:
-    """A sailing, motor or rowing boat."""
+    """Paint a sailing, motor or rowing boat."""
     paint, trim = skin(rng, canvas.alpha.shape), colour(rng)
     keel = rng.uniform(0.82, 0.88)
     deck = keel - rng.uniform(0.13, 0.2)
@@ -97,7 +97,7 @@ def boat(canvas: Canvas, rng: Rng) -> None:
 
 
 def _load(canvas: Canvas, rng: Rng, deck: float) -> None:
-    """The sacks and the oar of a rowing boat."""
+    """Paint the sacks and the oar of a rowing boat."""
     for x in (0.3, 0.48, 0.66)[: rng.integers(1, 4)]:
         sack, top = skin(rng, canvas.alpha.shape), deck - rng.uniform(0.08, 0.16)
         canvas.limb([(x, deck + 0.02), (x + 0.02, top)], (0.12, 0.08), sack, volume=0.5)

@@ -13,7 +13,7 @@ Layer = tuple[np.ndarray, np.ndarray]  # paint (H, W, 3) in 0..255, alpha (H, W)
 
 
 def background(rng: Rng, shape: Shape) -> np.ndarray:
-    """A ground (H, W, 3) without any object: graded, split by a horizon, tiled or blotchy."""
+    """Draw a ground (H, W, 3) without objects: graded, split by a horizon, tiled or blotchy."""
     kind = rng.integers(4)
     first, second = colour(rng), colour(rng)
     if kind == 0:
@@ -33,7 +33,7 @@ def background(rng: Rng, shape: Shape) -> np.ndarray:
 
 
 def _tiles(rng: Rng, shape: Shape, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Brickwork or paving with mortar of the second colour."""
+    """Draw brickwork or paving with mortar of the second colour."""
     height, width = rng.uniform(9, 24), rng.uniform(12, 40)
     y, x = grid(shape)
     shifted = x + (y // height % 2) * width / 2
@@ -44,7 +44,7 @@ def _tiles(rng: Rng, shape: Shape, first: np.ndarray, second: np.ndarray) -> np.
 
 
 def distractor(rng: Rng, shape: Shape) -> Layer:
-    """One thing of no class: a stone, a house, a tree, a sign, a ball or a crate."""
+    """Draw one thing of no class: a stone, a house, a tree, a sign, a ball or a crate."""
     size = int(min(shape) * rng.uniform(0.25, 0.62))
     canvas = Canvas(size, (rng.uniform(-0.6, 0.6), -0.7))
     surface = skin(rng, canvas.alpha.shape)
@@ -95,7 +95,7 @@ def _tree(canvas: Canvas, rng: Rng, surface: np.ndarray) -> None:
 
 
 def _laid(rng: Rng, canvas: Canvas, shape: Shape) -> Layer:
-    """The sheet of `canvas` somewhere on a ground of `shape`, partly outside at times."""
+    """Place a canvas at random on a ground of `shape`, at times partly outside."""
     x = rng.uniform(-0.3, 0.8) * shape[1]
     y = rng.uniform(-0.2, 0.75) * shape[0]
     move = np.array([[1, 0, x], [0, 1, y]], np.float32)

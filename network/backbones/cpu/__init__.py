@@ -1,4 +1,4 @@
-"""Convolutions that a CPU computes faster or more safely than the library does."""
+"""Convolutions that compute faster or more safely on a CPU than the library's."""
 
 from torch import Tensor
 

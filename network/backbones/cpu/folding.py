@@ -1,6 +1,6 @@
-"""A frozen BatchNorm folded into the convolution before it: equal, without two passes.
+"""Frozen BatchNorms folded into the convolutions before them: the same result in one pass.
 
-The fold happens at each call, on the small weight and not on the large map, so that the convolution
+The fold happens at each call, on the small weight and not on the large map. So the convolution
 stays trainable and every parameter keeps its name.
 """
 
@@ -30,12 +30,18 @@ FOLDABLE = (nn.Conv2d, DepthwiseConv2d, Conv2dSame, ThinStridedConv2d)
 
 
 class FoldedConv2d(nn.Conv2d):
-    """A convolution that applies the frozen norm behind it; made by `fold_frozen_norms`."""
+    """A convolution that applies the frozen norm behind it, made by `fold_frozen_norms`."""
 
     strides_safely = True
 
     def take(self, conv: nn.Conv2d, norm: nn.Module) -> FoldedConv2d:
-        """Share the weight of `conv`; read the statistics of `norm`, which is not registered."""
+        """Take over the weight of `conv` and the statistics of `norm`.
+
+        The weight is shared. `norm` is not registered as a child: its parent has it already.
+
+        Returns:
+            This module.
+        """
         self.weight, self.bias = conv.weight, None
         self.depthwise = isinstance(conv, DepthwiseConv2d)
         self.same = isinstance(conv, Conv2dSame)
@@ -44,11 +50,13 @@ class FoldedConv2d(nn.Conv2d):
         return self
 
     def forward(self, feature: Tensor) -> Tensor:
-        """(N, D, h, w) -> norm(conv(feature))."""
+        """Compute norm(conv(feature)) of a map (N, D, h, w)."""
+        # The norm as a scale and shift of each output channel, in the weight and the bias.
         norm = self.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         bias = norm.bias - norm.running_mean * scale
         weight = self.weight * scale[:, None, None, None]
+        # On a CPU, the faster or safer form of the convolution if it has one.
         if is_on_cpu(feature):
             if self.depthwise:
                 return depthwise(feature, weight, bias, dilation=self.dilation[0])
@@ -63,11 +71,15 @@ class FoldedConv2d(nn.Conv2d):
         return F.conv2d(feature, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def _pad_same(self, feature: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        """TensorFlow's padding, which may have one row and column more at the end.
+        """Apply TensorFlow's padding, which may have one row and one column more at the end.
 
-        A constant depthwise kernel takes a row and column of zeros in front instead, and the same
-        padding on both sides: without a copy of the map.
+        If the kernel is depthwise and constant, zeros are put in front of the kernel instead, with
+        the same padding of the map on both sides. This needs no copy of the map.
+
+        Returns:
+            The map and the weight, padded as needed, and the padding that is left to `F.conv2d`.
         """
+        # Rows and columns of padding, of both sides together.
         total = [
             max((math.ceil(size / stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
             for size, stride, dilation, kernel in zip(
@@ -83,7 +95,7 @@ class FoldedConv2d(nn.Conv2d):
 
 
 class Folded(nn.Module):
-    """What is left of a folded norm: its buffers under their old names, and its activation."""
+    """The rest of a folded norm: its buffers under their old names, and its activation."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -93,9 +105,9 @@ class Folded(nn.Module):
         self.act = getattr(norm, "act", nn.Identity())
 
     def forward(self, feature: Tensor) -> Tensor:
-        """The activation alone; in place on the folded convolution's result where none derives it.
+        """Apply the activation, in place if the folded convolution's result needs no gradient.
 
-        (With a gradient, in place on the view that `pointwise` returns would mean copies.)
+        With a gradient, working in place on the view that `pointwise` returns would mean copies.
         """
         if hasattr(self.act, "inplace"):
             self.act.inplace = not feature.requires_grad
@@ -105,8 +117,8 @@ class Folded(nn.Module):
 def fold_frozen_norms(backbone: nn.Module) -> None:
     """Fold every frozen norm that is registered right behind a bias-free convolution of its parent.
 
-    Registration order need not be the order of execution. So the taps of `backbone` are compared
-    before and after, under random statistics; where they differ, everything is left as it was.
+    The order of registration need not be that of execution. So the taps of `backbone` are compared
+    before and after, under random statistics. If they differ, everything is left as it was.
     """
     norms = [module for module in backbone.modules() if isinstance(module, FROZEN)]
     buffers = [b for n in norms for b in (n.weight, n.bias, n.running_var, n.running_mean)]
@@ -116,16 +128,19 @@ def fold_frozen_norms(backbone: nn.Module) -> None:
     was_training = backbone.training
     backbone.eval()
     with torch.no_grad():
+        # Random statistics: those of a new norm would hide a fold in the wrong place.
         for buffer in buffers:
             buffer.uniform_(0.5, 1.5, generator=generator)
         for norm in norms:
             norm.running_mean -= 1.0
+        # The taps before and after the fold.
         image = torch.rand(1, 3, 64, 64, generator=generator)
         before = backbone(image, tuple(backbone.taps))
         _fold_children(backbone, originals)
         after = backbone(image, tuple(backbone.taps))
         for buffer, value in zip(buffers, saved, strict=True):
             buffer.copy_(value)
+    # Undo the fold if it changed a tap.
     if not all(_close(before[name], after[name]) for name in before):
         for parent, name, module in originals:
             setattr(parent, name, module)

@@ -1,4 +1,4 @@
-"""1x1 convolutions on a CPU: a matrix product, and a safe form of the thin strided ones.
+"""1x1 convolutions on a CPU: as a matrix product, and a safe form of thin strided ones.
 
 oneDNN has a bug on processors with AVX-512: in channels_last, the gradient of a 1x1 convolution
 with a stride and fewer than 16 input channels writes past its buffer. The process then dies of a
@@ -18,7 +18,7 @@ FEWEST_CHANNELS = 16  # input channels from which on oneDNN's kernel is right
 
 
 class ThinStridedConv2d(nn.Conv2d):
-    """A drop-in for a thin strided `nn.Conv2d` of size 1x1; on an accelerator it is that one."""
+    """A drop-in replacement of a thin strided 1x1 `nn.Conv2d`, unchanged on an accelerator."""
 
     strides_safely = True
 
@@ -31,7 +31,7 @@ class ThinStridedConv2d(nn.Conv2d):
 
 
 def is_thin_and_strided(conv: nn.Conv2d) -> bool:
-    """Return whether a convolution is of the kind that oneDNN computes wrongly."""
+    """Return whether a convolution is of the kind that oneDNN may compute wrongly."""
     small = conv.kernel_size == (1, 1) and conv.weight.shape[1] < FEWEST_CHANNELS
     return small and max(conv.stride) > 1
 
@@ -40,7 +40,7 @@ def replace_thin_strides(module: nn.Module) -> None:
     """Replace every thin strided 1x1 convolution inside `module`; names and weights stay.
 
     Raises:
-        ValueError: `module` holds one of a type that cannot be replaced.
+        ValueError: `module` holds one whose type cannot be replaced.
     """
     for name, child in module.named_children():
         safe = getattr(child, "strides_safely", False)
@@ -52,7 +52,7 @@ def replace_thin_strides(module: nn.Module) -> None:
 
 def _replacement(conv: nn.Conv2d) -> ThinStridedConv2d:
     plain = type(conv) is nn.Conv2d and conv.padding_mode == "zeros"
-    if not plain and type(conv) is not Conv2dSame:  # of size 1x1, that one has nothing to pad
+    if not plain and type(conv) is not Conv2dSame:  # of size 1x1, it has nothing to pad
         raise ValueError(
             f"the network holds a {type(conv).__name__} of size 1x1 with stride {conv.stride} and "
             f"{conv.in_channels} input channels, which some CPUs compute wrongly: choose another"
@@ -72,7 +72,7 @@ def _replacement(conv: nn.Conv2d) -> ThinStridedConv2d:
 
 
 def every_stride(feature: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-    """Return the cells (N, D, h / stride, w / stride) on which a 1x1 convolution stands."""
+    """Return the cells (N, D, h / stride, w / stride) that a strided 1x1 convolution reads."""
     if any(padding):
         high, wide = padding
         feature = F.pad(feature, (wide, wide, high, high))
@@ -80,5 +80,14 @@ def every_stride(feature: Tensor, stride: tuple[int, int], padding: tuple[int, i
 
 
 def pointwise(feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Compute a 1x1 convolution as one matrix product over cells: faster, in channels_last."""
+    """Compute a 1x1 convolution as one matrix product over cells, which is faster in channels_last.
+
+    Args:
+        feature: (N, D, h, w).
+        weight: (E, D, 1, 1).
+        bias: (E,).
+
+    Returns:
+        (N, E, h, w), a view in channels_last.
+    """
     return F.linear(feature.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
