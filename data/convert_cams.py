@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """Parse the flags."""
     parser = Parser(prog="data.convert_cams", description=__doc__)
     add = parser.add_argument
     add("--cam-dir", type=Path, required=True, help="folder of .npy files of any layout")
@@ -52,7 +52,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def images_of(args: argparse.Namespace) -> Iterator[tuple[str, Label]]:
-    """Image ids, with labels where a dataset is named: integer keys from 0 are ambiguous."""
+    """Yield image ids, each with a function that returns its label, or with None.
+
+    There are labels if a dataset is named. They resolve integer keys from 0, which are ambiguous.
+
+    Raises:
+        FileNotFoundError: The folder has no .npy files, or one of the list is missing.
+    """
     if args.root is None:
         paths = sorted(args.cam_dir.rglob("*.npy"))
         if not paths:
@@ -66,13 +72,16 @@ def images_of(args: argparse.Namespace) -> Iterator[tuple[str, Label]]:
 
 
 def save_psa(path: Path, cam: Cam) -> None:
-    """CAM-B; a background row is dropped."""
+    """Write a CAM in the layout `psa` (CAM-B), without a background row."""
     rows = cam.foreground()
     _save(path, {int(i) - 1: m for i, m in zip(rows.class_index, rows.cam, strict=True)})
 
 
 def save_irn(path: Path, cam: Cam) -> None:
-    """CAM-A: torch tensors, as the field's code expects them, and the full-size maps."""
+    """Write a CAM in the layout `irn` (CAM-A).
+
+    Keys and small maps are torch tensors, as other code expects; the full-size maps are an array.
+    """
     import torch
     import torch.nn.functional as F
 
@@ -87,7 +96,7 @@ def save_irn(path: Path, cam: Cam) -> None:
 
 
 def save_sfc(path: Path, cam: Cam) -> None:
-    """CAM-C: the background is the first row."""
+    """Write a CAM in the layout `sfc` (CAM-C), with the background in the first row."""
     maps = cam.cam
     if not cam.has_background:
         best = maps.max(axis=0, initial=0.0)

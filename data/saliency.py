@@ -31,11 +31,11 @@ from tool.provenance import claim
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-_SIDE = 320  # of U2-Net's input, where the file leaves it open
+_SIDE = 320  # of U2-Net's input, if the file does not fix it
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the maps that are not there."""
+    """Write the missing maps."""
     args = parse(argv)
     catalog = catalog_from(args)
     out = args.out or catalog.saliency_root
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """Parse the flags."""
     parser = Parser(prog="data.saliency", description=__doc__)
     add = parser.add_argument
     add("--model", type=Path, help="ONNX file of a U2-Net; None: tool.download's u2net, 168 MB")
@@ -69,7 +69,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def shard(text: str) -> tuple[int, int]:
-    """`I/N` -> (I, N), an `argparse` type."""
+    """Parse `I/N` to (I, N), as an `argparse` type.
+
+    Raises:
+        ArgumentTypeError: The text is not I/N with I below N.
+    """
     index, _, parts = text.partition("/")
     if not (index.isdecimal() and parts.isdecimal() and int(index) < int(parts)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I below N")
@@ -78,10 +82,10 @@ def shard(text: str) -> tuple[int, int]:
 
 @functools.cache
 def open_model(path: Path) -> Any:
-    """The onnxruntime session of a file, one thread; one a process.
+    """Return the onnxruntime session of a file; each process has one, with one thread.
 
     Raises:
-        ValueError: no ONNX file, or not one image in.
+        ValueError: The file is no ONNX model that can run, or does not take a single RGB image.
     """
     import onnxruntime
 
@@ -102,7 +106,7 @@ def open_model(path: Path) -> Any:
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises; its classes have no common base of their own."""
+    """Return the exceptions of onnxruntime, whose classes have no common base of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     found = [item for item in vars(state).values() if isinstance(item, type)]
@@ -110,18 +114,19 @@ def runtime_errors() -> tuple[type[Exception], ...]:
 
 
 def saliency_of(session: Any, image: Image.Image) -> np.ndarray:
-    """The saliency map of an image.
+    """Compute the saliency map of an image.
 
     Args:
-        session: of `open_model`.
+        session: From `open_model`.
         image: RGB.
 
     Returns:
-        (H, W) uint8: the model's first output, stretched to 0..255; 0 where it is constant.
+        (H, W) uint8: the model's first output, stretched to 0..255; all 0 if it is constant.
 
     Raises:
-        ValueError: the model fails, or its first output is no map.
+        ValueError: The model fails, or its first output is no map.
     """
+    # The image at the model's size, over its maximum and normalised.
     node = session.get_inputs()[0]
     height, width = (side if isinstance(side, int) else _SIDE for side in node.shape[2:])
     small = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS), np.float32)
@@ -134,6 +139,7 @@ def saliency_of(session: Any, image: Image.Image) -> np.ndarray:
     output = output.astype(np.float32)
     if output.ndim != 4 or output.shape[:2] != (1, 1) or not np.isfinite(output).all():
         raise ValueError(f"the model gives {output.shape}, not one finite map: it is no U2-Net")
+    # Its map, stretched and at the image's size.
     low, high = float(output.min()), float(output.max())
     scaled = (output[0, 0] - low) * (255 / (high - low) if high > low else 0.0)
     full = Image.fromarray(scaled.astype(np.float32)).resize(image.size, Image.Resampling.BILINEAR)
@@ -142,7 +148,15 @@ def saliency_of(session: Any, image: Image.Image) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class SaliencyWriter:
-    """Writes one image's map; True when it was not there whole."""
+    """The work on one image: called with its id, it writes the map unless a whole one exists.
+
+    The call returns True if it wrote the map.
+
+    Attributes:
+        catalog: Of the dataset.
+        out: Folder of the maps.
+        model: ONNX file.
+    """
 
     catalog: Catalog
     out: Path
@@ -158,7 +172,7 @@ class SaliencyWriter:
         return True
 
     def is_whole(self, path: Path, image_id: str) -> bool:
-        """Whether the map is there, readable and of the image's size."""
+        """Return whether the map exists, is readable and has the image's size."""
         try:
             return decode(path, "L").size == self.catalog.image_size(image_id)
         except ValueError:

@@ -15,7 +15,7 @@ from tool.train.run_directory import check_complete, check_sizes, state_names
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the file and say what is in it."""
+    """Write the file and print what it leaves out."""
     parser = Parser(prog="network.export", description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="checkpoint.pth of train_fbr.py")
     parser.add_argument("--out", type=Path, help="None: model.safetensors beside the checkpoint")
@@ -32,14 +32,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def export(checkpoint: Path, out: Path) -> list[str]:
     """Write the weights of a checkpoint to `out`.
 
-    What is not weights follows from the method that the configuration describes. Older checkpoints
-    carry a list of it that counts the scale and shift of frozen norms: it is not read.
+    Which tensors are no weights follows from the method that the configuration describes. Older
+    checkpoints contain a list of them. It is not read, because it includes the scale and shift of
+    frozen norms.
 
     Returns:
-        The names that are left out.
+        The names of the tensors that are left out.
 
     Raises:
-        ValueError: the file is not a checkpoint of the method that it describes.
+        ValueError: The file is not a checkpoint of the method that it describes.
     """
     content = load_checkpoint(checkpoint)
     config = content["config"]

@@ -30,7 +30,7 @@ _LARGEST = 2**24  # bytes of one mask file
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the archive and check it."""
+    """Write the archive if there are masks, and check it."""
     args = parse(argv)
     catalog = catalog_from(args)
     ids = catalog.ids(args.list)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """Parse the flags."""
     parser = Parser(prog="voc12.submit", description=__doc__)
     parser.add_argument("archive", type=Path, metavar="FILE.tar", help="archive to write or check")
     parser.add_argument("--pred-dir", type=Path, help="folder of ID.png; None: check the archive")
@@ -57,7 +57,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def write_archive(path: Path, masks: Path, ids: Sequence[str]) -> None:
-    """An uncompressed tar of the masks, each written anew with VOC's palette."""
+    """Write an uncompressed tar of the masks, each encoded anew with VOC's palette."""
     with tarfile.open(path, "w") as archive:
         for image_id in tqdm(ids, desc="write", mininterval=1.0):
             content = io.BytesIO()
@@ -69,11 +69,18 @@ def write_archive(path: Path, masks: Path, ids: Sequence[str]) -> None:
 
 
 def check_archive(path: Path, catalog: Catalog, ids: Sequence[str], *, name: str) -> None:
-    """Check every member against its image.
+    """Check every member of an archive against its image.
+
+    Args:
+        path: The archive.
+        catalog: Of the dataset.
+        ids: Ids of the images that the archive must hold.
+        name: Of the archive, for messages.
 
     Raises:
-        ValueError: no archive; an id that is missing, twice or not of the list; a mask of another
-            size, palette or value than the server takes. Names the first.
+        ValueError: The file is no archive. An id is missing, occurs twice or is not in the list. A
+            mask has a size, palette or value that the server rejects. Names the first.
+        FileNotFoundError: An image of the dataset is missing.
     """
     wanted, seen = set(ids), set()
     try:
@@ -92,7 +99,7 @@ def check_archive(path: Path, catalog: Catalog, ids: Sequence[str], *, name: str
                 if file is None or member.size > _LARGEST:
                     raise ValueError(f"{member.name} is no mask file")
                 check_mask(file.read(), catalog, image_id)
-    except FileNotFoundError:  # an image of the dataset
+    except FileNotFoundError:  # an image of the dataset is missing
         raise
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{name} is not a valid archive: {error}") from error
@@ -104,7 +111,11 @@ def check_archive(path: Path, catalog: Catalog, ids: Sequence[str], *, name: str
 
 
 def check_mask(content: bytes, catalog: Catalog, image_id: str) -> None:
-    """`ValueError` unless it is a PNG with VOC's palette, the image's size and values 0..K."""
+    """Check one mask file.
+
+    Raises:
+        ValueError: It is no PNG with VOC's palette, the image's size and values in 0..K.
+    """
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             image.load()

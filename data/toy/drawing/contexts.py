@@ -110,7 +110,7 @@ def grass(rng: Rng, shape: Shape, box: Box) -> Layer:
 
 
 def sky(rng: Rng, shape: Shape, box: Box) -> Layer:
-    """Draw blue or evening sky with clouds, from above the box or higher to below it."""
+    """Draw blue or evening sky with clouds, from the top or from above the box to below it."""
     ramp = np.linspace(0, 1, shape[0], dtype=np.float32)[:, None].repeat(shape[1], axis=1)
     high = near(rng, 0.58, 0.04, (0.3, 0.8), (0.5, 0.95))
     low = near(rng, 0.58 if rng.random() < 0.7 else 0.07, 0.04, (0.05, 0.45), (0.8, 1.0))

@@ -1,7 +1,7 @@
 """Paint for the embedded dataset: noise, colours, textures and a canvas with shaded parts.
 
-Colours are float32 RGB in 0..255; masks and alpha are float32 in [0, 1]; lengths on a `Canvas` are
-fractions of its side, x to the right and y down.
+Colours are float32 RGB in 0..255, masks and alpha float32 in [0, 1]. Lengths on a `Canvas` are
+fractions of its side, with x to the right and y down.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ RING = np.stack([np.cos(TURN), np.sin(TURN)], 1).astype(np.float32)  # (28, 2), 
 
 
 def noise(rng: Rng, shape: tuple[int, int], cell: float | tuple[float, float]) -> np.ndarray:
-    """Smooth noise (H, W) in [0, 1] whose features are about `cell` (y, x) pixels wide."""
+    """Draw smooth noise (H, W) in [0, 1] with features about `cell` pixels wide.
+
+    `cell` may be a pair: height and width of the features.
+    """
     cell_y, cell_x = cell if isinstance(cell, tuple) else (cell, cell)
     grid = (max(2, round(shape[0] / cell_y) + 1), max(2, round(shape[1] / cell_x) + 1))
     small = rng.random(grid, dtype=np.float32)
@@ -32,7 +35,7 @@ def noise(rng: Rng, shape: tuple[int, int], cell: float | tuple[float, float]) -
 
 
 def fractal(rng: Rng, shape: tuple[int, int], cell: float, octaves: int = 3) -> np.ndarray:
-    """Noise of several scales, (H, W) in [0, 1]: each octave halves the cell and the amplitude."""
+    """Draw noise (H, W) in [0, 1] in octaves; each halves the cell and the amplitude."""
     total = np.zeros(shape, np.float32)
     for octave in range(octaves):
         total += noise(rng, shape, max(cell / 2**octave, 1.5)) / 2**octave
@@ -40,13 +43,13 @@ def fractal(rng: Rng, shape: tuple[int, int], cell: float, octaves: int = 3) -> 
 
 
 def grid(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers (H, 1) and column numbers (1, W), float32."""
+    """Return row numbers (H, 1) and column numbers (1, W), float32."""
     rows, columns = (np.arange(size, dtype=np.float32) for size in shape)
     return rows[:, None], columns[None, :]
 
 
 def colour(rng: Rng) -> np.ndarray:
-    """A random colour (3,): earthy and grey ones as often as saturated ones."""
+    """Sample a colour (3,): an earthy or grey one in two of three cases, else any hue."""
     if rng.random() < 0.65:
         hue, saturation, value = (
             rng.uniform(0.02, 0.14),
@@ -59,7 +62,7 @@ def colour(rng: Rng) -> np.ndarray:
 
 
 def near(rng: Rng, hue: float, spread: float, saturation: Point, value: Point) -> np.ndarray:
-    """A random colour (3,), hue within `spread` of `hue`, saturation and value from ranges."""
+    """Sample a colour (3,): hue within `spread` of `hue`, saturation and value from ranges."""
     parts = (
         (hue + rng.uniform(-spread, spread)) % 1,
         rng.uniform(*saturation),
@@ -69,12 +72,21 @@ def near(rng: Rng, hue: float, spread: float, saturation: Point, value: Point) -
 
 
 def blend(first: np.ndarray, second: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """`first` where `weight` (H, W) is 0, `second` where it is 1; both (3,) or (H, W, 3)."""
+    """Blend two paints.
+
+    Args:
+        first: (3,) or (H, W, 3), the result at weight 0.
+        second: (3,) or (H, W, 3), the result at weight 1.
+        weight: (H, W) in [0, 1].
+
+    Returns:
+        (H, W, 3).
+    """
     return first + (second - first) * np.asarray(weight, np.float32)[..., None]
 
 
 def stripes(rng: Rng, shape: tuple[int, int], period: float) -> np.ndarray:
-    """Wavy stripes (H, W) in [0, 1] of about `period` pixels, in a random direction."""
+    """Draw wavy stripes (H, W) in [0, 1], in a random direction, about one per `period` pixels."""
     y, x = grid(shape)
     angle = rng.uniform(0, math.pi)
     wave = noise(rng, shape, 4 * period) * rng.uniform(0, 6)
@@ -83,7 +95,7 @@ def stripes(rng: Rng, shape: tuple[int, int], period: float) -> np.ndarray:
 
 
 def skin(rng: Rng, shape: tuple[int, int]) -> np.ndarray:
-    """A surface (H, W, 3) for any object: plain, striped, patched, graded or speckled."""
+    """Draw a surface (H, W, 3) for any object: plain, striped, patched, graded or speckled."""
     side = max(shape)
     first, second = colour(rng), colour(rng)
     kind = rng.choice(5, p=[0.3, 0.15, 0.25, 0.15, 0.15])
@@ -107,8 +119,8 @@ class Canvas:
     """A square sheet on which an object is put together from shaded parts.
 
     Args:
-        size: side in pixels.
-        light: direction the light comes from, (x, y), about unit length.
+        size: Side in pixels.
+        light: Direction (x, y) of the light's source, of about unit length.
     """
 
     def __init__(self, size: int, light: Point) -> None:
@@ -125,7 +137,14 @@ class Canvas:
         smooth: bool = False,
         volume: float = 0.0,
     ) -> None:
-        """Paint a polygon; `smooth` takes the spline through its corners, `volume` shades it."""
+        """Paint a polygon.
+
+        Args:
+            points: Its corners.
+            fill: (3,) or (size, size, 3).
+            smooth: Paint the closed spline through the corners instead.
+            volume: Strength of the shading.
+        """
         corners = np.asarray(points, np.float32)
         if smooth:
             corners = closed_spline(corners)
@@ -152,11 +171,12 @@ class Canvas:
     ) -> None:
         """Paint a bent tube along `points` whose width goes from `widths[0]` to `widths[1]`."""
         path = open_spline(np.asarray(points, np.float32))
+        # Unit vectors along and across the path, and half the width at each of its points.
         along = np.gradient(path, axis=0)
         along /= np.linalg.norm(along, axis=1, keepdims=True) + 1e-6
         across = np.stack([-along[:, 1], along[:, 0]], 1)
         half = np.linspace(widths[0] / 2, widths[1] / 2, len(path))[:, None]
-        cap = np.array([0.8, 0.5, -0.5, -0.8])[:, None]  # of the rounded ends, beyond the path
+        cap = np.array([0.8, 0.5, -0.5, -0.8])[:, None]  # across and along, of the rounded ends
         bulge = np.array([0.6, 0.87, 0.87, 0.6])[:, None]
         end = path[-1] + half[-1] * (across[-1] * cap + along[-1] * bulge)
         start = path[0] - half[0] * (across[0] * cap + along[0] * bulge)
@@ -172,13 +192,14 @@ class Canvas:
         return np.round(points * (self.size * 2**SHIFT)).astype(np.int32)
 
     def _part(self, mask: np.ndarray, fill: np.ndarray, volume: float) -> None:
-        """Lay `fill` over the canvas where `mask` (uint8) is, lit from `light`."""
+        """Lay `fill` over the canvas in `mask` (size, size) uint8, with light and shade."""
         x, y, w, h = cv2.boundingRect(mask)
         if w == 0 or h == 0:
             return
         at = (slice(y, y + h), slice(x, x + w))
         weight = mask[at].astype(np.float32) / 255
         surface = fill if fill.ndim == 1 else fill[at]
+        # Brighter towards the light, darker at the rim.
         if volume:
             ramp_x = np.arange(-w, w, 2, dtype=np.float32)[None, :] * (self.light[0] / w)
             ramp_y = np.arange(-h, h, 2, dtype=np.float32)[:, None] * (self.light[1] / h)
@@ -190,28 +211,28 @@ class Canvas:
 
 
 def outline(x: Sequence[float], y: Sequence[float]) -> list[Point]:
-    """The points of a polygon from their coordinates, n each."""
+    """Return the points of a polygon from their n coordinates `x` and `y`."""
     return list(zip(x, y, strict=True))
 
 
 def glass(rng: Rng) -> np.ndarray:
-    """The colour (3,) of a window pane."""
+    """Sample the colour (3,) of a window pane."""
     return near(rng, 0.57, 0.06, (0.05, 0.45), (0.2, 0.75))
 
 
 def closed_spline(corners: np.ndarray) -> np.ndarray:
-    """Catmull-Rom curve through `corners` (n, 2) and back to the first: (n * steps, 2)."""
+    """Return the Catmull-Rom curve (n * 6, 2) through `corners` (n, 2) and back to the first."""
     around = np.arange(-1, len(corners) + 2) % len(corners)
     return _curve(corners[around])
 
 
 def open_spline(points: np.ndarray) -> np.ndarray:
-    """Catmull-Rom curve from the first of `points` (n, 2) to the last."""
+    """Return the Catmull-Rom curve ((n - 1) * 6 + 1, 2) from the first of `points` to the last."""
     ends = (2 * points[:1] - points[1:2], points, 2 * points[-1:] - points[-2:-1])
     return np.concatenate([_curve(np.concatenate(ends)), points[-1:]])
 
 
 def _curve(points: np.ndarray) -> np.ndarray:
-    """Catmull-Rom curve from the second of `points` (n, 2) to just before the last but one."""
+    """Return the Catmull-Rom curve from the second of `points` to just before the last but one."""
     windows = np.stack([points[:-3], points[1:-2], points[2:-1], points[3:]], 1)
     return (SPLINE @ windows).reshape(-1, 2)

@@ -1,7 +1,7 @@
-"""Saliency maps of the embedded dataset, wrong in the ways of an off-the-shelf saliency network.
+"""Saliency maps of the embedded dataset, with the errors of an off-the-shelf saliency network.
 
-Objects are missed or found in part, thin parts vanish, rims are displaced and soft, context or a
-distractor is taken for an object, and some maps are faint.
+Objects are missed or found in part. Thin parts vanish. Rims are displaced and soft. Context or a
+distractor is taken for an object. Some maps are faint.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 
 from data.toy.drawing.paint import Rng, fractal, grid, noise
 
-MISSED, PARTIAL = 0.08, 0.09  # chance that an object is not seen at all, or in part
-CONTEXT, DISTRACTOR, FAINT = 0.25, 0.18, 0.1  # chances a picture
+MISSED, PARTIAL = 0.08, 0.09  # chance that an object is missed, or found in part
+CONTEXT, DISTRACTOR, FAINT = 0.25, 0.18, 0.1  # chances per picture
 
 
 def saliency_map(
@@ -23,17 +23,18 @@ def saliency_map(
     context: np.ndarray,
     distractors: Sequence[np.ndarray],
 ) -> np.ndarray:
-    """The saliency of one picture.
+    """Draw the saliency map of one picture.
 
     Args:
-        rng: the picture's generator.
+        rng: The picture's generator.
         instances: (H, W) bool each, the visible pixels of one object; at least one.
-        context: (H, W) bool, visible context.
-        distractors: (H, W) bool each, visible pixels of one distractor.
+        context: (H, W) bool, the visible pixels of contexts.
+        distractors: (H, W) bool each, the visible pixels of one distractor.
 
     Returns:
         (H, W) uint8, 255 for certainly salient.
     """
+    # What is noticed: most objects, at times context near one of them, at times a distractor.
     shape = instances[0].shape
     seen, strength = _seen(rng, instances)
     if rng.random() < CONTEXT:
@@ -42,6 +43,7 @@ def saliency_map(
     if distractors and rng.random() < DISTRACTOR:
         thing = distractors[rng.integers(len(distractors))].astype(np.float32)
         _notice(thing, rng.uniform(0.55, 1.0), seen, strength)
+    # How it looks: coarse, displaced, uneven, at times faint, and with some haze.
     level = _coarse(rng, seen) * _spread(seen, strength)
     level = _displaced(rng, level)
     level *= 0.8 + 0.3 * noise(rng, shape, 25)
@@ -52,7 +54,11 @@ def saliency_map(
 
 
 def _seen(rng: Rng, instances: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Where an object is noticed, and how strongly there; both (H, W) float32 in [0, 1]."""
+    """Draw which objects are noticed.
+
+    Returns:
+        Where one is noticed, and how strongly, both (H, W) float32 in [0, 1].
+    """
     seen, strength = np.zeros((2, *instances[0].shape), np.float32)
     for instance in instances:
         draw = rng.random()
@@ -63,19 +69,19 @@ def _seen(rng: Rng, instances: Sequence[np.ndarray]) -> tuple[np.ndarray, np.nda
 
 
 def _notice(found: np.ndarray, level: float, seen: np.ndarray, strength: np.ndarray) -> None:
-    """Enter `found` into the two maps of `_seen`."""
+    """Enter `found` (H, W), noticed with the strength `level`, into the two maps of `_seen`."""
     strength[found > seen] = level
     np.maximum(seen, found, out=seen)
 
 
 def _spread(seen: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """`strength`, smoothed and continued a little beyond what is seen."""
+    """Return `strength`, smoothed and continued a little beyond the pixels that are seen."""
     weight = cv2.blur(seen, (9, 9)) + 1e-3
     return cv2.blur(seen * strength, (9, 9)) / weight
 
 
 def _part(rng: Rng, instance: np.ndarray) -> np.ndarray:
-    """The side of `instance` beyond a random line through its box; float32."""
+    """Return the part of `instance` beyond a random line near its centre, float32."""
     y, x = np.nonzero(instance)
     rows, columns = grid(instance.shape)
     angle = rng.uniform(0, 2 * np.pi)
@@ -85,14 +91,14 @@ def _part(rng: Rng, instance: np.ndarray) -> np.ndarray:
 
 
 def _near(rng: Rng, instance: np.ndarray, context: np.ndarray) -> np.ndarray:
-    """The context near `instance`; float32."""
+    """Return the context near `instance`, float32."""
     reach = int(rng.integers(15, 41)) | 1
     around = cv2.dilate(instance.astype(np.float32), np.ones((reach, reach), np.uint8))
     return around * context.astype(np.float32)
 
 
 def _coarse(rng: Rng, level: np.ndarray) -> np.ndarray:
-    """`level` at the resolution of a saliency network: thin parts weaken, corners round off."""
+    """Return `level` as seen at a network's resolution: thin parts fade, corners round off."""
     factor = rng.uniform(2.0, 4.0)
     small = (max(4, round(level.shape[1] / factor)), max(4, round(level.shape[0] / factor)))
     low = cv2.resize(level, small, interpolation=cv2.INTER_AREA)
@@ -102,7 +108,7 @@ def _coarse(rng: Rng, level: np.ndarray) -> np.ndarray:
 
 
 def _displaced(rng: Rng, level: np.ndarray) -> np.ndarray:
-    """`level` bent by a smooth field of a few pixels."""
+    """Return `level` bent by a smooth field of a few pixels."""
     shape, size = level.shape, rng.uniform(3, 11)
     rows, columns = grid(shape)
     rows = rows + (noise(rng, shape, 22) - 0.5) * size

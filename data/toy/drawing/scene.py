@@ -1,4 +1,4 @@
-"""Scenes of the embedded dataset: which objects and contexts a picture shows."""
+"""Scenes of the embedded dataset: the choice of objects and contexts, and their placement."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ from data.toy.drawing.saliency import saliency_map
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A class: its name, how it is painted, where it stands and what tends to be around it.
+    """A class of objects.
 
     Attributes:
-        rows: range of the object's centre, as a share of the picture's height.
-        tilt: largest turn of the object, in degrees.
-        context: None for the class that has no context.
+        name: Of the class.
+        paint: Paints one object on a canvas.
+        rows: Range of the object's centre, as a share of the picture's height.
+        tilt: Largest turn of the object, in degrees.
+        context: Draws the context; None for the class that has no context.
     """
 
     name: str
@@ -44,10 +46,10 @@ KINDS = (
     Kind("train", vehicles.train, (0.4, 0.66), 5.0, contexts.rails),
 )
 CLASS_NAMES = tuple(kind.name for kind in KINDS)
-WITH_CONTEXT, STRAY_CONTEXT = 0.89, 0.05  # chance of a context beside its class; without it
-CLASS_COUNT = (0.46, 0.36, 0.18)  # chance of one, two, three classes
-LEAST_SHARE = 0.015  # of the picture; with less of a class to see it is drawn anew
-SIDES = (130, 177)
+WITH_CONTEXT, STRAY_CONTEXT = 0.89, 0.05  # chance of a context with its class; without its class
+CLASS_COUNT = (0.46, 0.36, 0.18)  # chances of one, two and three classes
+LEAST_SHARE = 0.015  # of the picture; if less of a class is visible, the picture is drawn anew
+SIDES = (130, 177)  # pixels, the upper end excluded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +58,10 @@ class Sample:
 
     Attributes:
         image: RGB.
-        mask: (H, W) uint8, 0 background, else 1 + the class's place in `CLASS_NAMES`.
+        mask: (H, W) uint8, 0 for background, else 1 + the class's index in `CLASS_NAMES`.
         saliency: (H, W) uint8.
         context: (H, W) uint8, 0 or the mask value of the class whose context the pixel shows.
-        classes: mask values present, ascending; at least one.
+        classes: Mask values present, ascending; at least one.
     """
 
     image: Image.Image
@@ -70,7 +72,7 @@ class Sample:
 
 
 class Scene:
-    """A picture in the making: paint, and who owns each pixel."""
+    """An unfinished picture: its paint, and the class, context and thing of each pixel."""
 
     def __init__(self, rng: Rng, shape: Shape) -> None:
         self.rng = rng
@@ -81,7 +83,14 @@ class Scene:
         self.thing = np.zeros(shape, np.int32)  # > 0: instance number; < 0: distractor number
 
     def add(self, layer: Layer, *, mask: int = 0, context: int = 0, thing: int = 0) -> None:
-        """Lay `layer` over the picture; its pixels of alpha above one half change their owner."""
+        """Lay `layer` over the picture, and label the pixels with an alpha above one half.
+
+        Args:
+            layer: Paint and alpha.
+            mask: Mask value of the class, 0 if it is of none.
+            context: Mask value of the class whose context it is, 0 if it is none.
+            thing: Instance number above 0, distractor number below 0, 0 if it is neither.
+        """
         paint, alpha = layer
         x, y, w, h = cv2.boundingRect((alpha > 0).astype(np.uint8))
         at = (slice(y, y + h), slice(x, x + w))
@@ -101,7 +110,7 @@ class Scene:
 
 
 def make_sample(rng: Rng) -> Sample:
-    """Draw one picture with its truth; everything comes from `rng`."""
+    """Draw one picture with its ground truth; every random choice comes from `rng`."""
     scene = _scene(rng)
     while not _is_clear(scene.mask):
         scene = _scene(rng)
@@ -115,7 +124,7 @@ def make_sample(rng: Rng) -> Sample:
 
 
 def _is_clear(mask: np.ndarray) -> bool:
-    """Whether `mask` shows a class, and enough of every class that it shows."""
+    """Return whether `mask` shows a class, and enough of every class that it shows."""
     share = np.bincount(mask.ravel())[1:] / mask.size
     return bool(share.any()) and bool((share[share > 0] >= LEAST_SHARE).all())
 
@@ -123,6 +132,8 @@ def _is_clear(mask: np.ndarray) -> bool:
 def _scene(rng: Rng) -> Scene:
     shape = (int(rng.integers(*SIDES)), int(rng.integers(*SIDES)))
     scene = Scene(rng, shape)
+    # From back to front: distractors, contexts, perhaps a distractor on them, the objects, and
+    # perhaps a distractor on these.
     count = 1 + int(rng.choice(3, p=CLASS_COUNT))
     values = (1 + rng.permutation(len(KINDS))[:count]).tolist()
     behind = int(rng.integers(3, 7))
@@ -143,14 +154,23 @@ def _scene(rng: Rng) -> Scene:
 
 
 def _add_distractor(scene: Scene, number: int, over: np.ndarray, most: float) -> None:
-    """Add a distractor unless it hides the share `most` of `over` (H, W) bool."""
+    """Add a distractor unless it hides more than the share `most` of `over` (H, W) bool."""
     layer = ground.distractor(scene.rng, scene.shape)
     if (layer[1] > 0.5)[over].sum() <= most * over.sum():
         scene.add(layer, thing=-number)
 
 
 def _placed(rng: Rng, shape: Shape, values: Sequence[int]) -> list[tuple[int, Layer]]:
-    """Objects (mask value, layer) for the classes of `values`, one to three a class, well apart."""
+    """Draw one to three objects per class, well apart.
+
+    Args:
+        rng: The picture's generator.
+        shape: (H, W).
+        values: Mask values of the classes.
+
+    Returns:
+        The mask value and the layer of each object.
+    """
     most = {1: 3, 2: 2, 3: 1}[len(values)]
     counts = [min(most, 1 + int(rng.choice(3, p=(0.65, 0.25, 0.1)))) for _ in values]
     total = sum(counts)
@@ -166,11 +186,23 @@ def _placed(rng: Rng, shape: Shape, values: Sequence[int]) -> list[tuple[int, La
 
 
 def _object(rng: Rng, shape: Shape, kind: Kind, size: float, taken: np.ndarray) -> Layer:
-    """One object that covers about `size` of the picture, where it hides least of `taken`."""
+    """Draw one object, placed where it hides least of the others.
+
+    Args:
+        rng: The picture's generator.
+        shape: (H, W).
+        kind: The class.
+        size: The share of the picture that the object covers, about.
+        taken: (H, W) in [0, 1], the alpha of the objects so far.
+
+    Returns:
+        Paint and alpha.
+    """
     canvas = Canvas(int(0.8 * max(shape)), (rng.uniform(-0.7, 0.7), -0.8))
     kind.paint(canvas, rng)
     box = _box(canvas.alpha)
     width, height = box[2] - box[0], box[3] - box[1]
+    # Scale, turn, stretch, shear and flip, as one matrix.
     scale = np.sqrt(size * shape[0] * shape[1] / canvas.alpha.sum())
     scale = min(scale, 0.98 * shape[1] / width, 0.92 * shape[0] / height)
     angle = np.radians(rng.uniform(-kind.tilt, kind.tilt))
@@ -179,6 +211,7 @@ def _object(rng: Rng, shape: Shape, kind: Kind, size: float, taken: np.ndarray) 
     flip = -1.0 if rng.random() < 0.5 else 1.0
     matrix = scale * turn @ np.array([[stretch * flip, shear], [0, 1 / stretch]])
     middle = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
+    # The best of up to 24 random places, judged at a quarter of the resolution.
     best, least, coarse = None, np.inf, taken[::4, ::4]
     margin = min(0.42 * scale * width, shape[1] / 2)
     for _ in range(24):
@@ -195,7 +228,7 @@ def _object(rng: Rng, shape: Shape, kind: Kind, size: float, taken: np.ndarray) 
 
 
 def _add_contexts(scene: Scene, placed: Sequence[tuple[int, Layer]]) -> None:
-    """Lay the contexts of the picture: most often those of its classes, at times a stray one."""
+    """Add contexts to the picture: mostly those of its classes, at times a stray one."""
     rng, (height, width) = scene.rng, scene.shape
     alone = len({value for value, _ in placed}) == 1
     for value in rng.permutation(len(KINDS)) + 1:
@@ -215,13 +248,13 @@ def _add_contexts(scene: Scene, placed: Sequence[tuple[int, Layer]]) -> None:
 
 
 def _box(alpha: np.ndarray) -> Box:
-    """The box of the pixels of `alpha` above one half."""
+    """Return the box of the pixels of `alpha` above one half."""
     x, y, w, h = cv2.boundingRect((alpha > 0.5).astype(np.uint8))
     return float(x), float(y), float(x + w), float(y + h)
 
 
 def _photograph(rng: Rng, rgb: np.ndarray) -> Image.Image:
-    """Light, blur, grain and, at times, an earlier JPEG compression."""
+    """Apply light, grain and, at times, blur and an earlier JPEG compression."""
     shape = rgb.shape[:2]
     light = rng.uniform(0.65, 0.95) + rng.uniform(0.1, 0.5) * noise(rng, shape, max(shape) / 2)
     rgb = rgb * light[..., None] * rng.uniform(0.9, 1.1, 3).astype(np.float32)

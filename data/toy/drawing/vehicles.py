@@ -1,6 +1,7 @@
 """Cars and trains of the embedded dataset, in several builds and views.
 
-Every function paints one vehicle that heads to the right on a `Canvas` of its own.
+Every public function paints one vehicle on a canvas of its own, heading to the right or to the
+viewer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ LAMP = np.array([252, 246, 215], np.float32)
 
 
 def car(canvas: Canvas, rng: Rng) -> None:
-    """A saloon, hatchback, van or pick-up from the side, or a car seen head on."""
+    """Paint a saloon, hatchback, van or pick-up from the side, or a car from the front."""
     paint = skin(rng, canvas.alpha.shape)
     if rng.random() < 0.68:
         _car_side(canvas, rng, paint)
@@ -46,7 +47,7 @@ def _car_side(canvas: Canvas, rng: Rng, paint: np.ndarray) -> None:
 
 
 def _car_cabin(canvas: Canvas, rng: Rng, paint: np.ndarray, belt: float) -> float:
-    """The roof and windows above the belt line; returns where the bonnet begins."""
+    """Paint the roof and windows above the belt line, and return the x where the bonnet begins."""
     roof, pane = rng.uniform(0.28, 0.38), glass(rng)
     rear, screen = rng.uniform(0.06, 0.32), rng.uniform(0.52, 0.64)
     back, front = rear + rng.uniform(0.02, 0.16), screen + rng.uniform(0.08, 0.2)
@@ -89,7 +90,7 @@ def _car_front(canvas: Canvas, rng: Rng, paint: np.ndarray) -> None:
 
 
 def train(canvas: Canvas, rng: Rng) -> None:
-    """An engine with one to three wagons from the side, or one seen from the front."""
+    """Paint an engine with one to three wagons from the side, or one from the front."""
     if rng.random() < 0.65:
         _train_side(canvas, rng)
     else:
@@ -104,7 +105,7 @@ def _train_side(canvas: Canvas, rng: Rng) -> None:
     trim, pane, step = colour(rng), glass(rng), rng.uniform(0.045, 0.07)
 
     def at(x: float, share: float) -> Point:
-        """The point at `x` and a share of the train's height there, 0 at its foot."""
+        """Return the point at `x` and at a share of the train's height there, 0 at its foot."""
         return x, 0.6 - share * 2 * (low + (high - low) * x)
 
     def panel(left: float, right: float, foot: float, top: float) -> list[Point]:
@@ -137,7 +138,7 @@ def _train_front(canvas: Canvas, rng: Rng) -> None:
     low = base - rng.uniform(0.15, 0.25)
 
     def at(depth: float, share: float) -> Point:
-        """A point of the receding side: 0 at the front or the foot, 1 at the far end or the top."""
+        """Return a point of the receding side: from front and foot, 0, to far end and top, 1."""
         foot, top = base + (low - base) * depth, roof + (far - roof) * depth
         return left + 0.03 + (end - left) * depth, foot + (top - foot) * share
 
@@ -157,7 +158,7 @@ def _train_face(
     fills: tuple[np.ndarray, np.ndarray, np.ndarray],
     box: tuple[float, float, float, float],
 ) -> None:
-    """The front of an engine in `box`, in the fills of body, windows and trim."""
+    """Paint the front of an engine in `box`, with the fills of body, windows and trim."""
     (paint, pane, trim), (left, roof, right, base) = fills, box
     x = (left, left, left + 0.08, right - 0.08, right, right)
     y = (base, roof + 0.08, roof, roof, roof + 0.08, base)
