@@ -50,7 +50,10 @@ class TimmBackbone(Backbone):
         self.stem = self._stem([i["module"] for i in info.get_dicts()], info.reduction())
 
     def _stem(self, modules: list[str], strides: list[int]) -> tuple[str, ...]:
-        """Return the parameters up to the last feature map of stride 4 or less, as registered."""
+        """Return the names of all parameters up to the last feature map of stride 4 or less.
+
+        The order is that of registration.
+        """
         shallow = [m for m, s in zip(modules, strides, strict=True) if s <= 4]
         if not shallow:
             return ()

@@ -49,7 +49,7 @@ def grid(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def colour(rng: Rng) -> np.ndarray:
-    """Sample a colour (3,): an earthy or grey one in two of three cases, else any hue."""
+    """Sample a colour (3,): earthy or grey in two of three cases, else of any hue."""
     if rng.random() < 0.65:
         hue, saturation, value = (
             rng.uniform(0.02, 0.14),
