@@ -12,6 +12,7 @@ from tqdm import tqdm
 from data.catalog import add_dataset_flags, catalog_from
 from data.usable import add_skip_flag, ids_from
 from tool.cli import Parser, positive_int, run_stage
+from tool.crf.post import post_of
 from tool.crf.stage import PostProcess, add_crf_flags, crf_settings
 from tool.files import locked
 from tool.formats.predictions import require_files
@@ -20,7 +21,7 @@ from tool.parallel.processes import default_workers
 
 
 def parser() -> Parser:
-    """The command line."""
+    """Return the command line."""
     parser = Parser(description="dense CRF over CAMs: pseudo masks or confident seeds")
     add_dataset_flags(parser)
     add_skip_flag(parser)
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             catalog = catalog_from(args)
             image_ids = ids_from(args, catalog)
             require_files(args.cam_dir, image_ids, ".npy", what="CAMs", stage="infer_cam.py")
-            work = PostProcess(catalog, args.cam_dir, args.out, **crf_settings(args))
+            work = PostProcess(
+                catalog, args.cam_dir, args.out, **crf_settings(args, post_of(args.cam_dir))
+            )
             if dist.is_main():
                 held.enter_context(locked(args.out))
                 work.claim(image_ids)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from data.catalog import Catalog, add_dataset_flags, catalog_from
 from data.usable import add_skip_flag, ids_from
 from tool.cli import Parser, run_stage
+from tool.crf.post import Post, post_of
 from tool.files import write_json
 from tool.formats.predictions import Predictions, read_mask, require_files
 from tool.parallel import dist
@@ -21,13 +22,18 @@ from tool.score.metrics import Sweep
 
 
 def parser() -> Parser:
-    """The command line."""
+    """Return the command line."""
     parser = Parser(description="mIoU of pseudo masks (.png) or CAMs (.npy)")
     add_dataset_flags(parser, list_name="train", auto=("train",))
     add_skip_flag(parser)
     add = parser.add_argument
     add("--pred-dir", type=Path, required=True, help="folder with ID.png masks or ID.npy CAMs")
-    add("--bg-threshold", type=float, default=0.22, help="a CAM is foreground above this score")
+    add(
+        "--bg-threshold",
+        type=float,
+        help="a CAM is foreground above this score; by default the threshold of the method that "
+        "made the CAMs, 0.22 for most and for foreign CAMs",
+    )
     add("--sweep", action="store_true", help="also score CAMs at 0.00, 0.01, ... 0.99")
     add("--pred-255", choices=PRED_255, default="background", help="what a predicted 255 counts as")
     add(
@@ -47,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             catalog = catalog_from(args)
             image_ids = ids_from(args, catalog, masks=True)
             predictions = Predictions.find(args.pred_dir, image_ids)
+            if args.bg_threshold is None:
+                is_cam = predictions.kind == "cam"
+                args.bg_threshold = (post_of(args.pred_dir) if is_cam else Post()).threshold
             evaluation = evaluation_from(args, catalog, image_ids, predictions)
             mine, quiet = dist.share(image_ids), None if dist.is_main() else True
             seen = tqdm(mine, desc="eval", unit="image", disable=quiet)
@@ -61,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluation_from(
     args: argparse.Namespace, catalog: Catalog, image_ids: Sequence[str], predictions: Predictions
 ) -> Evaluation:
-    """What the flags ask to count; an error where the files for it are not there."""
+    """Return the counts that the flags want; raise if the files for them are missing."""
     if args.sweep and predictions.kind == "mask":
         raise ValueError(f"--sweep needs CAMs: {args.pred_dir} holds masks")
     if args.context is not None:
@@ -73,7 +82,7 @@ def evaluation_from(
 def report(
     args: argparse.Namespace, catalog: Catalog, evaluation: Evaluation, protocol: dict
 ) -> None:
-    """Print the table; write the JSON document and the curve where they are asked for."""
+    """Print the table; write the JSON document and the curve if the flags say so."""
     document = document_of(evaluation, catalog.class_names, protocol)
     if args.context is not None:
         document["leak"] = leak_of(evaluation, catalog.class_names)
@@ -107,7 +116,7 @@ def score_image(
 def protocol_of(
     args: argparse.Namespace, catalog: Catalog, image_ids: Sequence[str], predictions: Predictions
 ) -> dict:
-    """What was scored and by which rules, for the JSON document."""
+    """Return what was scored and by which rules, for the JSON document."""
     rule = f"foreground above the background threshold {args.bg_threshold:g}"
     return {
         "dataset": catalog.name,

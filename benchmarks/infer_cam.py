@@ -34,7 +34,7 @@ from network.methods import Method, find_method
 from tool.cli import Parser, positive_int, run_stage
 from tool.formats.cam import save_cam
 from tool.infer.multiscale import infer_images, present_rows
-from tool.infer.scales import at_scale
+from tool.infer.scales import Views, at_scale
 from tool.parallel.dist import pick_device
 from tool.parallel.writer import BackgroundWriter
 
@@ -105,7 +105,7 @@ def photographs(args: argparse.Namespace, scales: Sequence[float]) -> tuple[Samp
     """The first images of a list, and K; prints what loading them takes."""
     catalog = catalog_from(args)
     ids = catalog.ids(args.list)[: args.images]
-    dataset = InferDataset(catalog, ids, scales=scales)
+    dataset = InferDataset(catalog, ids, views=Views(tuple(scales)))
     started = time.perf_counter()
     samples = [dataset[index] for index in range(len(dataset))]
     milliseconds = 1000 * (time.perf_counter() - started) / len(samples)
@@ -171,7 +171,7 @@ def memory(args: argparse.Namespace, device: torch.device) -> None:
         method = build(args, args.classes, device).eval()
         scales = tuple(args.scales or method.recipe.scales)
         repeated = list(itertools.islice(itertools.cycle(ids), args.memory))
-        dataset = InferDataset(catalog, repeated, scales=scales, inputs=method.infer_inputs)
+        dataset = InferDataset(catalog, repeated, views=Views(scales), inputs=method.infer_inputs)
         batches = dataset.batches(range(args.memory), args.batch_size[0])
         loader = infer_loader(dataset, batches=batches, num_workers=args.num_workers)
         print(

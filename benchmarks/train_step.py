@@ -32,7 +32,7 @@ from data.transforms import RandomLongSide
 from network.methods import Method, build_method, method_names
 from network.weights.pretrained import load_pretrained
 from tool.cli import Parser, positive_int, run_stage
-from tool.infer.previous import add_earlier_flags, earlier_from
+from tool.infer.previous import add_previous_flags, previous_outputs_from
 from tool.parallel.dist import pick_device
 from tool.parallel.machine import cpp_compiler
 from tool.progress import Progress
@@ -72,7 +72,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="benchmarks.train_step", description=__doc__)
     add = parser.add_argument
     add_dataset_flags(parser)
-    add_earlier_flags(parser)
+    add_previous_flags(parser)
     add_network_flags(parser)
     add("--crop", type=positive_int, default=224, help="pixels")
     add("--batch-size", type=positive_int, default=8, help="images")
@@ -133,7 +133,7 @@ def prepare(args: argparse.Namespace) -> Bench:
         crop=args.crop,
         resize=RandomLongSide(*recipe.long_side_for(args.crop)),
         seed=0,
-        earlier=earlier_from(args),
+        previous=previous_outputs_from(args),
     )
     steps = 2 * (args.repeats + UNTIMED)
     return Bench(

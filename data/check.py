@@ -135,6 +135,9 @@ def check(catalog: Catalog, ids: Sequence[str]) -> Report:
     with_labels = True
     try:
         catalog.has_label(ids[0])
+    except FileNotFoundError as error:
+        with_labels = False
+        notes.append(f"{one_line(error)}: only methods that read no labels can train")
     except FILE_ERRORS as error:
         with_labels = False
         problems.append(one_line(error))

@@ -1,7 +1,7 @@
-"""Colour jitter and normalisation of a batch of 8-bit crops, on whatever device holds it.
+"""Colour jitter and normalisation of a batch of 8-bit crops, on the device that holds the batch.
 
-Brightness, contrast, saturation and hue are affine in RGB, so a whole jitter is one matrix an
-image: one product a pixel in place of four passes.
+Brightness, contrast, saturation and hue are affine in RGB. So the jitter of an image is one matrix,
+and it takes one product per pixel instead of four passes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.fields import FIELDS
+
 JITTER = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1}
 _LUMA = (0.299, 0.587, 0.114)
 _GREY = torch.tensor(_LUMA, dtype=torch.float64).expand(3, 3)
@@ -23,10 +25,13 @@ _FROM_YIQ = torch.linalg.inv(_TO_YIQ)
 
 
 def draw_jitter() -> Tensor:
-    """One image's jitter, drawn from torch's CPU generator: (3, 6) of `jitter_matrix`.
+    """Draw the jitter of one image from torch's CPU generator.
 
-    The factors of brightness, contrast and saturation are uniform in 1 -+ `JITTER`, the turn of the
-    hue in -+ `JITTER`.
+    The factors of brightness, contrast and saturation are uniform in 1 +- `JITTER`. The turn of the
+    hue is uniform in +- `JITTER`.
+
+    Returns:
+        (3, 6), as from `jitter_matrix`.
     """
     draws = 2 * torch.rand(len(JITTER), dtype=torch.float64) - 1
     factors = {
@@ -39,19 +44,20 @@ def draw_jitter() -> Tensor:
 def jitter_matrix(
     *, brightness: float = 1.0, contrast: float = 1.0, saturation: float = 1.0, hue: float = 0.0
 ) -> Tensor:
-    """The four changes of colour as one matrix.
+    """Compute the matrix that combines the four changes of colour.
 
     Args:
-        brightness: factor. contrast, saturation: factors of the distance to the mean grey of the
-            image, and to the grey of the pixel.
-        hue: turn in revolutions.
+        brightness: Factor on the pixel.
+        contrast: Factor on the distance of the pixel to the mean grey of the image.
+        saturation: Factor on the distance of the pixel to its own grey.
+        hue: Turn in revolutions.
 
     Returns:
         (3, 6) float32 [A | B]: a pixel becomes A @ pixel + B @ (mean pixel of the image).
 
-    Differs from torchvision's ColorJitter: nothing is rounded or clipped in between, and the hue
-    turns about the grey axis of YIQ in place of HSV's hexagon. Then all four are affine and
-    commute, so that there is no order to draw.
+    Differs from torchvision's ColorJitter: nothing is rounded or clipped in between. The hue turns
+    about the grey axis of YIQ instead of HSV's hexagon. So all four changes are affine and commute,
+    and there is no order to draw.
     """
     one = torch.eye(3, dtype=torch.float64)
     chroma = saturation * one + (1 - saturation) * _GREY
@@ -61,6 +67,7 @@ def jitter_matrix(
 
 
 def _chroma_rotation(turn: float) -> Tensor:
+    """Return the (3, 3) rotation of the chroma in YIQ by `turn` revolutions."""
     cos, sin = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
     rows = [(1.0, 0.0, 0.0), (0.0, cos, sin), (0.0, -sin, cos)]
     return torch.tensor(rows, dtype=torch.float64)
@@ -71,26 +78,26 @@ def jittered(image: Tensor, valid: Tensor, jitter: Tensor) -> Tensor:
 
     Args:
         image: (N, 3, H, W) float in [0, 1].
-        valid: (N, 1, H, W) bool: the pixels whose mean is the pivot of the contrast.
-        jitter: (N, 3, 6) of `draw_jitter`.
+        valid: (N, 1, H, W) bool, the pixels whose mean is the pivot of the contrast.
+        jitter: (N, 3, 6), each as from `draw_jitter`.
 
     Returns:
         (N, 3, H, W), clipped to [0, 1].
     """
     inside = valid.to(image.dtype)
-    mean = (image * inside).sum(dim=(2, 3)) / inside.sum(dim=(2, 3)).clamp(min=1)
-    offset = jitter[:, :, 3:] @ mean[:, :, None]
-    pixels = torch.baddbmm(offset, jitter[:, :, :3], image.flatten(2))
+    mean = (image * inside).sum(dim=(2, 3)) / inside.sum(dim=(2, 3)).clamp(min=1)  # (N, 3)
+    offset = jitter[:, :, 3:] @ mean[:, :, None]  # (N, 3, 1)
+    pixels = torch.baddbmm(offset, jitter[:, :, :3], image.flatten(2))  # (N, 3, H W)
     return pixels.clamp_(0, 1).view(image.shape)
 
 
 class Finish:
-    """What of the augmentation runs on the device: 8 bits to [0, 1], jitter, normalisation.
+    """The part of the augmentation that runs on the device: conversion, jitter, normalisation.
 
     Args:
-        mean: of the backbone's input, of 3, in [0, 1].
-        std: likewise.
-        device: of the batches.
+        mean: Mean of each of the 3 channels of the backbone's input, in [0, 1].
+        std: Standard deviation of each of the 3 channels of the backbone's input, in [0, 1].
+        device: The device of the batches.
     """
 
     def __init__(
@@ -100,13 +107,18 @@ class Finish:
         self.std = torch.tensor(std, device=device).view(3, 1, 1)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The loader's batch as a method sees it; both are in `data.dataset.TrainDataset`."""
+        """Turn a batch of the loader into one that a method sees.
+
+        Args:
+            batch: Samples of `data.dataset.TrainDataset`, stacked, on the device.
+
+        Returns:
+            The batch that `data.dataset.TrainDataset` documents. The image is 0 on padding.
+        """
         finished = {key: value for key, value in batch.items() if key != "jitter"}
         image = jittered(batch["image"].float().div_(255), batch["valid"], batch["jitter"])
         normal = image.sub_(self.mean).div_(self.std).mul_(batch["valid"])
         finished["image"] = normal.contiguous(memory_format=torch.channels_last)
-        if "saliency" in batch:
-            finished["saliency"] = batch["saliency"].float().div_(255)
-        if "seed" in batch:
-            finished["seed"] = batch["seed"][:, 0].long()
+        for key in FIELDS.keys() & batch.keys():
+            finished[key] = FIELDS[key].finish(batch[key])
         return finished

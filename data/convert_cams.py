@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data.catalog import add_dataset_flags, catalog_from
 from tool.cli import Parser, run_stage
+from tool.crf.post import post_of
 from tool.files import locked, write_npy
 from tool.formats.cam import Cam, Label, load_cam, save_cam
 from tool.formats.predictions import require_files
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--out {args.out} and the folder of the CAMs overlap: choose another")
     images = list(images_of(args))
     with locked(args.out):
-        claim(args.out, {"layout": args.to, "cams": str(args.cam_dir.resolve())})
+        made_from = {"layout": args.to, "cams": str(args.cam_dir.resolve())}
+        claim(args.out, made_from, post=post_of(args.cam_dir).as_note())
         for image_id, label in tqdm(images, desc=args.to, mininterval=1.0):
             cam = load_cam(args.cam_dir / f"{image_id}.npy", label=label)
             WRITERS[args.to](args.out / f"{image_id}.npy", cam)

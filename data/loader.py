@@ -1,4 +1,4 @@
-"""Batches in an order that depends on the seed alone: not on workers, ranks or restarts."""
+"""Batches in an order that depends only on the seed, not on workers, ranks or restarts."""
 
 from __future__ import annotations
 
@@ -27,30 +27,33 @@ def step_batches(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[dict[str, object]]:
-    """Return this rank's batches of the steps start_step .. steps - 1.
+    """Return an iterator over this rank's batches of the steps start_step .. steps - 1.
 
-    The stream is the endless concatenation of one permutation an epoch, keyed by (seed, epoch).
-    Step s takes its positions s * batch_size .. (s + 1) * batch_size - 1, across the end of an
-    epoch where need be; rank r takes its contiguous part.
+    The samples form an endless stream, the concatenation of one permutation per epoch. Each
+    permutation is keyed by (seed, epoch). Step s takes the positions s * batch_size ..
+    (s + 1) * batch_size - 1 of the stream, which may cross the end of an epoch. Rank r takes the
+    r-th contiguous part of them.
 
     Args:
-        dataset: takes (epoch, index) keys, gives dictionaries; it has n >= 1 samples.
-        batch_size: B of all ranks together; may exceed n.
-        start_step: the first step, 0 for a new run.
-        steps: the step to stop before, the length of the whole run.
-        seed: of the run.
-        rank: of this process.
-        world_size: number of processes; must divide `batch_size`.
-        num_workers: loader processes; 0 loads in this one. The batches do not depend on it.
-        pin_memory: page-locked memory, for a GPU.
+        dataset: Has n >= 1 samples; takes (epoch, index) keys and returns dictionaries.
+        batch_size: Samples per step, of all ranks together; may exceed n.
+        start_step: The first step, 0 for a new run.
+        steps: The step to stop before, which is the length of the whole run.
+        seed: Seed of the run.
+        rank: Index of this process.
+        world_size: Number of processes; must divide `batch_size`.
+        num_workers: Number of loader processes; with 0 this process loads. The batches do not
+            depend on it.
+        pin_memory: Put the tensors in page-locked memory, for a GPU.
 
     Yields:
-        The batch of `TrainDataset`, N = batch_size / world_size.
+        Samples of the dataset, stacked, N = batch_size / world_size of them.
 
     Raises:
-        ValueError: `world_size` does not divide `batch_size`; a broken file, also from a worker.
-        OSError: a file that cannot be read, also from a worker.
-        ChildProcessError: a worker died.
+        ValueError: `world_size` does not divide `batch_size`, `num_workers` is negative, or a file
+            is broken, even if a worker reads it.
+        OSError: A file cannot be read, even if a worker reads it.
+        ChildProcessError: A worker died.
     """
     if batch_size < 1 or batch_size % world_size:
         raise ValueError(f"batch size {batch_size} does not divide among {world_size} processes")
@@ -64,18 +67,23 @@ def step_batches(
 def infer_loader(
     dataset: Dataset, *, batches: Sequence[Sequence[int]], num_workers: int
 ) -> Iterator[list[dict[str, object]]]:
-    """Return lists of the samples of each list of indices, in order; workers decode ahead.
+    """Return an iterator over lists of samples, one per list of indices, in order.
+
+    Args:
+        dataset: Takes an index, returns a sample.
+        batches: Lists of indices.
+        num_workers: Number of loader processes, which decode in advance; with 0 this process loads.
 
     Raises:
-        ValueError: a broken file, also from a worker.
-        OSError: a file that cannot be read, also from a worker.
-        ChildProcessError: a worker died.
+        ValueError: `num_workers` is negative, or a file is broken, even if a worker reads it.
+        OSError: A file cannot be read, even if a worker reads it.
+        ChildProcessError: A worker died.
     """
     return _loaded(_Load(dataset, list), batches, num_workers)
 
 
 class _StepSampler:
-    """The (epoch, index) keys of each step of one rank."""
+    """A sampler that yields the (epoch, index) keys of each step of one rank."""
 
     def __init__(
         self, length: int, batch_size: int, steps: range, seed: int, rank: int, world_size: int
@@ -94,6 +102,7 @@ class _StepSampler:
             yield [self._key(position) for position in range(first, first + self.share)]
 
     def _key(self, position: int) -> tuple[int, int]:
+        """Return the key at a position of the stream; see `step_batches`."""
         epoch, place = divmod(position, self.length)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
@@ -103,19 +112,20 @@ class _StepSampler:
 
 
 class _Load:
-    """Makes a batch; what a worker runs."""
+    """The function that a worker runs: it makes a batch from keys."""
 
     def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any]) -> None:
         self.dataset, self.collate = dataset, collate
 
     def batch(self, keys: Sequence[object]) -> Any:
+        """Return the batch of these keys."""
         return self.collate([self.dataset[key] for key in keys])
 
     def __call__(self, keys: Sequence[object]) -> bytes:
-        """Return a batch as `pickle.loads` reads it.
+        """Return a batch in bytes that `pickle.loads` reads.
 
-        Bytes go through a pipe. Tensors as torch sends them would take a file in /dev/shm or an
-        open file each: a container has 64 MB of the one, a process 1,024 of the other.
+        Bytes go through a pipe. Torch would send each tensor through a file in /dev/shm or an open
+        file. By default a container has 64 MB of /dev/shm, and a process has 1,024 open files.
         """
         torch.set_num_threads(1)
         content = io.BytesIO()
@@ -124,18 +134,19 @@ class _Load:
 
 
 class _Packer(pickle.Pickler):
-    """Pickles tensors as NumPy arrays, which is a single copy."""
+    """A pickler that stores tensors as NumPy arrays, which takes a single copy."""
 
     def reducer_override(self, value: object) -> Any:
+        """Return how to rebuild a plain tensor from an array; leave other values to pickle."""
         if type(value) is not Tensor or value.requires_grad or value.is_conj() or value.is_neg():
             return NotImplemented
-        if value.dtype == torch.bfloat16:  # NumPy has none
+        if value.dtype == torch.bfloat16:  # NumPy does not have this type
             return NotImplemented
         return torch.from_numpy, (value.numpy(),)
 
 
 def _loaded(load: _Load, keys: Iterable[Sequence[object]], num_workers: int) -> Iterator[Any]:
-    """Yield the batch of each of `keys`; at most two per worker are made ahead."""
+    """Yield the batch of each of `keys`, making at most two per worker in advance."""
     if num_workers < 0:
         raise ValueError(f"{num_workers} loader processes: 0, or more")
     if num_workers == 0:
@@ -146,7 +157,7 @@ def _loaded(load: _Load, keys: Iterable[Sequence[object]], num_workers: int) -> 
 
 
 def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with its tensors in page-locked memory."""
+    """Return the batch with its tensors in page-locked memory."""
     return {
         key: value.pin_memory() if isinstance(value, Tensor) else value
         for key, value in batch.items()

@@ -1,10 +1,12 @@
-"""Augmentation up to the crop: one draw, applied to every field of a sample, 8 bits throughout.
+"""Augmentation up to the crop, with one draw for all fields of a sample, in 8 bits throughout.
 
-Images stay PIL until the crop: resizing 8-bit PIL images costs a third of what it costs as tensors.
-Colour and normalisation follow on the device (`data.colour`).
+Images stay PIL images until the crop, because resizing 8-bit PIL images takes a third of the time
+that it takes for tensors. Colour and normalisation follow on the device (`data.colour`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,33 +18,61 @@ from data.colour import draw_jitter, jitter_matrix
 from tool.infer.scales import scaled_size
 
 
-class RandomLongSide(v2.Transform):
-    """Resize so that the longer side is uniform in {low, ..., high}: bicubic, masks nearest."""
+class Resize(v2.Transform):
+    """A random resize: bicubic, masks nearest.
+
+    Attributes:
+        longest_side: Upper limit of the longer side of a result, in pixels. A larger JPEG may be
+            decoded at a reduced size. None if the limit depends on the size of the image.
+    """
+
+    longest_side: int | None = None
+
+    def transform(self, inpt: object, params: dict[str, list[int]]) -> object:
+        """Resize one field to `params["size"]`, (height, width)."""
+        return self._call_kernel(
+            functional.resize, inpt, params["size"], interpolation=InterpolationMode.BICUBIC
+        )
+
+
+class RandomLongSide(Resize):
+    """A resize whose longer side is uniform in {low, ..., high}.
+
+    Args:
+        low: In pixels.
+        high: In pixels.
+
+    Raises:
+        ValueError: The range is empty, or not positive.
+    """
 
     def __init__(self, low: int, high: int) -> None:
         super().__init__()
         if not 1 <= low <= high:
             raise ValueError(f"long side {low}..{high} is not a range of positive sizes")
         self.low, self.high = low, high
+        self.longest_side = high
 
     def make_params(self, flat_inputs: list[object]) -> dict[str, list[int]]:
-        """Draw the long side; the new (height, width) is the same for all fields."""
+        """Draw the longer side; the new (height, width) is the same for all fields."""
         height, width = v2.query_size(flat_inputs)
         drawn = int(torch.randint(self.low, self.high + 1, ()))
         return {"size": list(scaled_size(height, width, drawn / max(height, width)))}
 
-    def transform(self, inpt: object, params: dict[str, list[int]]) -> object:
-        """Resize one field."""
-        return self._call_kernel(
-            functional.resize, inpt, params["size"], interpolation=InterpolationMode.BICUBIC
-        )
 
+class RandomScale(Resize):
+    """A resize by a factor that is uniform in [low, high).
 
-class RandomScale(RandomLongSide):
-    """Resize by a factor that is uniform in [low, high): bicubic, masks nearest."""
+    Args:
+        low: The smallest factor.
+        high: The limit of the factors.
+
+    Raises:
+        ValueError: The range is empty, not positive or not finite.
+    """
 
     def __init__(self, low: float, high: float) -> None:
-        v2.Transform.__init__(self)
+        super().__init__()
         if not 0 < low <= high < float("inf"):
             raise ValueError(f"scale {low}..{high} is not a range of positive factors")
         self.low, self.high = low, high
@@ -53,10 +83,57 @@ class RandomScale(RandomLongSide):
         return {"size": list(scaled_size(*v2.query_size(flat_inputs), drawn))}
 
 
-class TrainTransform:
-    """Resize, flip, random crop, and the draw of the colour jitter.
+class ScaleChoice(Resize):
+    """A resize by one of several factors, all equally likely.
 
-    Source: FBR's recipe, augmentation row. Draws from torch's CPU generator.
+    Args:
+        factors: At least one.
+
+    Raises:
+        ValueError: There is no factor, or one is not positive or not finite.
+    """
+
+    def __init__(self, *factors: float) -> None:
+        super().__init__()
+        if not factors or not all(0 < factor < float("inf") for factor in factors):
+            raise ValueError(f"scales {list(factors)} are not positive factors")
+        self.factors = factors
+
+    def make_params(self, flat_inputs: list[object]) -> dict[str, list[int]]:
+        """Draw the factor; the new (height, width) is the same for all fields."""
+        drawn = self.factors[int(torch.randint(len(self.factors), ()))]
+        return {"size": list(scaled_size(*v2.query_size(flat_inputs), drawn))}
+
+
+def resize_of(scale: Sequence[float] | None, long_side: tuple[int, int]) -> Resize:
+    """Return the resize of a recipe.
+
+    Args:
+        scale: Two factors are a range, any other number of them are choices; None for `long_side`.
+        long_side: Range of the longer side, in pixels.
+
+    Raises:
+        ValueError: A factor or side is not possible.
+    """
+    if scale is None:
+        return RandomLongSide(*long_side)
+    return RandomScale(*scale) if len(scale) == 2 else ScaleChoice(*scale)
+
+
+class TrainTransform:
+    """The augmentation of a sample: resize, flip, random crop, and the draw of the colour jitter.
+
+    All draws come from torch's CPU generator.
+
+    Args:
+        crop: Side of the crop, in pixels.
+        resize: The resize before the flip.
+        jitter: Draw a colour jitter; otherwise colours stay as they are.
+
+    Raises:
+        ValueError: The crop is not positive.
+
+    Source: FBR's recipe, augmentation row.
     Differs from the release: the jitter is that of the crop, not of the image around it.
     """
 
@@ -67,27 +144,35 @@ class TrainTransform:
         self.shape = v2.Compose([resize, v2.RandomHorizontalFlip(0.5)])
         self.crop = v2.RandomCrop(crop, pad_if_needed=True)
 
-    def __call__(self, fields: dict[str, object]) -> dict[str, Tensor]:
+    def __call__(
+        self, fields: dict[str, object], *, pad: Mapping[str, float] | None = None
+    ) -> dict[str, Tensor]:
         """Transform a sample.
 
         Args:
-            fields: "image" PIL RGB; optionally "saliency" PIL L, "seed" a tv_tensors.Mask
-                (1, H, W) uint8 and others as tv_tensors, all of one size (H, W).
+            fields: "image" as a PIL image in RGB, and others as PIL images or tv_tensors, all of
+                one size (H, W).
+            pad: Value of each field on padding; 0 for fields that it does not name.
 
         Returns:
             "image" (3, crop, crop) uint8, 0 on padding; "valid" (1, crop, crop) bool, False on
-            padding; "saliency" (1, crop, crop) uint8, 0 on padding; "seed" (1, crop, crop) uint8,
-            255 on padding; "jitter" (3, 6) of `draw_jitter`; the others.
+            padding; "jitter" (3, 6), as from `draw_jitter`; the other fields, (C, crop, crop).
         """
+        # Resize and flip all fields together.
+        names = [name for name in fields if name != "image"]
         fields = dict(self.shape(fields))
+        # The crop pads the mask of valid pixels with 0, which marks the padding.
         width, height = fields["image"].size
         fields["valid"] = tv_tensors.Mask(torch.ones(1, height, width, dtype=torch.bool))
         fields = self.crop(fields)
         valid = fields["valid"].as_subclass(Tensor)
+        # Tensors of all fields, with the padding of each.
         jitter = draw_jitter() if self.jitter else jitter_matrix()
         result = fields | {"valid": valid, "jitter": jitter}
-        if "seed" in fields:
-            result["seed"] = fields["seed"].as_subclass(Tensor).masked_fill(~valid, 255)
-        for name in {"image", "saliency"} & set(fields):
-            result[name] = functional.pil_to_tensor(fields[name])
+        for name in ("image", *names):
+            value = fields[name]
+            value = value if isinstance(value, Tensor) else functional.pil_to_tensor(value)
+            value = value.as_subclass(Tensor)
+            padding = (pad or {}).get(name, 0)
+            result[name] = value.masked_fill(~valid, padding) if padding else value
         return result

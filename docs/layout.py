@@ -94,6 +94,22 @@ def floors(graph: dict[str, set[str]]) -> list[list[str]]:
     return [[n for n in ordered if height[n] == h] for h in range(max(height.values()) + 1)]
 
 
+def package_graph() -> dict[str, set[str]]:
+    """Return {package or stage: what it imports}; the commands of a benchmark are apart."""
+    graph: dict[str, set[str]] = {}
+    for module, targets in file_graph().items():
+        package = package_of(module)
+        graph.setdefault(package, set()).update(map(package_of, targets - {module}))
+        graph[package].discard(package)
+    return graph
+
+
+def package_of(module: str) -> str:
+    """Return the package of a module; `voc12` is the facts of the benchmark."""
+    package, _, rest = module.partition(".")
+    return f"{package} commands" if rest and package in ("voc12", "coco14") else package
+
+
 def drawing(graph: dict[str, set[str]], title: str, rooms: Iterable[str]) -> str:
     """Return a Mermaid drawing of some rooms; an arrow points to what is imported."""
     shown = [room for floor in reversed(floors(graph)) for room in floor if room in set(rooms)]
@@ -129,8 +145,10 @@ def page() -> str:
         f"The rooms of `tool/` import each other {inner} times, over "
         f"{len(floors({room: graph[room] for room in tool}))} floors.\n"
     )
+    packages = package_graph()
     parts = [
         _HEAD,
+        drawing(packages, "Stages and packages", packages),
         drawing(graph, "tool", tool),
         between,
         drawing(graph, "network", network),

@@ -76,6 +76,18 @@ def over_maximum(maps: Tensor) -> Tensor:
     return maps / (maps.amax(dim=(-2, -1), keepdim=True) + _EPS)
 
 
+def sum_of_mirrors(maps: Tensor) -> Tensor:
+    """Add the mirror of an image, mirrored back, to the image's maps.
+
+    Args:
+        maps: (2, C, h, w), the image and its mirror; or (1, C, h, w), the image alone.
+
+    Returns:
+        (C, h, w).
+    """
+    return maps[0] + maps[1].flip(-1) if len(maps) > 1 else maps[0]
+
+
 def min_max(maps: Tensor) -> Tensor:
     """Stretch each channel of each image to [0, 1], after a ReLU.
 

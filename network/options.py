@@ -1,45 +1,133 @@
-"""Fields of a method's `Config`."""
+"""Fields of a method's `Config`: their flags, their checks, and what inference may change."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import math
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
+_LARGEST = 2**31 - 1  # of a count
 
-def option(default: Any, help_text: str, *, inference: bool = False) -> Any:
-    """A field of a method's `Config` that becomes a flag of train_fbr.py with this help.
 
-    `inference`: training does not use it, so `infer_cam.py --option` may change it.
+def option(
+    default: Any, help_text: str, *, choices: Sequence[Any] = (), inference: bool = False
+) -> Any:
+    """Return a field of a method's `Config` with a help text for its flag of train_fbr.py.
+
+    A plain field (`radius: int = 5`) becomes a flag as well. A field whose default is a bool
+    becomes the flags `--name` and `--no-name`.
+
+    Args:
+        choices: The permitted values; empty for all of the default's type.
+        inference: Training does not use it, so that `infer_cam.py --option` may change it.
     """
-    return dataclasses.field(default=default, metadata={"help": help_text, "inference": inference})
+    metadata = {"help": help_text, "choices": tuple(choices), "inference": inference}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def add_option_flags(parser: argparse.ArgumentParser, config: type, prefix: str) -> None:
+    """Add a flag for every field of a method's `Config`.
+
+    Args:
+        prefix: Stands before each help text: whose options they are.
+
+    Raises:
+        ValueError: A field has the name of a flag that is there already, or no default of a plain
+            type.
+    """
+    for field in dataclasses.fields(config):
+        if type(field.default) not in (bool, int, float, str):
+            raise ValueError(
+                f"the option {field.name!r} of {prefix} needs a default that is a bool, an int, a "
+                f"float or a str, not {field.default!r}"
+            )
+        text = field.metadata.get("help", f"default: {field.default!r}").replace("%", "%%")
+        kind: dict[str, Any] = {"type": type(field.default)}
+        if isinstance(field.default, bool):
+            kind = {"action": argparse.BooleanOptionalAction}
+        elif field.metadata.get("choices"):
+            kind["choices"] = field.metadata["choices"]
+        flag = f"--{field.name.replace('_', '-')}"
+        try:
+            parser.add_argument(
+                flag, dest=field.name, default=field.default, help=f"{prefix}: {text}", **kind
+            )
+        except argparse.ArgumentError as error:
+            raise ValueError(
+                f"the option {field.name!r} of {prefix} has the name of another flag, {flag}: "
+                "give the field of its Config another name"
+            ) from error
+
+
+def check_option(field: dataclasses.Field, value: Any) -> None:
+    """Check a hyper-parameter: it has the type of its default, and is one of its choices.
+
+    A count (an int) is not negative and fits in 32 bits. A float is finite and may be an int.
+
+    Raises:
+        ValueError: It is not so; names the field, the value and the rule.
+    """
+    default, choices = field.default, field.metadata.get("choices", ())
+    kind = type(default)
+    fits = type(value) is kind or (kind is float and type(value) is int)
+    if fits and kind is int:
+        fits = 0 <= value <= _LARGEST
+    elif fits and kind is float:
+        fits = abs(value) < math.inf  # False for NaN
+    if not fits:
+        rule = {int: "a count (an int)", float: "a finite number"}.get(kind, f"a {kind.__name__}")
+        raise ValueError(
+            f"the hyper-parameter {field.name} is {reprlib.repr(value)}: it must be {rule}, "
+            f"like its default {default!r}"
+        )
+    if choices and value not in choices:
+        raise ValueError(
+            f"the hyper-parameter {field.name} is {reprlib.repr(value)}: there are "
+            f"{', '.join(map(str, choices))}"
+        )
 
 
 def inference_options(config: type, given: Sequence[str]) -> dict[str, Any]:
-    """The values of `NAME=VALUE`s, for fields of a method's `Config` that inference alone uses.
+    """Return the values of `NAME=VALUE`s, for fields of a `Config` that inference alone uses.
 
     Raises:
-        ValueError: another field, one given twice, or a value of another type; lists the fields
-            that there are.
+        ValueError: A field is unknown or given twice, or its value has another type; lists the
+            fields that there are.
     """
-    kinds = {f.name: type(f.default) for f in dataclasses.fields(config) if f.metadata["inference"]}
+    fields = {f.name: f for f in dataclasses.fields(config) if f.metadata.get("inference")}
     values = {}
     for one in given:
         name, _, text = one.partition("=")
-        if name not in kinds:
-            there = ", ".join(kinds) or "no such option"
+        if name not in fields:
+            there = ", ".join(fields) or "no such option"
             raise ValueError(f"--option {one}: the checkpoint's method has {there}")
         if name in values:
             raise ValueError(f"--option {one}: {name} is given twice")
         try:
-            values[name] = kinds[name](text)
+            values[name] = _parsed(fields[name].default, text)
         except ValueError:
-            raise ValueError(f"--option {one}: {text!r} is no {kinds[name].__name__}") from None
+            kind = type(fields[name].default).__name__
+            raise ValueError(f"--option {one}: {text!r} is no {kind}") from None
     return values
 
 
+def _parsed(default: Any, text: str) -> Any:
+    if isinstance(default, bool):
+        return {"true": True, "1": True, "false": False, "0": False}[_known(text.lower())]
+    return type(default)(text)
+
+
+def _known(text: str) -> str:
+    if text not in ("true", "1", "false", "0"):
+        raise ValueError(text)
+    return text
+
+
 def weights_of(config: Any) -> dict[str, float]:
-    """The fields `weight_NAME` of a `Config`, by NAME."""
+    """Return the fields `weight_NAME` of a `Config`, by NAME."""
     prefix = "weight_"
     values = dataclasses.asdict(config).items()
     return {name.removeprefix(prefix): v for name, v in values if name.startswith(prefix)}

@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from network.contrast.cells import Cells
@@ -20,7 +21,7 @@ def make_method(
     name: str, *, num_classes: int = 5, pretrained: bool = False, **config: Any
 ) -> Method:
     """A method on the slim backbone; its weights depend on nothing but the arguments."""
-    return build_method(
+    method = build_method(
         {
             "method": name,
             "backbone": "resnet38d_slim",
@@ -30,10 +31,23 @@ def make_method(
             "method_config": config,
         }
     )
+    if "label" in method.inputs:
+        method.study(torch.eye(num_classes))
+    return method
+
+
+def map_channels(method: Method) -> int:
+    """C of the maps."""
+    return method.num_classes + method.has_background
+
+
+def of_inference(method: Method, batch: dict, images: int = 1) -> dict:
+    """What `score` and `merge` get of a batch, of its first images, beside the images."""
+    return {key: batch[key][:images] for key in method.infer_inputs if key != "image"}
 
 
 def make_batch(label: list[list[int]] | Tensor, *, side: int = SIDE, seed: int = 0) -> dict:
-    """A batch of noise for these labels (N, K); saliency and seed are squares."""
+    """A batch of noise for these labels (N, K); all else shows squares."""
     label = torch.as_tensor(label, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     images = len(label)
@@ -50,6 +64,9 @@ def make_batch(label: list[list[int]] | Tensor, *, side: int = SIDE, seed: int =
         "saliency": saliency,
         "valid": torch.ones(images, 1, side, side, dtype=torch.bool),
         "seed": seed_mask,
+        "mask": torch.where(saliency[:, 0] > 0.5, present[:, None, None], 0),
+        "boundary": torch.where(seed_mask == 255, 255, seed_mask > 0).to(torch.uint8),
+        "cam": label[:, :, None, None] * F.avg_pool2d(saliency, 4),
     }
 
 
@@ -61,7 +78,7 @@ def first_steps(method: Method, batch: dict, steps: int = 2) -> dict[str, Tensor
     """The terms of step `steps` - 1; what a method leaves pending is written after each."""
     for step in range(steps):
         progress = Progress(step=step, steps=10, seed=1)
-        terms = method(batch, progress)
+        terms = method(method.before_losses(batch, progress), progress)
         method.after_step(progress)
     return terms
 

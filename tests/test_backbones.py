@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ from method_cases import make_method
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from network.backbones import TAP_NAMES, Backbone, build_backbone
+from network.backbones import (
+    AFFINITY,
+    AFFINITY_SUM,
+    TAP_NAMES,
+    Backbone,
+    Tap,
+    build_backbone,
+    cosine_affinity,
+)
 from network.backbones.cpu.depthwise import DepthwiseConv2d, replace_depthwise
 from network.backbones.cpu.folding import FoldedConv2d
 from network.backbones.resnet38d import ResNet38d
@@ -304,3 +313,55 @@ def test_dropout_of_the_backbone_is_keyed_by_the_step() -> None:
     one, two, other = (method(batch, Progress(step=s, steps=9))["cls"] for s in (1, 1, 2))
     assert one == two
     assert one != other
+
+
+@pytest.mark.parametrize("name", ["resnet38d_slim", "resnet50"])
+def test_the_affinity_of_a_network_without_attention(name: str) -> None:
+    backbone = build_backbone(name).eval()
+    with torch.no_grad():
+        taps = backbone(image(96), ("high", AFFINITY))
+        alone = backbone(image(96), (AFFINITY,))
+    assert set(alone) == {AFFINITY}
+    assert torch.equal(alone[AFFINITY], taps[AFFINITY])
+    cells = taps["high"].shape[-2] * taps["high"].shape[-1]
+    assert taps[AFFINITY].shape == (len(taps["high"]), cells, cells)
+    assert taps[AFFINITY].min() >= 0
+    rows = taps[AFFINITY].sum(dim=2)
+    assert torch.allclose(rows, torch.full_like(rows, AFFINITY_SUM), rtol=1e-3)
+
+
+def test_a_backbone_with_attention_gives_its_own_affinity() -> None:
+    class WithAttention(Backbone):
+        def __init__(self) -> None:
+            super().__init__()
+            self.taps = {"high": Tap(2, 16), AFFINITY: Tap(4, 16)}
+
+        def forward(self, image: Tensor, names: Sequence[str] = ("high",)) -> dict[str, Tensor]:
+            assert "high" not in names, "what is not wanted is not computed"
+            return {name: torch.full((1, 4, 4), 3.0) for name in names}
+
+    found = WithAttention()(image(), (AFFINITY,))
+    assert found[AFFINITY].unique().tolist() == [3.0]
+
+
+def test_cosine_affinity_equals_its_definition() -> None:
+    feature = torch.rand(1, 3, 2, 2)
+    found = cosine_affinity(feature)[0]
+    cells = feature[0].flatten(1).T
+    cosine = torch.stack([torch.cosine_similarity(one[None], cells) for one in cells])
+    assert torch.allclose(found, AFFINITY_SUM * cosine / cosine.sum(1, keepdim=True), atol=1e-4)
+    assert cosine_affinity(torch.zeros(1, 3, 2, 2)).abs().max() == 0
+
+
+def test_one_pass_keeps_the_last_images_only() -> None:
+    backbone, calls = build_backbone("resnet38d_slim").eval(), []
+    forward = backbone.forward
+    backbone.forward = lambda *given: calls.append(given) or forward(*given)
+    one, other = image(), image()
+    with torch.no_grad(), backbone.one_pass():
+        first = backbone(one)["high"]
+        assert backbone(one)["high"] is first
+        backbone(one, ("low", "high"))
+        backbone(other)
+        assert len(calls) == 3, "again for another tap, and for other images"
+    assert backbone._kept is None

@@ -155,3 +155,10 @@ def test_real_photographs_pass(capsys: pytest.CaptureFixture) -> None:
     root = REAL_DATA / "voc6"
     assert main(["--dataset", "voc12", "--root", str(root), "--list", "val"]) == 0
     assert "120 images" in capsys.readouterr().out
+
+
+def test_without_labels_a_note_says_what_can_train(folder_dataset: Path) -> None:
+    (folder_dataset / "labels.csv").unlink()
+    status, report = run(folder_dataset)
+    assert status == 0
+    assert any("labels" in note and "only methods" in note for note in report["notes"])

@@ -50,6 +50,7 @@ def test_the_presets_are_the_table() -> None:
     table = {
         "label50": (3, 3, 50, 5, 10, 10, True),
         "label20": (3, 3, 20, 5, 10, 10, True),
+        "fbr80": (3, 3, 80, 13, 10, 5, False),
         "psa80": (3, 3, 80, 13, 10, 10, False),
         "aff80": (3, 3, 80, 13, 10, 10, True),
         "seam32": (3, 3, 32, 13, 10, 1, False),
@@ -59,7 +60,7 @@ def test_the_presets_are_the_table() -> None:
     assert {
         name: (*vars(preset.crf).values(), preset.from_labels) for name, preset in PRESETS.items()
     } == table
-    assert preset_of("psa80", 5).crf.iterations == 5
+    assert preset_of("psa80", 5) == PRESETS["fbr80"]
     assert PRESETS["psa80"].crf.iterations == 10
     with pytest.raises(ValueError, match="label50"):
         preset_of("psa81")

@@ -101,15 +101,18 @@ def test_masks_without_crf_are_the_cams_over_a_threshold(
 def test_the_default_is_the_recipe_of_fbr(folder_dataset: Path, tmp_path: Path) -> None:
     write_cams(folder_dataset)
     default = run(folder_dataset, tmp_path / "a")
-    explicit = ["--preset", "psa80", "--alpha", 8, "--iterations", 5]
-    same = run(folder_dataset, tmp_path / "b", *explicit)
-    assert all((default[name] == same[name]).all() for name in default)
+    for number, explicit in enumerate((["psa80", "--iterations", 5], ["fbr80"])):
+        same = run(folder_dataset, tmp_path / f"b{number}", "--alpha", 8, "--preset", *explicit)
+        assert all((default[name] == same[name]).all() for name in default)
     settings = json.loads((tmp_path / "a" / "crf.json").read_text())
     assert settings["preset"]["crf"]["iterations"] == 5
     assert settings["preset"]["crf"]["bilateral_sxy"] == 80
     run(folder_dataset, tmp_path / "c", "--preset", "dlv2")
     settings = json.loads((tmp_path / "c" / "crf.json").read_text())
     assert settings["preset"]["crf"]["iterations"] == 10
+    run(folder_dataset, tmp_path / "d", "--preset", "psa80")
+    settings = json.loads((tmp_path / "d" / "crf.json").read_text())
+    assert settings["preset"]["crf"]["iterations"] == 10, "its own, not FBR's"
 
 
 @pytest.mark.parametrize(("level", "some"), [(0.95, False), (0.01, True)])

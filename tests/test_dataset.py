@@ -16,7 +16,7 @@ from data.catalog import Catalog, open_catalog
 from data.colour import Finish
 from data.dataset import InferDataset, TrainDataset
 from data.transforms import RandomLongSide
-from tool.infer.scales import scaled_size
+from tool.infer.scales import Views, scaled_size
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -208,7 +208,7 @@ def test_missing_labels_are_found_at_construction(catalog: Catalog, make: object
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"inputs": ("image", "cam")}, "no stage makes input 'cam'"),
+        ({"inputs": ("image", "depth")}, "no stage makes input 'depth'"),
         ({"long_side": (50, 40)}, "long side 50..40"),
         ({"crop": 0}, "crop 0"),
     ],
@@ -222,7 +222,7 @@ def test_empty_list(catalog: Catalog) -> None:
     with pytest.raises(ValueError, match="empty"):
         TrainDataset(catalog, [], inputs=(), crop=8, resize=RandomLongSide(8, 8), seed=0)
     with pytest.raises(ValueError, match="empty"):
-        InferDataset(catalog, [], scales=(1,))
+        InferDataset(catalog, [], views=Views())
 
 
 def test_saliency_of_another_size_is_an_error(catalog: Catalog) -> None:
@@ -232,7 +232,7 @@ def test_saliency_of_another_size_is_an_error(catalog: Catalog) -> None:
 
 
 def infer(catalog: Catalog, *, ids: list[str] | None = None, **changes: object) -> InferDataset:
-    settings = {"scales": (0.5, 1.0, 1.5)}
+    settings = {"views": Views(changes.pop("scales", (0.5, 1.0, 1.5)))}
     return InferDataset(catalog, ids or catalog.ids("train"), **(settings | changes))
 
 
@@ -243,7 +243,7 @@ def test_inference_gives_each_scale(catalog: Catalog) -> None:
         assert sample["image_id"] == image_id
         assert sample["size"] == (height, width)
         assert (sample["label"].numpy() == catalog.label(image_id)).all()
-        for scale, image in zip(dataset.scales, sample["images"], strict=True):
+        for scale, image in zip(dataset.views.scales, sample["images"], strict=True):
             assert image.shape == (3, round(height * scale), round(width * scale))
             assert image.dtype == torch.uint8
     whole = torch.from_numpy(np.array(catalog.read_image(image_id))).permute(2, 0, 1)

@@ -55,7 +55,7 @@ def batches(count: int, size: int = 4) -> list[dict]:
 
 
 def train(
-    method: Line, *, steps: int = 6, saved: list | None = None, **settings: int
+    method: Line, *, steps: int = 6, saved: list | None = None, **settings: float | None
 ) -> int | None:
     optimizer = torch.optim.SGD(method.parameters(), lr=0.5)
     for group in optimizer.param_groups:
@@ -86,6 +86,15 @@ def test_accumulation_gives_the_same_update_as_the_whole_batch() -> None:
     train(whole)
     train(parts, accumulate=2)
     assert whole.slope.item() == pytest.approx(parts.slope.item(), rel=1e-5)
+
+
+def test_a_long_gradient_is_scaled_down_to_the_limit() -> None:
+    plain, short, loose = Line(), Line(), Line()
+    train(plain, steps=1)
+    train(short, steps=1, clip=0.01)
+    train(loose, steps=1, clip=1000.0)
+    assert plain.slope.item() == loose.slope.item() > 0
+    assert short.slope.item() == pytest.approx(0.5 * 0.01, rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_everything() -> None:

@@ -18,6 +18,7 @@ from tool.formats.cam import Cam, at_size, load_cam
 from tool.formats.checkpoint import load_checkpoint
 from tool.formats.mask import load_mask
 from tool.infer.multiscale import infer_images
+from tool.infer.scales import Views
 from tool.parallel.writer import BackgroundWriter
 from tool.provenance import claim
 
@@ -68,7 +69,7 @@ def test_equals_the_method_on_one_image(trained, folder_root, tmp_path) -> None:
     method.eval()
     catalog = open_catalog("folder", folder_root)
     ids = catalog.ids("train")
-    sample = InferDataset(catalog, ids, scales=(0.5, 1))[0]
+    sample = InferDataset(catalog, ids, views=Views((0.5, 1.0)))[0]
     expected = infer_images(method, [sample], device=CPU)[0]["cam"]
     got = load_cam(tmp_path / f"{ids[0]}.npy")
     rows = expected[torch.from_numpy(got.class_index.astype(int)) - 1]

@@ -14,6 +14,7 @@ from data.catalog import Catalog, open_catalog
 from data.dataset import InferDataset, TrainDataset
 from data.loader import infer_loader, step_batches
 from data.transforms import RandomLongSide
+from tool.infer.scales import Views
 
 
 class Keys(Dataset):
@@ -145,7 +146,7 @@ class Pairs(Dataset):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_inference_keeps_the_order_and_the_samples(catalog: Catalog, num_workers: int) -> None:
-    dataset = InferDataset(catalog, catalog.ids("train"), scales=(0.5, 1))
+    dataset = InferDataset(catalog, catalog.ids("train"), views=Views((0.5, 1.0)))
     lists = list(infer_loader(dataset, batches=[[5, 0], [3]], num_workers=num_workers))
     assert [len(samples) for samples in lists] == [2, 1]
     found = lists[0] + lists[1]
@@ -176,7 +177,7 @@ def test_errors_arrive_as_they_were_raised(
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_inference_goes_on_until_the_error(catalog: Catalog, num_workers: int) -> None:
-    dataset = InferDataset(catalog, ["a1", "d6"], scales=(1,))
+    dataset = InferDataset(catalog, ["a1", "d6"], views=Views((1.0,)))
     path = catalog.image_path("d6")
     path.unlink()
     samples = infer_loader(dataset, batches=[[0], [1]], num_workers=num_workers)

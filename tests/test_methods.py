@@ -12,16 +12,22 @@ from method_cases import (
     gradients,
     make_batch,
     make_method,
+    map_channels,
+    of_inference,
     second_step,
 )
 from torch import Tensor
 
+from network.contrast.nroi import NROIBank
 from network.methods import Method, build_method, find_method
+from tool.infer.multiscale import infer_images, score_and_embed
 from tool.progress import Progress
 
 TERMS = [(name, term) for name in METHODS for term in make_method(name).weights()]
 WITH_DEFAULT_MERGE = [name for name in METHODS if find_method(name).merge is Method.merge]
-WITH_BANK = [name for name in METHODS if "bank" in dict(make_method(name).named_children())]
+WITH_BANK = [
+    name for name in METHODS if isinstance(getattr(make_method(name), "bank", None), NROIBank)
+]
 
 
 def test_the_four_methods_are_found_by_their_files() -> None:
@@ -105,6 +111,7 @@ def test_an_image_of_zeros_is_finite(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_bfloat16_autocast_is_finite_and_near(name: str) -> None:
     method, batch = make_method(name, pretrained=True), make_batch(MIXED[:1])
+    batch = method.before_losses(batch, Progress())
     with torch.autocast("cpu", torch.bfloat16):
         terms = method(batch, Progress())
     sum(terms.values()).backward()
@@ -125,6 +132,7 @@ def test_a_step_is_determined_by_its_key(name: str) -> None:
     method = make_method(name, pretrained=True)
     if not any(getattr(module, "probability", 0) for module in method.modules()):
         return  # irn's backbone is in eval, its heads have no dropout
+    batch = method.before_losses(batch, Progress())
     main = next(iter(method.weights()))
     one, other = (method(batch, Progress(step=step))[main] for step in (0, 1))
     assert one != other  # dropout
@@ -137,54 +145,148 @@ def test_evaluation_reaches_every_module_and_scores_are_deterministic(name: str)
     method.eval()
     assert not any(module.training for module in method.modules())
     batch = make_batch(MIXED[:2])
-    pair = {"image": batch["image"], "label": batch["label"][:1]}
+    copies = 2 if method.recipe.mirror else 1
+    image, beside = batch["image"][:copies], of_inference(method, batch)
     with torch.no_grad():
-        one = method.score(pair)
+        one = method.score({"image": image, **beside})
         torch.manual_seed(1)
-        assert torch.equal(method.score(pair), one)
-    assert one.shape[0] == 2
-    assert name not in WITH_DEFAULT_MERGE or (one.min() >= 0 and one.shape[1] == 5)
-    several = torch.cat([pair["image"].flip(0), pair["image"]])
-    labels = batch["label"].flip(0)
+        assert torch.equal(method.score({"image": image, **beside}), one)
+    assert one.shape[0] == copies
+    if name in WITH_DEFAULT_MERGE:
+        assert one.min() >= 0
+        assert one.shape[1] == map_channels(method)
     with torch.no_grad():
-        two = method.score({"image": several, "label": labels})
-    assert torch.allclose(two[2:], one, atol=1e-5)
+        alone = method.score({"image": image[:1], **beside})
+    assert torch.allclose(alone, one[:1], atol=1e-5), "without mirrors"
+    several = torch.cat([image.flip(0), image])
+    flipped = {key: torch.cat([batch[key][1:2], value]) for key, value in beside.items()}
+    with torch.no_grad():
+        two = method.score({"image": several, **flipped})
+    assert torch.allclose(two[copies:], one, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_score_and_embedding_come_from_one_forward_pass(name: str, monkeypatch) -> None:
+    method, batch = make_method(name).eval(), make_batch(MIXED[:2])
+    passes, forward = [], method.backbone.forward
+    monkeypatch.setattr(method.backbone, "forward", lambda *a: passes.append(a) or forward(*a))
+    given = {"image": batch["image"], **of_inference(method, batch)}
+    with torch.no_grad():
+        _, shared = score_and_embed(method, given)
+    assert len(passes) == 1
+    with torch.no_grad():
+        alone = method.embed(given)
+    assert len(passes) == 2, "outside nothing is kept"
+    if alone is not None:
+        assert alone.ndim == 4
+        assert len(alone) == 2
+        assert torch.equal(shared, alone)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_a_conditioned_method_reads_the_label_in_score(name: str) -> None:
+    method, batch = make_method(name).eval(), make_batch(MIXED[:2])
+    copies = 2 if method.recipe.mirror else 1
+    scores = []
+    for label in (batch["label"][:1], 1 - batch["label"][:1]):
+        beside = of_inference(method, batch) | ({"label": label} if method.conditioned else {})
+        if not method.conditioned:
+            beside.pop("label", None)
+        with torch.no_grad():
+            scores.append(method.score({"image": batch["image"][:copies], **beside}))
+    assert torch.equal(*scores) is not method.conditioned
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_class_probabilities(name: str) -> None:
+    method, batch = make_method(name).eval(), make_batch(MIXED)
+    with torch.no_grad():
+        found = method.classify({"image": batch["image"]})
+    if found is not None:
+        assert found.shape == (4, 5)
+        assert 0 <= found.min() <= found.max() <= 1
+    else:
+        assert name not in ("cam", "eps", "ppc", "fbr")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_images_at_two_scales_become_the_maps_of_the_method(name: str) -> None:
+    method, batch = make_method(name).eval(), make_batch(MIXED[:2])
+    sizes = ((48, 64), (24, 32))
+    seen, merge = [], method.merge
+    method.merge = lambda scores, given: seen.append(given) or merge(scores, given)
+    fields = {
+        "label": batch["label"],
+        "seed": batch["seed"][:, :48],
+        "cam": batch["cam"][:, :, :12],
+    }
+    samples = [
+        {
+            "image_id": f"{i}",
+            "size": sizes[0],
+            "images": [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes],
+            **{key: fields[key][i] for key in method.infer_inputs if key != "image"},
+        }
+        for i in range(2)
+    ]
+    device = torch.device("cpu")
+    found = infer_images(method, samples, device=device, mirror=method.recipe.mirror)
+    assert [given["sizes"] for given in seen] == 2 * [list(sizes)]
+    for maps in found:
+        assert set(maps) == set(method.maps)
+        for values in maps.values():
+            assert values.shape == (map_channels(method), *sizes[0])
+            assert 0 <= values.min() <= values.max() <= 1
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_merged_maps_have_the_image_size_present_classes_and_the_unit_range(name: str) -> None:
-    method = make_method(name)
-    image = {"image": make_batch(MIXED[:2])["image"], "label": torch.ones(1, 5)}
+    method, batch = make_method(name), make_batch(MIXED[:2])
+    copies = 2 if method.recipe.mirror else 1
+    image = {"image": batch["image"][:copies], **of_inference(method, batch)}
     with torch.no_grad():
         channels = method.score(image).shape[1]
-    scores = [torch.rand(2, channels, side, side + 2) for side in (6, 9)]
+    scores = [torch.rand(copies, channels, side, side + 2) for side in (6, 9)]
     label = torch.tensor([[1.0, 0, 0, 1, 0]])
-    seed = torch.randint(0, 2, (1, 12, 20))
-    for present in (label, 0 * label):
-        batch = {"size": (12, 20), "label": present, "seed": seed, "cam": torch.rand(1, 5, 3, 5)}
-        cam = method.merge(scores, batch)["cam"]
-        assert cam.shape == (5, 12, 20)
-        assert 0 <= cam.min() <= cam.max() <= 1
-        assert (cam.amax(dim=(1, 2)) > 0).tolist() == present[0].bool().tolist()
+    fields = {"seed": torch.randint(0, 2, (1, 12, 20)), "cam": torch.rand(1, 5, 3, 5)}
+    for present in (label, 0 * label) if "label" in method.infer_inputs else (torch.ones(1, 5),):
+        given = {"label": present, **fields}
+        given = {key: given[key] for key in method.infer_inputs if key != "image"}
+        given |= {"size": (12, 20), "sizes": [(48, 80)] * 2}
+        merged = method.merge(scores, given)
+        alone = method.merge([score[:1] for score in scores], given)
+        assert set(merged) == set(alone) == set(method.maps)
+        for values in (*merged.values(), *alone.values()):
+            assert values.shape == (map_channels(method), 12, 20)
+            assert 0 <= values.min() <= values.max() <= 1
+            foreground = values[1:] if method.has_background else values
+            assert (foreground.amax(dim=(1, 2)) > 0).tolist() == present[0].bool().tolist()
 
 
 @pytest.mark.parametrize("name", WITH_DEFAULT_MERGE)
 def test_merging_masks_by_the_label_and_undoes_the_mirror(name: str) -> None:
     method = make_method(name)
-    score = torch.rand(1, 5, 6, 8)
+    channels, background = map_channels(method), method.has_background
+    score = torch.rand(1, channels, 6, 8)
     pair = torch.cat([score, score.flip(-1)])
     label = torch.tensor([[1.0, 0, 0, 1, 0]])
     cam = method.merge([pair, pair], {"size": (12, 20), "label": label})["cam"]
-    assert cam.shape == (5, 12, 20)
+    assert cam.shape == (channels, 12, 20)
     up = torch.nn.functional.interpolate(score, size=(12, 20), mode="bilinear")[0]
-    for k in range(5):
-        if label[0, k]:
-            assert torch.allclose(cam[k], up[k] / up[k].max(), atol=1e-4)
+    kept = [True] * background + label[0].bool().tolist()
+    for k in range(channels):
+        if kept[k]:
+            expected = up[k] if background else up[k] / up[k].max()
+            assert torch.allclose(cam[k], expected, atol=1e-4)
         else:
             assert cam[k].abs().max() == 0
+    alone = method.merge([score, score], {"size": (12, 20), "label": label})["cam"]
+    assert torch.allclose(alone, cam, atol=1e-5), "without mirrors"
+    every = method.merge([pair], {"size": (12, 20)})["cam"]
+    assert (every.amax(dim=(1, 2)) > 0).all(), "without a label"
     nothing = method.merge([pair], {"size": (12, 20), "label": 0 * label})["cam"]
-    assert nothing.shape == (5, 12, 20)
-    assert nothing.abs().max() == 0
+    assert nothing.shape == (channels, 12, 20)
+    assert nothing[background:].abs().max() == 0
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -196,7 +298,7 @@ def test_pictures_are_maps_in_range(name: str) -> None:
     for values in maps.values():
         assert values.ndim == 3
         assert 0 <= values.min() <= values.max() <= 1
-        if len(values) == 5:
+        if len(values) == 5 and "label" in method.inputs:
             assert values[batch["label"][0] == 0].abs().max() == 0
 
 

@@ -25,6 +25,7 @@ from network.backbones import build_backbone
 from tool.parallel import dist
 from tool.progress import Progress
 from tool.train.engine import distributed as distributed_method
+from tool.train.run_directory import weight_names
 
 WORLDS = (2, pytest.param(4, marks=pytest.mark.slow))
 STEPS = 3
@@ -48,7 +49,7 @@ def train(name: str, rank: int, world_size: int) -> dict[str, dict[str, Tensor]]
     for step in range(STEPS):
         optimizer.zero_grad()
         progress = Progress(step=step, steps=9, seed=3, rank=rank, world_size=world_size)
-        terms = model(batch, progress)
+        terms = model(method.before_losses(batch, progress), progress)
         sum(weight * terms[term] for term, weight in method.weights().items()).backward()
         optimizer.step()
         method.after_step(progress)
@@ -59,7 +60,8 @@ def train(name: str, rank: int, world_size: int) -> dict[str, dict[str, Tensor]]
             later |= seen
             continue
         grads = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
-        buffers = {n: b.clone() for n, b in method.named_buffers() if n.startswith("bank.")}
+        state = {n for n in method.state_dict() if n not in weight_names(method)}
+        buffers = {n: b.clone() for n, b in method.named_buffers() if n in state}
         after = {f"{n}, after it": p for n, p in parameters.items()}
         first = seen | grads | buffers | after
     return {"first": first, "later": later, "last": parameters}
@@ -92,7 +94,7 @@ def shared_results(
 def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
     assert set(ours) == set(theirs)
     for name, value in ours.items():
-        largest = value.abs().max().item()
+        largest = value.double().abs().max().item()
         difference = (value.double() - theirs[name].double()).abs().max().item()
         assert difference <= tolerance * largest + 1e-7, (name, difference, largest)
 

@@ -1,4 +1,4 @@
-"""What the files of a folder were made from, as the stage that made them noted it."""
+"""Provenance: each stage notes beside its files what they were made from."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 
 from tool.files import atomic_path
 
-MADE_FROM = "made_from.json"
-SETTINGS = "crf.json"  # stage 3's note; stage 2's is MADE_FROM
+MADE_FROM = "made_from.json"  # stage 2's note
+SETTINGS = "crf.json"  # stage 3's note
+POST = "post"  # in stage 2's note: how its maps become masks (`tool.crf.post`); not compared
 
 
-def note_of(folder: Path) -> Any:
-    """The note of stage 2 or 3 in `folder`; None where there is none.
+def read_note(folder: Path) -> Any:
+    """Return the note of stage 2 or 3 in a folder, or None if it has none.
 
     Raises:
-        ValueError: a broken note, named.
+        ValueError: The note is broken; names the file.
     """
     for name in (MADE_FROM, SETTINGS):
         path = folder / name
@@ -29,8 +30,14 @@ def note_of(folder: Path) -> Any:
     return None
 
 
+def note_of(folder: Path) -> Any:
+    """Return what `read_note` does, without the settings that say how masks are made from maps."""
+    note = read_note(folder)
+    return {k: v for k, v in note.items() if k != POST} if isinstance(note, dict) else note
+
+
 def origin(folder: Path) -> Any:
-    """The note in `folder`, else a hash of its files: two folders that differ have two origins."""
+    """Return the note in a folder, or a hash of its files: folders that differ differ in this."""
     note = note_of(folder)
     if note is not None:
         return note
@@ -42,14 +49,18 @@ def origin(folder: Path) -> Any:
     return digest.hexdigest()
 
 
-def claim(directory: Path | str, made_from: dict[str, Any]) -> None:
-    """Note in `made_from.json` what a folder is made from: a restart cannot mix two runs.
+def claim(
+    directory: Path | str, made_from: dict[str, Any], *, post: dict[str, Any] | None = None
+) -> None:
+    """Note in `made_from.json` what a folder is made from, so that a restart cannot mix two runs.
 
     Args:
-        made_from: plain types.
+        made_from: Plain types; must equal what an earlier note says.
+        post: How the maps become masks, for stages 3 and 4. It is not compared, because it changes
+            no map; the newest is kept.
 
     Raises:
-        ValueError: the folder holds files made from something else; names what differs.
+        ValueError: The folder holds files made from something else; names what differs.
     """
     differ = differing(directory, made_from)
     if differ:
@@ -57,13 +68,15 @@ def claim(directory: Path | str, made_from: dict[str, Any]) -> None:
             f"{directory} holds files of another run ({', '.join(differ)} differ): "
             "choose another --out, or remove it"
         )
-    if differ is None:
-        with atomic_path(Path(directory) / MADE_FROM) as temporary:
-            temporary.write_text(json.dumps(made_from, indent=1) + "\n", encoding="utf-8")
+    path = Path(directory) / MADE_FROM
+    text = json.dumps(made_from | ({POST: post} if post else {}), indent=1) + "\n"
+    if differ is None or path.read_text(encoding="utf-8") != text:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def differing(directory: Path | str, made_from: dict[str, Any]) -> list[str] | None:
-    """Names in which the note of `claim` differs from `made_from`; None without a note."""
+    """Return the names in which a folder's note differs from `made_from`; None without a note."""
     path = Path(directory) / MADE_FROM
     if not path.exists():
         return None
@@ -73,6 +86,7 @@ def differing(directory: Path | str, made_from: dict[str, Any]) -> list[str] | N
         there = None
     if not isinstance(there, dict):
         return list(made_from)
+    there.pop(POST, None)
     wanted = json.loads(json.dumps(made_from))
     names = dict.fromkeys((*wanted, *there))
     return [n for n in names if n not in there or n not in wanted or there[n] != wanted[n]]

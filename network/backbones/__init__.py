@@ -1,17 +1,19 @@
-"""Backbones: an image in, named non-negative feature maps (taps) out, with their facts as data.
+"""Backbones: networks that turn an image into named, non-negative feature maps (taps).
 
-A family is one file of this folder. Its `NAMES` are the backbones it serves, and its
-`build(name, output_stride=...)` makes one; no other file changes when a family is added.
+A family is one file of this folder. Its `NAMES` lists the backbones that it serves, and its
+`build(name, output_stride=...)` builds one. No other file changes when a family is added.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 
+import torch.nn.functional as F
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
@@ -20,25 +22,38 @@ from network.backbones.cpu.pointwise import replace_thin_strides
 
 TAP_NAMES = ("tap1", "tap2", "low", "mid", "high")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_ANY = "<name>"  # in `NAMES`: every name with this beginning
+AFFINITY = "affinity"  # a tap of every backbone; see `Backbone`
+AFFINITY_SUM = 12.0  # the sum of a row: Conformer-S adds the attention of 12 blocks
+_ANY = "<name>"  # at the end of an entry of `NAMES`: every name that begins like it
 
 
 @dataclasses.dataclass(frozen=True)
 class Tap:
-    """A feature map a backbone gives: its channels and its stride in pixels a cell."""
+    """The description of a feature map of a backbone.
+
+    Attributes:
+        channels: Number of channels.
+        stride: Pixels per cell.
+    """
 
     channels: int
     stride: int
 
 
 class Backbone(nn.Module):
-    """A network cut into taps.
+    """A network that returns taps.
+
+    Besides its taps, every backbone returns `affinity`, (N, p, p) with p = h w cells of the high
+    tap. It is the attention of a transformer, summed over its blocks, if `affinity` is among the
+    backbone's own taps. Otherwise it is the `cosine_affinity` of the high tap.
 
     Attributes:
-        name: as on the command line.
-        taps: name -> `Tap`; always `low`, `mid` and `high`, deepest last.
-        mean, std: of the RGB input in [0, 1].
-        stem: prefixes of the parameters that stay frozen when pretrained.
+        name: The name on the command line.
+        taps: Maps the name of a tap to its description. `low`, `mid` and `high` are always among
+            them. The deepest tap comes last.
+        mean: Mean of each channel of the RGB input, in [0, 1].
+        std: Standard deviation of each channel of the RGB input, in [0, 1].
+        stem: Prefixes of the parameters that stay frozen if the weights are pretrained.
     """
 
     name: str
@@ -46,9 +61,40 @@ class Backbone(nn.Module):
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     stem: tuple[str, ...]
+    _kept: tuple[Tensor, dict[str, Tensor]] | None = None  # by `one_pass`
+    _keeps = False
+
+    def __call__(self, image: Tensor, names: Sequence[str] = ("high",)) -> dict[str, Tensor]:
+        """Return the taps of images by name; see `forward`.
+
+        Inside `one_pass` the taps of the last images are kept and not computed again.
+
+        Args:
+            image: (N, 3, H, W), normalised.
+            names: The taps to return; `affinity` is permitted for every backbone.
+        """
+        if self._kept is not None and self._kept[0] is image and set(names) <= set(self._kept[1]):
+            return {name: self._kept[1][name] for name in names}
+        plain = tuple(name for name in names if name != AFFINITY or AFFINITY in self.taps)
+        wanted = plain if plain == tuple(names) or "high" in plain else (*plain, "high")
+        found = super().__call__(image, wanted)
+        if AFFINITY in names and AFFINITY not in found:
+            found[AFFINITY] = cosine_affinity(found["high"])
+        if self._keeps:
+            self._kept = image, found
+        return {name: found[name] for name in names}
+
+    @contextlib.contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Inside, keep the taps of the last images, so that a second call computes nothing."""
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps, self._kept = False, None
 
     def freeze(self) -> None:
-        """Freeze the stem and every BatchNorm, as all hosts do on pretrained weights."""
+        """Freeze the stem and every BatchNorm, as all hosts do with pretrained weights."""
         self.freeze_norms()
         fold_frozen_norms(self)
         for name, parameter in self.named_parameters():
@@ -60,22 +106,48 @@ class Backbone(nn.Module):
         freeze_batch_norm_2d(self)
 
     def forward(self, image: Tensor, names: Sequence[str] = ("high",)) -> dict[str, Tensor]:
-        """(N, 3, H, W), normalised -> {name: (N, D, h, w)}, every map >= 0."""
+        """Compute the backbone's own taps.
+
+        Args:
+            image: (N, 3, H, W), normalised.
+            names: The taps to compute.
+
+        Returns:
+            Each tap (N, D, h, w) by name, non-negative; `affinity` is (N, p, p).
+        """
         raise NotImplementedError
 
     def published(self) -> tuple[str, str]:
         """Return the address of published ImageNet weights, and a name for the file.
 
         Raises:
-            ValueError: There are none; says what to do instead.
+            ValueError: There are no such weights.
         """
         raise ValueError(f"--weights imagenet: no published weights exist for {self.name}")
 
 
+def cosine_affinity(feature: Tensor) -> Tensor:
+    """Compute an affinity of cells that replaces attention: their positive cosines.
+
+    Args:
+        feature: (N, D, h, w), non-negative.
+
+    Returns:
+        (N, p, p) with p = h w; each row sums to `AFFINITY_SUM`.
+    """
+    cells = F.normalize(feature.float().flatten(2), dim=1, eps=1e-4)  # (N, D, p)
+    cosine = F.relu(cells.transpose(1, 2) @ cells)
+    return AFFINITY_SUM * cosine / cosine.sum(dim=2, keepdim=True).clamp(min=1e-4)
+
+
 def _families() -> list[ModuleType]:
-    """The files of this folder that serve backbones."""
+    """Import and return the modules of this folder that serve backbones."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
-    return [importlib.import_module(f"{__name__}.{name}") for name in names]
+    found = [importlib.import_module(f"{__name__}.{name}") for name in names]
+    for family in found:
+        if not (hasattr(family, "NAMES") and hasattr(family, "build")):
+            raise ValueError(f"{family.__file__} must define NAMES and build")
+    return found
 
 
 def backbone_names() -> list[str]:
@@ -84,6 +156,7 @@ def backbone_names() -> list[str]:
 
 
 def _serves(family: ModuleType, name: str) -> bool:
+    """Return whether the family serves the backbone called `name`."""
     return any(
         name.startswith(known.removesuffix(_ANY)) if known.endswith(_ANY) else name == known
         for known in family.NAMES
@@ -94,7 +167,8 @@ def build_backbone(name: str, *, output_stride: int = 16) -> Backbone:
     """Build the backbone called `name`, with random weights and without unsafe convolutions.
 
     Args:
-        output_stride: Of the deepest tap, in pixels; ResNet38-d is always 8.
+        name: One of `backbone_names`.
+        output_stride: Stride of the deepest tap in pixels. That of ResNet38-d is always 8.
 
     Raises:
         ValueError: The name is unknown; the message lists the known ones.

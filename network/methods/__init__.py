@@ -1,16 +1,17 @@
 """The contract of a method, and how one is found: by its file name in this folder.
 
-To add a method, add `network/methods/NAME.py` with one subclass of `Method`; no other Python file
-changes.
+To add a method, add `network/methods/NAME.py` with one subclass of `Method`. No other Python file
+changes: train_fbr.py makes a flag of every field of its `Config`, infer_cam.py takes the method
+from the checkpoint, and the tests of the contract find it by its file.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
-import math
 import pkgutil
-import reprlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,53 +21,105 @@ from torch import Tensor, nn
 from network.backbones import Backbone, build_backbone
 from network.backbones.cpu.pointwise import replace_thin_strides
 from network.dropout import begin_step
-from network.losses import over_maximum
+from network.losses import over_maximum, sum_of_mirrors
+from network.options import check_option
 from network.options import option as option
+from tool.crf.post import Post
+from tool.infer.scales import Views
 from tool.progress import Progress, derive_seed
 
 Batch = dict[str, Any]
-_LARGEST = 2**31 - 1  # of a count
+OPTIMIZERS = ("sgd", "adam", "adamw")
+_IN_SHORT = ("steps", "batch_size", "accumulate", "crop", "long_side", "scale")
+_IN_SHORT += ("lr", "momentum", "weight_decay", "warmup", "clip")
+SHORT = {"steps": 200, "crop": 224, "warmup": 50}
+SHORT_SGD = SHORT | {"lr": 0.005, "momentum": 0.9}  # of a recipe with the default rate
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Defaults of the flags of `train_fbr.py` and `infer_cam.py`, as data.
+    """Defaults of the flags of all four stages, as data. A flag on the command line wins.
 
     Attributes:
-        steps, batch_size: of the whole run; the batch is the global one.
-        epochs: where it is given, `steps` follows from it and the length of the list.
-        crop: side in pixels. long_side: range of the resized image's longer side.
-        scale: where it is given, the range of the factor of the resize, in place of `long_side`.
-        jitter: change the colours too.
-        backbone: where there is a GPU. optimizer: "sgd" or "adam". lr: of pretrained weights.
-        rates: factors on it, for pretrained weights and biases, new weights and biases.
-        momentum: SGD's. weight_decay: on weights. power: of the polynomial decay; 0: constant.
-        scales: of the inference.
+        steps: Optimizer steps of the whole run.
+        epochs: If given, `steps` follows from it and the length of the list.
+        batch_size: Images per step, of all ranks together.
+        accumulate: Micro-batches per step. With ranks, a micro-batch is a slice of each rank's
+            share: a loss that is normalised over the batch then sees other images together.
+        crop: Side of the training crop in pixels.
+        long_side: Range of the resized image's longer side in pixels, at this `crop`.
+        scale: If given, factors of the resize in place of `long_side`: two are a range, any other
+            number of them are choices.
+        jitter: Change the colours too.
+        backbone: Default on a machine with a GPU.
+        output_stride: Pixels per cell of the deepest tap.
+        optimizer: "sgd", "adam" or "adamw".
+        lr: Learning rate of pretrained weights.
+        rates: Factors on `lr` of pretrained weights and biases, new weights and biases.
+        momentum: Of SGD.
+        weight_decay: On weights, not on biases and norms.
+        warmup: Steps of a linear rise of the rates.
+        power: Of the polynomial decay of the rates; 0 for constant rates.
+        clip: Largest norm of the gradient; None for no limit.
+        scales: Factors on the size of an image, in inference.
+        sides: Sides of the squares that an image is resized to in inference, in place of `scales`.
+        mirror: Infer the mirror of each image too.
+        short: Other values of some of these (`_IN_SHORT`), for a few hundred images on a CPU.
+        post: How the maps become masks, in stages 3 and 4.
+
+    Raises:
+        ValueError: The optimizer is unknown, or `short` has a name that it cannot change.
     """
 
     steps: int = 20_000
     epochs: float | None = None
     batch_size: int = 8
+    accumulate: int = 1
     crop: int = 448
     long_side: tuple[int, int] = (448, 768)
-    scale: tuple[float, float] | None = None
+    scale: tuple[float, ...] | None = None
     jitter: bool = True
     backbone: str = "resnet38d"
+    output_stride: int = 16
     optimizer: str = "sgd"
     lr: float = 0.01
     rates: tuple[float, float, float, float] = (1, 2, 10, 20)
     momentum: float = 0.0
     weight_decay: float = 5e-4
+    warmup: int = 0
     power: float = 0.9
+    clip: float | None = None
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    sides: tuple[int, ...] | None = None
+    mirror: bool = True
+    short: Mapping[str, Any] = dataclasses.field(default_factory=lambda: SHORT)
+    post: Post = dataclasses.field(default_factory=Post)
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.optimizer!r}: there are {', '.join(OPTIMIZERS)}")
+        if wrong := sorted(set(self.short) - set(_IN_SHORT)):
+            raise ValueError(f"short: {', '.join(wrong)}: it may change {', '.join(_IN_SHORT)}")
+
+    def chosen(self, short: bool) -> Recipe:
+        """Return this recipe, or the one for a few hundred images."""
+        if not short:
+            return self
+        # the range of sizes scales with the crop; epochs would win over the steps
+        long_side = {"long_side": self.long_side_for(self.short.get("crop", self.crop))}
+        return dataclasses.replace(self, **({"epochs": None} | long_side | dict(self.short)))
+
+    def views(self) -> Views:
+        """Return the sizes of the copies of an image, in inference."""
+        return Views(self.scales, self.sides)
 
     def long_side_for(self, crop: int) -> tuple[int, int]:
-        """The range of the longer side that belongs to `crop`: both scale together."""
+        """Return the range of the longer side that belongs to `crop`: both scale together."""
         low, high = self.long_side
         return round(low * crop / self.crop), round(high * crop / self.crop)
 
     def steps_for(self, images: int, batch_size: int, epochs: float | None = None) -> int:
-        """Steps of the whole run on a list of `images`; by `epochs`, else the recipe's."""
+        """Return the steps of a run on a list of `images`: by `epochs`, else the recipe's."""
         epochs = epochs or self.epochs
         if epochs is None:
             return self.steps
@@ -76,17 +129,38 @@ class Recipe:
 class Method(nn.Module):
     """What the stages know of a method.
 
+    Attributes:
+        inputs: Keys of the training batch that it needs; without "label" a run needs no labels.
+        infer_inputs: The same of inference.
+        maps: Names of the maps that `merge` returns. Stage 2 writes and checks all of them. The
+            first goes to the output folder and is what masks are made of; each other one goes to a
+            folder of its name inside.
+        has_background: The maps have K + 1 channels, background first.
+        conditioned: `score` reads the label, so that maps exist of given classes only.
+        recipe: Defaults of the flags.
+        released: Name in the released code's files -> name here, of the heads.
+        released_background: A place ("first" or "last") and names: a released file with all of them
+            has its background there.
+        training_only: Beginnings of names that inference does not need; a foreign file may lack
+            them.
+
     Args:
-        backbone: with its weights already in, frozen where they are pretrained.
+        backbone: With its weights already in, and frozen if they are pretrained.
         num_classes: K, without background.
-        config: this method's hyper-parameters.
-        pretrained: the backbone's weights were; else every parameter takes the rate of new layers.
+        config: This method's hyper-parameters, an instance of `Config`.
+        pretrained: The weights of the backbone were pretrained. Else every parameter takes the rate
+            of new layers.
     """
 
     inputs: tuple[str, ...] = ("image", "label")
     infer_inputs: tuple[str, ...] = ("image", "label")
+    maps: tuple[str, ...] = ("cam",)
     has_background = False
+    conditioned = False
     recipe = Recipe()
+    released: Mapping[str, str] = {"fc8.weight": "classifier.weight"}
+    released_background: tuple[str, frozenset[str]] | None = None
+    training_only: tuple[str, ...] = ()
 
     @dataclasses.dataclass(frozen=True)
     class Config:
@@ -102,56 +176,96 @@ class Method(nn.Module):
         self.pretrained = pretrained
         self._metrics: dict[str, Tensor] = {}
 
+    def study(self, labels: Tensor) -> None:
+        """Look at the labels of the training list, once, before the first step or a resumed one.
+
+        Args:
+            labels: (n, K) float32 {0, 1}, in the order of the list. The hook is not called if
+                `inputs` does not name "label".
+        """
+
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Named, unweighted scalar terms of a batch; under several ranks, this rank's shares."""
+        """Return the named, unweighted scalar terms of a batch.
+
+        With several ranks each term is this rank's share: the mean over ranks is the global term.
+        """
         raise NotImplementedError
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """`losses` with this step's random draws, called so that DDP's hooks see it."""
+        """Return `losses` with this step's random draws, called so that DDP's hooks see it."""
         begin_step(self, progress)
         return self.losses(batch, progress)
 
     def weights(self) -> dict[str, float]:
-        """The coefficient of every term of `losses`: the same names."""
+        """Return the coefficient of every term of `losses`: the same names."""
         raise NotImplementedError
 
     def score(self, batch: Batch) -> Tensor:
-        """Maps of images at one scale and of their mirrors.
+        """Return the maps of images at one scale.
 
         Args:
-            batch: `image` (2B, 3, H, W): B images of one size, each followed by its mirror; `label`
-                (B, K) where it is known.
+            batch: `image` (2B, 3, H, W): B images of one size, each followed by its mirror; or
+                (B, 3, H, W) without mirrors. Also what `infer_inputs` names, (B, ...).
 
         Returns:
-            (2B, C, h, w), non-negative for the `merge` below.
+            (2B, C, h, w) or (B, C, h, w), non-negative for the `merge` below; C is K, or K + 1 with
+            `has_background`.
         """
         raise NotImplementedError
 
+    def embed(self, batch: Batch) -> Tensor | None:
+        """Return the features of images at one scale, (2B, D, h, w): by default the high tap.
+
+        It gets the batch of `score`. The backbone computes each image once for both
+        (`tool.infer.multiscale.score_and_embed`). None if the method has no such features.
+        """
+        return self.backbone(batch["image"])["high"]
+
+    def classify(self, batch: Batch) -> Tensor | None:
+        """Return image-level probabilities (N, K) of `image` (N, 3, H, W).
+
+        None, the default, if the method cannot: then `network.predict` must be given the classes,
+        unless the method reads no label.
+        """
+        del batch
+        return None
+
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Scales and mirrors of one image into named maps, one folder each.
+        """Merge the scores of one image over scales and mirrors into named maps.
 
         Args:
-            scores: one (2, C, h, w) a scale, C = K.
-            batch: `size` (H, W) of the image and `label` (1, K).
+            scores: One (2, C, h, w) per scale, or (1, C, h, w) without mirrors.
+            batch: `size` (H, W) of the maps, `sizes` (h, w) of the scaled images, and what
+                `infer_inputs` names, (1, ...).
 
         Returns:
-            {"cam": (K, H, W)} in [0, 1): resized, un-mirrored, summed, label-masked, over its
-            maximum.
+            The maps that `maps` names. Here {"cam": (C, H, W)} in [0, 1]: each scale is resized to
+            the image, mirrors are mirrored back, all are summed and masked by the label. Without a
+            background, each map is divided by its maximum; with one, the maps are the mean, so that
+            they stay comparable. Without a label every class counts as present.
         """
-        label = batch["label"][0]
-        present = label.nonzero()[:, 0]
-        total = scores[0].new_zeros((len(present), *batch["size"]))
-        for score in scores if len(present) else ():
-            both = F.interpolate(
-                score[:, present], size=batch["size"], mode="bilinear", align_corners=False
-            )
-            total += both[0] + both[1].flip(-1)
-        cam = total.new_zeros((len(label), *batch["size"]))
-        cam[present] = over_maximum(total)
+        kept = self._kept(scores[0], batch)
+        total = scores[0].new_zeros((len(kept), *batch["size"]))
+        for score in scores if len(kept) else ():
+            sized = F.interpolate(
+                score[:, kept], size=batch["size"], mode="bilinear", align_corners=False
+            )  # (2, P, H, W)
+            total += sum_of_mirrors(sized)
+        cam = total.new_zeros((scores[0].shape[1], *batch["size"]))
+        cam[kept] = total / sum(map(len, scores)) if self.has_background else over_maximum(total)
         return {"cam": cam}
 
+    def _kept(self, score: Tensor, batch: Batch) -> Tensor:
+        """Return the channels of the background and of the present classes."""
+        if "label" not in batch:
+            return torch.arange(score.shape[1], device=score.device)
+        present = batch["label"][0].nonzero()[:, 0]
+        if not self.has_background:
+            return present
+        return torch.cat([present.new_zeros(1), present + 1])
+
     def before_losses(self, batch: Batch, progress: Progress) -> Batch:
-        """The batch that `losses` sees; SFC's image bank adds images here."""
+        """Return the batch that `losses` sees; SFC's image bank adds images here."""
         del progress
         return batch
 
@@ -162,16 +276,24 @@ class Method(nn.Module):
         """
 
     def metrics(self) -> dict[str, Tensor]:
-        """Detached scalars of the last `losses`, logged beside the terms, never summed."""
+        """Return detached scalars of the last `losses`, logged beside the terms, never summed."""
         return self._metrics
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """{name: (K or K+1, h, w) in [0, 1]} maps of the batch's first image, for the log."""
-        del batch
-        return {}
+        """Return {name: (K or K+1, h, w) in [0, 1]} of the batch's first image, for the log.
+
+        By default its scores, if the batch has what `score` reads.
+        """
+        if not set(self.infer_inputs) <= set(batch):
+            return {}
+        score = self.score({key: batch[key][:1] for key in self.infer_inputs})
+        if self.has_background:
+            return {"cam": score[0].clamp(0, 1)}
+        cam = over_maximum(score.clamp(min=0))[0]
+        return {"cam": cam * batch["label"][0, :, None, None] if "label" in batch else cam}
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Four groups, each with its factor of the recipe's `rates` on the learning rate.
+        """Return four groups, each with its factor of the recipe's `rates` on the learning rate.
 
         Weight decay acts on weights only. Norm scales count as biases.
         """
@@ -212,7 +334,8 @@ def find_method(name: str) -> type[Method]:
         and issubclass(item, Method)
         and item.__module__ == module.__name__
     ]
-    assert len(classes) == 1, f"{module.__name__} must define one Method, not {len(classes)}"
+    if len(classes) != 1:
+        raise ValueError(f"{module.__file__} must define one Method, not {len(classes)}")
     return classes[0]
 
 
@@ -227,7 +350,7 @@ def build_method(config: dict[str, Any]) -> Method:
         ValueError: unknown method, backbone or hyper-parameter, or one that cannot be.
     """
     method = find_method(config["method"])
-    known = {field.name: field.default for field in dataclasses.fields(method.Config)}
+    known = {field.name: field for field in dataclasses.fields(method.Config)}
     unknown = sorted(set(config["method_config"]) - set(known))
     if unknown:
         raise ValueError(
@@ -235,7 +358,7 @@ def build_method(config: dict[str, Any]) -> Method:
             f"it has {', '.join(sorted(known)) or 'none'}"
         )
     for name, value in config["method_config"].items():
-        _check_option(name, value, known[name])
+        check_option(known[name], value)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(config.get("seed", 0), "weights"))
         backbone = build_backbone(config["backbone"], output_stride=config["output_stride"])
@@ -252,20 +375,23 @@ def build_method(config: dict[str, Any]) -> Method:
     return built
 
 
-def _check_option(name: str, value: Any, default: Any) -> None:
-    """A hyper-parameter has its default's type; a `ValueError` says so.
+@functools.cache
+def released_heads() -> dict[str, str]:
+    """Return {name in the released files: name here} of the heads of all methods."""
+    heads: dict[str, str] = {}
+    for name in method_names():
+        heads |= find_method(name).released
+    return heads
 
-    A count (an int) is not negative, and fits in 32 bits; a float is finite and may be an int.
+
+def released_background(names: Collection[str]) -> str | None:
+    """Return where a released file has its background, by the names of its tensors.
+
+    Returns:
+        "first" or "last"; None if the names do not show it.
     """
-    kind = type(default)
-    fits = type(value) is kind or (kind is float and type(value) is int)
-    if fits and kind is int:
-        fits = 0 <= value <= _LARGEST
-    elif fits and kind is float:
-        fits = abs(value) < math.inf  # not so for NaN
-    if not fits:
-        rule = {int: "a count (an int)", float: "a finite number"}.get(kind, f"a {kind.__name__}")
-        raise ValueError(
-            f"the hyper-parameter {name} is {reprlib.repr(value)}: it must be {rule}, "
-            f"like its default {default!r}"
-        )
+    for name in method_names():
+        known = find_method(name).released_background
+        if known is not None and known[1] <= set(names):
+            return known[0]
+    return None

@@ -2,12 +2,13 @@
 
 Source: AMN, Activation Manipulation Network (M. Lee et al., CVPR 2022).
 Differs from the release: background is channel 0; the loss is exact under several ranks; a crop
-without foreground or without background is no division by zero.
+without foreground or without background does not cause a division by zero.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,18 +18,27 @@ from torch import Tensor
 from network.backbones import Backbone
 from network.dropout import KeyedDropout
 from network.heads import Aspp, LabelConditioning
-from network.losses import balanced_cross_entropy, enlarge, min_max, over_maximum, resize
+from network.losses import (
+    balanced_cross_entropy,
+    enlarge,
+    min_max,
+    over_maximum,
+    resize,
+    sum_of_mirrors,
+)
 from network.methods import Batch, Method, Recipe, option
+from tool.crf.post import Post
 from tool.progress import Progress
 
-SEED_STRIDE = 4  # IRN's; logits at every pixel would take 16 times the memory
+SEED_STRIDE = 4  # as in IRN; logits at every pixel would take 16 times the memory
 
 
 class Amn(Method):
-    """Features times an embedding of the label, ASPP to K+1 maps, one term."""
+    """A per-pixel classifier: features times an embedding of the label, then ASPP to K+1 maps."""
 
     inputs = ("image", "label", "seed")
     infer_inputs = ("image", "label", "seed")
+    conditioned = True
     recipe = Recipe(
         epochs=5,
         batch_size=16,
@@ -43,11 +53,21 @@ class Amn(Method):
         weight_decay=1e-4,
         power=0.0,
         scales=(1.0, 0.5, 1.5, 2.0),
+        short={
+            "steps": 200,
+            "batch_size": 8,
+            "crop": 224,
+            "long_side": (224, 384),
+            "scale": None,
+            "lr": 5e-5,
+        },
+        post=Post(seeds=(0.45, 0.15)),
     )
+    released: Mapping[str, str] = {}  # its files are other networks
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        """AMN's hyper-parameters."""
+        """The hyper-parameters of AMN."""
 
         smoothing: float = option(0.4, "label smoothing: share of the target of the other classes")
         dropout: float = option(0.1, "of the label-conditioned features, while training")
@@ -65,48 +85,68 @@ class Amn(Method):
         self.classifier = Aspp(channels, num_classes + 1)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """`pixel`."""
+        """Compute `pixel`, the only term."""
         del progress
-        feature = self.conditioned(batch["image"], batch["label"])
+        feature = self.conditioned_features(batch["image"], batch["label"])
         return {"pixel": self.pixel_loss(self.classifier(feature).float(), batch["seed"])}
 
     def weights(self) -> dict[str, float]:
-        """One term, weight 1."""
+        """Return the weight of the only term, 1."""
         return {"pixel": 1.0}
 
-    def conditioned(self, image: Tensor, label: Tensor) -> Tensor:
-        """(N, 3, H, W), (N, K) -> (N, D, h, w): the features that the label has weighed."""
+    def conditioned_features(self, image: Tensor, label: Tensor) -> Tensor:
+        """Compute features whose channels are weighted by the label.
+
+        Args:
+            image: (N, 3, H, W), normalised.
+            label: (N, K).
+
+        Returns:
+            (N, D, h, w).
+        """
         return self.dropout(self.condition(self.backbone(image)["high"], label))
 
     def pixel_loss(self, logit: Tensor, seed: Tensor) -> Tensor:
-        """The balanced loss of (N, K+1, h, w) logits, enlarged to every 4th pixel of the seed."""
+        """Compute the balanced loss at every fourth pixel of the seed, per side.
+
+        Args:
+            logit: (N, K+1, h, w), background first; resized to these pixels.
+            seed: (N, H, W) int64 in 0..K, 255 for unknown.
+
+        Returns:
+            Scalar, as for `balanced_cross_entropy`.
+        """
         seed = seed[:, ::SEED_STRIDE, ::SEED_STRIDE]
         logit = resize(logit, seed.shape[-2:])
         return balanced_cross_entropy(logit, seed, smoothing=self.config.smoothing)
 
     def score(self, batch: Batch) -> Tensor:
-        """(2B, K+1, h, w) logits, background first."""
-        label = batch["label"].repeat_interleave(2, dim=0)
-        return self.classifier(self.conditioned(batch["image"], label)).float()
+        """Return logits (2B, K+1, h, w), background first."""
+        copies = len(batch["image"]) // len(batch["label"])  # 2 with mirrors
+        label = batch["label"].repeat_interleave(copies, dim=0)
+        return self.classifier(self.conditioned_features(batch["image"], label)).float()
 
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Mean logits, softmax, and each present class stretched to [0, 1].
+        """Average the logits, apply the softmax, and stretch each present class to [0, 1].
+
+        A class keeps its probability, unstretched, where the seed is 0 (confident background).
 
         Args:
-            scores: one (2, K+1, h, w) a scale.
-            batch: `size` (H, W), `label` (1, K), `seed` (1, H, W): where it is 0, confident
-                background, a class keeps its probability as it is.
+            scores: One (2, K+1, h, w) per scale, or (1, K+1, h, w) without mirrors.
+            batch: `size` (H, W), `label` (1, K) and `seed` (1, H, W).
 
         Returns:
             {"cam": (K, *size)} in [0, 1], 0 for absent classes.
         """
+        # The mean logits of all scales and mirrors, on the cells of the image, then on its pixels.
         label, size = batch["label"][0], batch["size"]
         stride = self.backbone.taps["high"].stride
         cells = tuple(-(-side // stride) for side in size)
         total = sum(enlarge(resize(both, cells), stride, size) for both in scores)
-        logit = (total[0] + total[1].flip(-1)) / (2 * len(scores))
+        logit = sum_of_mirrors(total) / sum(map(len, scores))  # (K+1, H, W)
+        # The probabilities of the P present classes, stretched except on confident background.
         present = label.nonzero()[:, 0]
-        prob = logit.softmax(dim=0)[1:][present]
+        prob = logit.softmax(dim=0)[1:][present]  # (P, H, W)
         seed = batch["seed"][:, None].float()
         background = F.interpolate(seed, size=size, mode="nearest")[0] == 0
         cam = prob.new_zeros((len(label), *size))
@@ -114,7 +154,7 @@ class Amn(Method):
         return {"cam": cam}
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """The first image's CAM."""
+        """Return the CAM of the first image."""
         label = batch["label"][:1]
-        logit = self.classifier(self.conditioned(batch["image"][:1], label)).float()
+        logit = self.classifier(self.conditioned_features(batch["image"][:1], label)).float()
         return {"cam": over_maximum(logit.softmax(dim=1)[:, 1:])[0] * label[0, :, None, None]}

@@ -14,16 +14,18 @@ from torch import Tensor
 from network.backbones import Backbone
 from network.heads import classifier
 from network.losses import classification, over_maximum
-from network.methods import Batch, Method
+from network.methods import SHORT_SGD, Batch, Method, Recipe
 from tool.progress import Progress
 
 
 class Cam(Method):
-    """Features, a 1x1 convolution to K score maps, their average as logits."""
+    """A classifier: features, a 1x1 convolution to K score maps, their average as logits."""
+
+    recipe = Recipe(short=SHORT_SGD)
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        """A plain classifier has no hyper-parameters."""
+        """No hyper-parameters: a plain classifier has none."""
 
     def __init__(
         self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
@@ -32,23 +34,28 @@ class Cam(Method):
         self.classifier = classifier(backbone.taps["high"].channels, num_classes)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """`cls` alone."""
+        """Compute `cls`, the only term."""
         del progress
         score = self._score_map(batch["image"])
         return {"cls": classification(score.float().mean(dim=(-2, -1)), batch["label"])}
 
     def weights(self) -> dict[str, float]:
-        """One term, weight 1."""
+        """Return the weight of the only term, 1."""
         return {"cls": 1.0}
 
     def score(self, batch: Batch) -> Tensor:
-        """(2, K, h, w): the positive part of the score maps."""
+        """Return the positive part of the score maps, (2B, K, h, w)."""
         return F.relu(self._score_map(batch["image"]).float())
 
+    def classify(self, batch: Batch) -> Tensor:
+        """Return the sigmoid of the averaged score maps, (N, K)."""
+        return self._score_map(batch["image"]).float().mean(dim=(-2, -1)).sigmoid()
+
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """The first image's CAM."""
+        """Return the CAM of the first image."""
         cam = over_maximum(self._score_map(batch["image"][:1]).float())
         return {"cam": cam[0] * batch["label"][0, :, None, None]}
 
     def _score_map(self, image: Tensor) -> Tensor:
+        """Return the score maps (N, K, h, w) of images (N, 3, H, W)."""
         return self.classifier(self.backbone(image)["high"])

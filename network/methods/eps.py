@@ -1,4 +1,4 @@
-"""`eps`: a classifier whose maps, background included, are drawn to a saliency map.
+"""`eps`: a classifier whose maps, including the background, are trained to match saliency.
 
 Source: EPS, Explicit Pseudo-pixel Supervision (S. Lee et al., CVPR 2021).
 Differs from the release: background is channel 0; see `network.losses.saliency_match`.
@@ -14,18 +14,22 @@ from torch import Tensor
 from network.backbones import Backbone
 from network.heads import classifier
 from network.losses import classification, over_maximum, saliency_match
-from network.methods import Batch, Method, option
+from network.methods import SHORT_SGD, Batch, Method, Recipe, option
 from tool.progress import Progress
 
 
 class Eps(Method):
-    """Score maps of background and K classes; `cls` on their averages, `sal` on their softmax."""
+    """A classifier with score maps of the background and K classes.
+
+    `cls` is computed on their averages, `sal` on their softmax.
+    """
 
     inputs = ("image", "label", "saliency")
+    recipe = Recipe(short=SHORT_SGD)
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        """EPS's hyper-parameters; the defaults are those of VOC."""
+        """The hyper-parameters of EPS; the defaults are those for VOC."""
 
         tau: float = option(
             0.4, "a class whose area is salient by more than this share counts as foreground"
@@ -42,7 +46,7 @@ class Eps(Method):
         self.classifier = classifier(backbone.taps["high"].channels, num_classes + 1)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """`cls` and `sal`."""
+        """Compute `cls` and `sal`."""
         del progress
         score = self.score_map(batch["image"])
         return {
@@ -51,22 +55,32 @@ class Eps(Method):
         }
 
     def weights(self) -> dict[str, float]:
-        """`cls` has weight 1."""
+        """Return the weights: 1 for `cls`, and that of the config for `sal`."""
         return {"cls": 1.0, "sal": self.config.weight_sal}
 
     def score(self, batch: Batch) -> Tensor:
-        """(2, K, h, w): the foreground channels of the softmax."""
+        """Return the foreground channels of the softmax, (2B, K, h, w)."""
         return self.score_map(batch["image"]).softmax(dim=1)[:, 1:]
 
+    def classify(self, batch: Batch) -> Tensor:
+        """Return the sigmoid of the averaged score maps of the classes, (N, K)."""
+        return self.score_map(batch["image"]).mean(dim=(-2, -1))[:, 1:].sigmoid()
+
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """The first image's CAM."""
+        """Return the CAM of the first image."""
         cam = over_maximum(self.score({"image": batch["image"][:1]}))
         return {"cam": cam[0] * batch["label"][0, :, None, None]}
 
     def score_map(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, K+1, h, w) raw scores, background first."""
+        """Return raw scores (N, K+1, h, w) of images (N, 3, H, W), background first."""
         return self.classifier(self.backbone(image)["high"]).float()
 
     def saliency_loss(self, prob: Tensor, label: Tensor, saliency: Tensor) -> Tensor:
-        """EPS's loss on (N, K+1, h, w) probabilities with this config's tau and lambda."""
+        """Compute the saliency loss with tau and lambda of the config.
+
+        Args:
+            prob: (N, K+1, h, w) in [0, 1], background first.
+            label: (N, K).
+            saliency: (N, 1, H, W) in [0, 1].
+        """
         return saliency_match(prob, label, saliency, tau=self.config.tau, lam=self.config.lam)

@@ -1,10 +1,10 @@
 """`fbr`: fine-grained background representation, PPC plus NROIs and active foreground sampling.
 
 Source: FBR (X. Yin et al., IEEE TCSVT 2024, arXiv 2406.15755).
-Differs from the released code: the queries of `nce_nroi` carry a gradient, its cosine runs over the
-embedding,
-prototypes come from images that have the class, there is no background prototype, one bank is fed
-by both views after the step and saved with the checkpoint. The README lists the rest.
+Differs from the released code: the queries of `nce_nroi` carry a gradient, and its cosine runs over
+the embedding. Prototypes come from images that have the class. There is no background prototype.
+Both views feed one bank after the step, and the bank is saved with the checkpoint. The README lists
+the rest.
 """
 
 from __future__ import annotations
@@ -23,15 +23,24 @@ from network.methods import option
 from network.methods.ppc import HostConfig, Ppc, View
 from tool.progress import Progress
 
+_HEADS = {  # of the released code
+    "proj_fg.weight": "project_foreground.weight",
+    "proj_bg.weight": "project_background.weight",
+    "bg_classifier.weight": "segment_background.classifier.weight",
+}
+
 
 class Fbr(NroiContrast, Ppc):
     """PPC with TAP, and with `nce_intra` replaced by `nce_fg` and `nce_nroi`."""
 
     background_prototype = False
+    released = Ppc.released | _HEADS
+    released_background = ("last", frozenset(_HEADS))
+    training_only = (*Ppc.training_only, "segment_background.", "bank.")
 
     @dataclasses.dataclass(frozen=True)
     class Config(NroiConfig, HostConfig):
-        """EPS's, PPC's without `nce_intra`, and FBR's."""
+        """The hyper-parameters of EPS, of PPC without `nce_intra`, and of FBR."""
 
         tap_threshold: float = option(
             0.10, "TAP keeps cells above this share of a channel's maximum"
@@ -45,7 +54,7 @@ class Fbr(NroiContrast, Ppc):
         self.add_background(backbone.taps["high"].channels)
 
     def losses(self, batch: Any, progress: Progress) -> dict[str, Tensor]:
-        """The host's terms, the contrast, and the background's own terms."""
+        """Compute the terms of the host, of the contrast and of the background."""
         views = self.views(batch)
         background = [self.project_background(view.high).float() for view in views]
         terms = self.host_losses(views)
@@ -59,15 +68,25 @@ class Fbr(NroiContrast, Ppc):
             return terms | self.contrast(views, background, batch["valid"], progress)
 
     def image_logit(self, view: View) -> Tensor:
-        """(N, K+1) image-level logits through TAP."""
-        pooled = thresholded_average_pool(view.high, threshold=self.config.tap_threshold)
+        """Return the image-level logits (N, K+1) through TAP."""
+        return self.pooled_logit(view.high)
+
+    def classify(self, batch: Any) -> Tensor:
+        """Return the sigmoid of the logits through TAP, (N, K)."""
+        high = self.backbone(batch["image"])["high"]
+        return self.pooled_logit(high)[:, 1:].sigmoid()
+
+    def pooled_logit(self, high: Tensor) -> Tensor:
+        """Return image-level logits (N, K+1) of the high tap (N, D, h, w), through TAP."""
+        pooled = thresholded_average_pool(high, threshold=self.config.tap_threshold)
         return self.classifier(pooled).float()[:, :, 0, 0]
 
     def background_losses(self, view: View, background: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """`bg_seg` and `bg_sim` of one view.
+        """Compute `bg_seg` and `bg_sim` of one view.
 
         Args:
-            background: phi_bg's output (N, D, h, w).
+            view: The view.
+            background: (N, D, h, w), the output of phi_bg before its ReLU.
             valid: (N, 1, H, W) bool, the pixels that are not padding.
         """
         normalised = self.segment_background.normalised(background)
@@ -85,7 +104,16 @@ class Fbr(NroiContrast, Ppc):
         valid: Tensor,
         progress: Progress,
     ) -> dict[str, Tensor]:
-        """`nce_prototype`, `nce_pseudo`, `nce_fg` and `nce_nroi`; leaves the new NROIs pending."""
+        """Compute `nce_prototype`, `nce_pseudo`, `nce_fg` and `nce_nroi`.
+
+        The new NROIs stay pending until `after_step`.
+
+        Args:
+            views: The two views.
+            background: (N, D, h, w) per view, the output of phi_bg before its ReLU.
+            valid: (N, 1, H, W) bool, the pixels that are not padding.
+            progress: The step.
+        """
         embeddings, cells = self.cells(views)
         terms = self.prototype_losses(embeddings, cells, progress)
         label = views[0].label

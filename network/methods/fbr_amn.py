@@ -1,9 +1,9 @@
-"""`fbr_amn`: FBR on the AMN host, from image labels alone.
+"""`fbr_amn`: FBR on the AMN host, with image labels alone.
 
 Source: FBR (X. Yin et al., IEEE TCSVT 2024), the setting without saliency.
-Differs from the released code: both contrastive terms carry a gradient; pseudo labels are those of
-the image's classes; a batch of one class is no error; background segmentation is on, as in the
-paper's figure. The README lists the rest.
+Differs from the released code: both contrastive terms carry a gradient; pseudo labels are only
+classes of the image; a batch of one class does not cause an error; background segmentation is on,
+as in the paper's figure. The README lists the rest.
 """
 
 from __future__ import annotations
@@ -27,24 +27,28 @@ from tool.progress import Progress
 
 
 def above_floor(prob: Tensor, inside: Tensor) -> Tensor:
-    """What a class has above its least probability in an image.
+    """Subtract the least probability of each class in each image.
 
-    AMN's label smoothing leaves eps / K to every class in every cell. At K = 8 that is 8 % of a
-    class's maximum, more than the 5 % below which `bg_seg` takes a cell for background.
+    AMN's label smoothing leaves eps / K to every class in every cell. At K = 8 and eps = 0.4 this
+    is 8 % of a class's maximum, more than the 5 % below which `bg_seg` counts a cell as background.
 
     Args:
-        prob: (N, K, h, w) in [0, 1]. inside: (N, 1, h, w) bool, the cells that are not padding.
+        prob: (N, K, h, w) in [0, 1].
+        inside: (N, 1, h, w) bool, the cells that are not padding.
+
+    Returns:
+        (N, K, h, w) in [0, 1]; 0 on padding.
     """
     least = prob.masked_fill(~inside, 1.0).amin(dim=(-2, -1), keepdim=True)
     return (prob - least) * inside
 
 
 class FbrAmn(NroiContrast, Amn):
-    """AMN with FBR's projections, bank and contrast on its label-conditioned features."""
+    """AMN with the projections, bank and contrast of FBR on its label-conditioned features."""
 
     @dataclasses.dataclass(frozen=True)
     class Config(NroiConfig, Amn.Config):
-        """AMN's, and FBR's with the values for this host."""
+        """The hyper-parameters of AMN, and those of FBR with the defaults for this host."""
 
         width: int = option(128, "channels D of the embedding")
         quantile: float = option(0.4, "scores above this quantile are confident, not hard queries")
@@ -60,13 +64,16 @@ class FbrAmn(NroiContrast, Amn):
         self.add_background(channels)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """`pixel`, `bg_seg`, `nce_fg` and `nce_nroi`."""
+        """Compute `pixel`, `bg_seg`, `nce_fg` and `nce_nroi`."""
+        # The probabilities of AMN, (N, K+1, h, w).
         label, valid = batch["label"], batch["valid"]
-        feature = self.conditioned(batch["image"], label)
+        feature = self.conditioned_features(batch["image"], label)
         logit = self.classifier(feature).float()
         prob = logit.softmax(dim=1)
         inside = image_cells(valid, logit.shape[-2:])
-        foreground = prob[:, 1:] * inside  # padding has no seed: what AMN says there means nothing
+        # On padding the probabilities mean nothing, because there is no seed.
+        foreground = prob[:, 1:] * inside
+        # The terms without contrast.
         background = self.project_background(feature).float()
         normalised = self.segment_background.normalised(background)
         terms = {
@@ -75,7 +82,8 @@ class FbrAmn(NroiContrast, Amn):
                 normalised, above_floor(foreground, inside), label, valid
             ),
         }
-        embedding = F.relu(self.project_foreground(feature)).float()
+        # The contrast, on every cell of the only view.
+        embedding = F.relu(self.project_foreground(feature)).float()  # (N, D, h, w)
         with full_precision(embedding):
             cells = self.cells(embedding, torch.cat([prob[:, :1], foreground], dim=1), label)
             return terms | self.fbr_contrast(
@@ -83,11 +91,17 @@ class FbrAmn(NroiContrast, Amn):
             )
 
     def cells(self, embedding: Tensor, prob: Tensor, label: Tensor) -> Cells:
-        """The cells of (N, D, h, w) embeddings under (N, K+1, h, w) probabilities."""
+        """Return the cells of the global batch, with the probabilities as their scores.
+
+        Args:
+            embedding: (N, D, h, w).
+            prob: (N, K+1, h, w) in [0, 1], background first.
+            label: (N, K).
+        """
         return view_cells(
             embedding, prob[:, 1:], label, bg_score=prob[:, 0], background=False, top_share=32
         )
 
     def weights(self) -> dict[str, float]:
-        """`pixel` has weight 1; the others are `weight_NAME` of the config."""
+        """Return the weights: 1 for `pixel`, and `weight_NAME` of the config for the others."""
         return super().weights() | weights_of(self.config)

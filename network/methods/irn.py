@@ -1,14 +1,16 @@
-"""`irn`: class boundaries from confident seeds, and the random walk of earlier CAMs within them.
+"""`irn`: class boundaries from confident seeds, and a random walk of previous CAMs within them.
 
 Source: IRN (J. Ahn, S. Cho, S. Kwak, CVPR 2019), for semantic segmentation.
-Differs from the release: the displacement branch is an auxiliary loss alone (no mean shift, no
-instances); images of any size are walked whole; the walk is sparse; pairs near the border count.
+Differs from the release: the displacement branch only serves as an auxiliary loss (no mean shift,
+no instances); the walk covers the whole image, whatever its size; the walk is sparse; pairs near
+the border count.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,10 +19,11 @@ from torch import Tensor
 from network.backbones import TAP_NAMES, Backbone
 from network.dropout import KeyedDropout
 from network.heads import BoundaryHead, DisplacementHead
-from network.losses import full_precision, resize
+from network.losses import full_precision, resize, sum_of_mirrors
 from network.methods import Batch, Method, Recipe, option
 from network.walk.affinity import affinity_losses, displacement_losses, pair_labels
 from network.walk.random_walk import pairs_within, path_affinity, random_walk
+from tool.crf.post import Post
 from tool.formats.cam import strided_size
 from tool.progress import Progress
 
@@ -43,11 +46,22 @@ class Irn(Method):
         lr=0.1,
         weight_decay=1e-4,
         scales=(1.0,),
+        short={
+            "steps": 100,
+            "batch_size": 8,
+            "crop": 224,
+            "long_side": (224, 384),
+            "scale": None,
+            "momentum": 0.9,
+            "warmup": 20,
+        },
+        post=Post(preset=None, threshold=0.25),
     )
+    released: Mapping[str, str] = {}  # its files are other networks
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        """IRN's hyper-parameters; those of the walk are used in inference alone."""
+        """The hyper-parameters of IRN; those of the walk are used in inference only."""
 
         radius: int = option(10, "pairs closer than this, in cells, are compared in training")
         walk_radius: int = option(
@@ -55,7 +69,7 @@ class Irn(Method):
         )
         beta: float = option(10.0, "exponent of the affinity in the walk", inference=True)
         exponent: int = option(8, "the walk has 2 to this power steps", inference=True)
-        power: float = option(1.0, "of the earlier CAM before the walk (AMN: 1.3)", inference=True)
+        power: float = option(1.0, "of the previous CAM before the walk (AMN: 1.3)", inference=True)
 
     def __init__(
         self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
@@ -84,12 +98,19 @@ class Irn(Method):
         self.displacement = DisplacementHead(taps)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """`aff_background`, `aff_foreground`, `aff_different`, `dp_foreground`, `dp_background`."""
+        """Compute the losses of the boundaries and of the displacements.
+
+        Returns:
+            `aff_background`, `aff_foreground`, `aff_different`, `dp_foreground` and
+            `dp_background`.
+        """
         del progress
-        seed = batch["seed"][:, ::STRIDE, ::STRIDE]
+        # The seed, the edges and the displacements, all at a stride of 4.
+        seed = batch["seed"][:, ::STRIDE, ::STRIDE]  # (N, h, w)
         taps = self.taps(batch["image"])
-        edge = self.boundary(taps, seed.shape[-2:]).float().sigmoid()[:, 0]
-        displacement = self.displacement(taps, seed.shape[-2:]).float()
+        edge = self.boundary(taps, seed.shape[-2:]).float().sigmoid()[:, 0]  # (N, h, w)
+        displacement = self.displacement(taps, seed.shape[-2:]).float()  # (N, 2, h, w)
+        # The kinds of the pairs, and the losses on them.
         pairs = pairs_within(self.config.radius)
         labels = pair_labels(seed, pairs)
         with full_precision(edge):
@@ -97,7 +118,11 @@ class Irn(Method):
             return terms | displacement_losses(displacement, labels, pairs)
 
     def weights(self) -> dict[str, float]:
-        """Half for pairs of one label, half for others; the two displacement terms half each."""
+        """Return the weights of the terms.
+
+        Pairs of one label and pairs of different labels count half each, and so do the two
+        displacement terms.
+        """
         return {
             "aff_background": 0.25,
             "aff_foreground": 0.25,
@@ -107,50 +132,53 @@ class Irn(Method):
         }
 
     def taps(self, image: Tensor) -> list[Tensor]:
-        """The five taps of (N, 3, H, W), constants."""
+        """Return the five taps of images (N, 3, H, W), without gradient."""
         with torch.no_grad():
             taps = self.backbone(image, TAP_NAMES)
         return [taps[name] for name in TAP_NAMES]
 
     def score(self, batch: Batch) -> Tensor:
-        """(2B, 1, ceil(H / 4), ceil(W / 4)) logits of the boundary."""
+        """Return logits of the boundary, (2B, 1, ceil(H / 4), ceil(W / 4))."""
         size = strided_size(batch["image"].shape[-2:], STRIDE)
         return self.boundary(self.taps(batch["image"]), size).float()
 
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """The earlier CAMs, walked within the boundaries, in the cells of the largest scale.
+        """Spread the previous CAMs within the boundaries, on the cells of the largest scale.
 
         Args:
-            scores: one (2, 1, h, w) a scale.
+            scores: One (2, 1, h, w) per scale, or (1, 1, h, w) without mirrors.
             batch: `size` (H, W), `label` (1, K), `cam` (1, K, h, w).
 
         Returns:
-            {"cam": (K, *size)} in [0, 1]: enlarged, over its maximum over classes and cells.
+            {"cam": (K, *size)} in [0, 1]: enlarged, and divided by the maximum over classes and
+            pixels.
         """
-        label, earlier = batch["label"][0], batch["cam"][0].float()
+        # The mean boundary of all scales and mirrors, on the grid of the largest scale.
+        label, previous = batch["label"][0], batch["cam"][0].float()
         present = label.nonzero()[:, 0]
         grid = max((both.shape[-2:] for both in scores), key=math.prod)
         total = sum(resize(both, grid) for both in scores)
-        edge = ((total[0, 0] + total[1, 0].flip(-1)) / (2 * len(scores))).sigmoid()
-        cam = earlier.new_zeros((len(label), *batch["size"]))
+        edge = (sum_of_mirrors(total)[0] / sum(map(len, scores))).sigmoid()  # (h, w)
+        # The walk of the P present classes on this grid, and its result on the pixels.
+        cam = previous.new_zeros((len(label), *batch["size"]))
         if len(present):
             walked = random_walk(
-                resize(earlier[None, present], grid)[0].clamp(min=0) ** self.config.power,
+                resize(previous[None, present], grid)[0].clamp(min=0) ** self.config.power,
                 edge,
                 radius=self.config.walk_radius,
                 beta=self.config.beta,
                 steps=2**self.config.exponent,
             )
-            walked = resize(walked[None], batch["size"])[0]
+            walked = resize(walked[None], batch["size"])[0]  # (P, H, W)
             cam[present] = walked / walked.max().clamp(min=1e-12)
         return {"cam": cam}
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """The first image's boundaries."""
+        """Return the boundaries of the first image."""
         return {"edge": self.score({"image": batch["image"][:1]}).sigmoid()[0]}
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """The boundary branch at `lr`, the displacement branch at ten times that."""
+        """Return one group per branch: boundaries at `lr`, displacements at ten times `lr`."""
         return [
             {"params": list(head.parameters()), "lr": lr * factor, "weight_decay": weight_decay}
             for head, factor in ((self.boundary, 1), (self.displacement, 10))

@@ -36,12 +36,15 @@ from tool.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One view of the batch and what the network says of it.
+    """One view of the batch and what the network computes from it.
 
     Attributes:
-        label: (N, K). saliency: (N, 1, H, W).
-        high: (N, D', h, w) deepest tap. score: (N, K+1, h, w) raw.
-        refined_cam: (N, K+1, h, w) in [0, 1). embedding: (N, D, h, w), Z_fg.
+        label: (N, K).
+        saliency: (N, 1, H, W) in [0, 1].
+        high: (N, D', h, w), the deepest tap.
+        score: (N, K+1, h, w), raw scores, background first.
+        refined_cam: (N, K+1, h, w) in [0, 1), background first.
+        embedding: (N, D, h, w), the paper's Z_fg.
     """
 
     label: Tensor
@@ -72,13 +75,22 @@ class HostConfig(Eps.Config):
 
 
 class Ppc(Eps):
-    """Two views of the image; every host term on both, contrast between and within them."""
+    """EPS on two views of each image.
+
+    The host's terms see both views, and the contrast runs between the views and within each.
+    """
 
     background_prototype = True
+    released = Eps.released | {
+        "f8_3.weight": "correlation.low.weight",
+        "f8_4.weight": "correlation.mid.weight",
+        "f9.weight": "correlation.embed.weight",
+    }
+    training_only = ("correlation.", "project_")
 
     @dataclasses.dataclass(frozen=True)
     class Config(HostConfig):
-        """EPS's, and PPC's."""
+        """The hyper-parameters of EPS and PPC."""
 
         weight_nce_intra: float = option(0.1, "weight of the contrast within a view")
 
@@ -91,18 +103,25 @@ class Ppc(Eps):
         self.correlation = PixelCorrelation(taps["low"].channels, taps["mid"].channels)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """The host's terms and the contrast, each the mean of its two views."""
+        """Compute the terms of the host and of the contrast, on both views."""
         views = self.views(batch)
         terms = self.host_losses(views)
         with full_precision(views[0].score):
             return terms | self.contrast_losses(views, progress)
 
     def weights(self) -> dict[str, float]:
-        """`cls` has weight 1; the others are `weight_NAME` of the config."""
+        """Return the weights: 1 for `cls`, and `weight_NAME` of the config for the other terms."""
         return {"cls": 1.0} | weights_of(self.config)
 
     def views(self, batch: Batch) -> tuple[View, View]:
-        """The crop, and its resize to the contrast grid."""
+        """Return the view of the crop, and that of the crop resized to the contrast grid.
+
+        Args:
+            batch: `image` (N, 3, H, W), `saliency` (N, 1, H, W) and `label` (N, K).
+
+        Returns:
+            The two views. The second one has 2 / 7 of the cells of the first per side, at least 8.
+        """
         image, saliency, label = batch["image"], batch["saliency"], batch["label"]
         first = self.view(image, saliency, label)
         stride = self.backbone.taps["high"].stride
@@ -110,7 +129,13 @@ class Ppc(Eps):
         return first, self.view(resize(image, size), resize(saliency, size), label)
 
     def view(self, image: Tensor, saliency: Tensor, label: Tensor) -> View:
-        """Run the network on (N, 3, H, W)."""
+        """Run the network on one view.
+
+        Args:
+            image: (N, 3, H, W), normalised.
+            saliency: (N, 1, H, W) in [0, 1].
+            label: (N, K).
+        """
         taps = self.backbone(image, ("low", "mid", "high"))
         score = self.classifier(taps["high"]).float()
         refined_cam = self.correlation(score, label, image, taps["low"], taps["mid"]).float()
@@ -118,11 +143,11 @@ class Ppc(Eps):
         return View(label, saliency, taps["high"], score, refined_cam, embedding)
 
     def image_logit(self, view: View) -> Tensor:
-        """(N, K+1) image-level logits: the plain average of the score map."""
+        """Return the image-level logits (N, K+1): the plain average of each score map."""
         return view.score.mean(dim=(-2, -1))
 
     def host_losses(self, views: tuple[View, View]) -> dict[str, Tensor]:
-        """`cls`, `cls_refined`, `sal`, `sal_refined`, `er`, `ecr`."""
+        """Compute `cls`, `cls_refined`, `sal`, `sal_refined`, `er` and `ecr`."""
         label, grid = views[0].label, views[1].score.shape[-2:]
         cam = [resize(view.score, grid) for view in views]
         refined = [resize(view.refined_cam, grid) for view in views]
@@ -134,7 +159,7 @@ class Ppc(Eps):
         return terms
 
     def view_losses(self, view: View) -> dict[str, Tensor]:
-        """The host's terms that see one view."""
+        """Compute the terms of the host that see one view."""
         label, refined_cam = view.label, view.refined_cam
         shares = refined_cam / (refined_cam.sum(dim=1, keepdim=True) + 1e-5)
         return {
@@ -145,7 +170,7 @@ class Ppc(Eps):
         }
 
     def cells(self, views: tuple[View, View]) -> tuple[list[Tensor], list[Cells]]:
-        """Each view's embedding on the contrast grid, with gradient, and its cells, without."""
+        """Return per view the embedding on the contrast grid, and the cells, without gradient."""
         grid = views[1].score.shape[-2:]
         embeddings = [resize(view.embedding, grid) for view in views]
         cells = [
@@ -161,7 +186,7 @@ class Ppc(Eps):
         return embeddings, cells
 
     def contrast_losses(self, views: tuple[View, View], progress: Progress) -> dict[str, Tensor]:
-        """`nce_prototype`, `nce_pseudo` and `nce_intra`."""
+        """Compute `nce_prototype`, `nce_pseudo` and `nce_intra`."""
         embeddings, cells = self.cells(views)
         terms = self.prototype_losses(embeddings, cells, progress)
         intra = [
@@ -172,11 +197,22 @@ class Ppc(Eps):
     def prototype_losses(
         self, embeddings: list[Tensor], cells: list[Cells], progress: Progress
     ) -> dict[str, Tensor]:
-        """`nce_prototype` (the other view's prototypes) and `nce_pseudo` (its pseudo labels)."""
+        """Compute the two terms of the contrast between the views, each the mean of the views.
+
+        Args:
+            embeddings: (N, D, g, g) per view; receive the gradient.
+            cells: The cells of the same views.
+            progress: The step.
+
+        Returns:
+            `nce_prototype`, which uses the other view's prototypes, and `nce_pseudo`, which uses
+            the other view's pseudo labels.
+        """
         terms = {"nce_prototype": 0.0, "nce_pseudo": 0.0}
         for this, other in ((0, 1), (1, 0)):
             own = cells[this].local(cells[this].pseudo, progress)
             theirs = cells[other].local(cells[other].pseudo, progress)
+            # Background cells have no positive if the background has no prototype.
             none = -1 if self.background_prototype else 0
             excluded = own <= none
             for name, source, positive in (
@@ -193,7 +229,19 @@ class Ppc(Eps):
         return terms
 
     def intra_loss(self, embedding: Tensor, cells: Cells, progress: Progress, name: str) -> Tensor:
-        """PPC's contrast in a view: random and hard cells against prototypes of ranks 4 to 13."""
+        """Compute PPC's contrast within a view.
+
+        Random and hard cells are compared with the prototypes of ranks 4 to 13 by similarity.
+
+        Args:
+            embedding: (N, D, g, g); receives the gradient.
+            cells: The cells of the view.
+            progress: The step, which keys the draw.
+            name: Name of the draw.
+
+        Returns:
+            Scalar, this rank's share of the mean over the chosen cells.
+        """
         loss, has = prototype_cross_entropy(
             embedding,
             cells,
@@ -205,7 +253,7 @@ class Ppc(Eps):
         return global_mean((loss * weight).sum(), weight.sum())
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """The first image's CAM and refined CAM."""
+        """Return the CAM and the refined CAM of the first image."""
         first = {key: batch[key][:1] for key in self.inputs}
         view = self.view(first["image"], first["saliency"], first["label"])
         mask = first["label"][0, :, None, None]

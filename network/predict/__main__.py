@@ -1,7 +1,4 @@
-"""`python -m network.predict IMAGE --checkpoint F`: one picture of an image, its CAMs and its mask.
-
-A program, like the stages: it alone, with `tool.report.table`, may look above `tool`.
-"""
+"""`python -m network.predict IMAGE --checkpoint F`: a picture of an image, its CAMs, its mask."""
 
 from __future__ import annotations
 
@@ -18,32 +15,47 @@ from network.weights.restore import restore
 from tool.cli import Parser, positive_int, run_stage
 from tool.files import atomic_path
 from tool.formats.image import decode
-from tool.infer.multiscale import infer_images, mirrored_pairs
-from tool.infer.previous import Earlier, add_earlier_flags, earlier_from, takes_earlier
+from tool.infer.multiscale import infer_images, network_input
+from tool.infer.previous import (
+    PreviousOutputs,
+    add_previous_flags,
+    previous_outputs_from,
+    takes_previous_outputs,
+)
 from tool.infer.scales import at_scale
 from tool.parallel.dist import pick_device
 from tool.report.picture import heat, label_colours, strip
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the picture."""
+    """Write the picture of an image."""
     args = parse(argv)
     device = pick_device(args.device)
     method, config = restore(args.checkpoint)
     method.to(device).eval()
     image = decode(args.image, "RGB")
     names = config["class_names"]
-    earlier = earlier_from(args)
-    earlier.require(method.infer_inputs, [args.image.stem])
+    previous = previous_outputs_from(args)
+    previous.require(method.infer_inputs, [args.image.stem])
     chosen = chosen_classes(args, names)
-    if not chosen and takes_earlier(method.infer_inputs):
+    if not chosen and (method.conditioned or takes_previous_outputs(method.infer_inputs)):
         raise ValueError(
             f"method {config['method']!r} is given the image's classes: pass --classes, of "
             f"{', '.join(names)}"
         )
-    chosen = chosen or strongest(method, image, args.top, device)
-    cam = class_maps(method, args.image.stem, image, label_of(chosen, len(names)), earlier, device)
-    picture = panels(np.asarray(image), cam, {i: names[i] for i in chosen}, args.bg_threshold)
+    chosen = chosen or likeliest(method, image, args.top, device)
+    if not chosen:
+        raise ValueError(
+            f"method {config['method']!r} does not classify: pass --classes, of {', '.join(names)}"
+        )
+    maps = class_maps(
+        method, args.image.stem, image, label_of(chosen, len(names)), previous, device
+    )
+    mask = mask_of(maps, chosen, method, args.bg_threshold)
+    foreground = maps[1:] if method.has_background else maps
+    shown = [("image", np.asarray(image))]
+    shown += [(names[i], heat(shown[0][1], foreground[i].numpy())) for i in chosen]
+    picture = strip([*shown, ("mask", label_colours(shown[0][1], mask))])
     out = args.out or Path("out") / f"{args.image.stem}_cam.png"
     with atomic_path(out) as temporary:
         Image.fromarray(picture).save(temporary)
@@ -51,22 +63,30 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """Return the values of the flags."""
     parser = Parser(prog="network.predict", description=__doc__)
     add = parser.add_argument
     add("image", type=Path, help="a JPEG or PNG")
     add("--checkpoint", type=Path, required=True, help="checkpoint.pth of train_fbr.py")
     add("--classes", nargs="+", help="names of the classes to show; None: the strongest")
     add("--top", type=positive_int, default=2, help="how many classes, without --classes")
-    add("--bg-threshold", type=float, default=0.22, help="the mask is background below it")
-    add_earlier_flags(parser)
+    add(
+        "--bg-threshold",
+        type=float,
+        help="the mask is background below it; by default the method's threshold",
+    )
+    add_previous_flags(parser)
     add("--out", type=Path, help="PNG to write; None: out/NAME_cam.png")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
     return parser.parse_args(argv)
 
 
 def chosen_classes(args: argparse.Namespace, names: list[str]) -> list[int]:
-    """The indices of --classes; empty without it."""
+    """Return the 0-based indices of `--classes`, ascending; empty if it was not given.
+
+    Raises:
+        ValueError: A name is unknown; lists the known ones.
+    """
     for name in args.classes or ():
         if name not in names:
             raise ValueError(f"unknown class {name!r}: there are {', '.join(names)}")
@@ -74,17 +94,26 @@ def chosen_classes(args: argparse.Namespace, names: list[str]) -> list[int]:
 
 
 @torch.inference_mode()
-def strongest(method: Method, image: Image.Image, top: int, device: torch.device) -> list[int]:
-    """The 0-based classes whose score maps are highest on average, in their order."""
-    eight_bit = at_scale(image, 1.0)[None].to(device)
-    pair = mirrored_pairs(eight_bit, method.backbone.mean, method.backbone.std)
-    score = method.score({"image": pair}).mean(dim=(0, 2, 3))
-    score = score[1:] if method.has_background else score
-    return sorted(score.topk(min(top, len(score))).indices.tolist())
+def likeliest(method: Method, image: Image.Image, top: int, device: torch.device) -> list[int]:
+    """Return the `top` likeliest 0-based classes, ascending.
+
+    They are those of `classify`. A method that reads no label may have none: then those whose maps
+    are highest on average. Of any other method without `classify` the list is empty.
+    """
+    views = method.recipe.views().of(image)
+    eight_bit = (views[-1] if method.recipe.sides else at_scale(image, 1.0))[None].to(device)
+    one = network_input(eight_bit, method.backbone.mean, method.backbone.std, mirror=False)
+    found = method.classify({"image": one})
+    if found is None:
+        if "label" in method.infer_inputs:
+            return []
+        score = method.score({"image": one})  # (1, C, h, w)
+        found = (score[:, 1:] if method.has_background else score).mean(dim=(2, 3))
+    return sorted(found[0].topk(min(top, found.shape[1])).indices.tolist())
 
 
 def label_of(chosen: Sequence[int], num_classes: int) -> np.ndarray:
-    """(K,) float32, 1 at the chosen 0-based classes."""
+    """Return a label (K,) float32 with 1 at the chosen 0-based classes."""
     label = np.zeros(num_classes, np.float32)
     label[list(chosen)] = 1
     return label
@@ -95,31 +124,52 @@ def class_maps(
     image_id: str,
     image: Image.Image,
     label: np.ndarray,
-    earlier: Earlier,
+    previous: PreviousOutputs,
     device: torch.device,
 ) -> torch.Tensor:
-    """(K, H, W) CAMs of the classes of `label` (K,), 0 elsewhere."""
+    """Compute the maps of an image.
+
+    Args:
+        method: In `eval()`, on `device`.
+        image_id: Name of the image's files from previous stages.
+        image: RGB, of size (W, H).
+        label: (K,) float32, 1 for the classes that are present.
+        previous: Folders of files of previous stages.
+        device: The device that computes.
+
+    Returns:
+        (C, H, W) float32 on the CPU: the first of its maps. If
+        the method reads the label, the maps of absent classes are 0.
+    """
     size, inputs = (image.height, image.width), method.infer_inputs
-    sample = {
-        "image_id": image_id,
-        "size": size,
-        "images": [at_scale(image, scale) for scale in method.recipe.scales],
-        "label": torch.from_numpy(label),
-    } | earlier.read(inputs, image_id, size=size, label=label, num_classes=len(label))
-    cam = infer_images(method, [sample], device=device)[0]["cam"].float().cpu()
-    return cam[1:] if method.has_background else cam
+    sample = {"image_id": image_id, "size": size, "images": method.recipe.views().of(image)}
+    if "label" in inputs:
+        sample["label"] = torch.from_numpy(label)
+    sample |= previous.read(
+        inputs, image_id, size=size, label=lambda: label, num_classes=len(label)
+    )
+    maps = infer_images(method, [sample], device=device, mirror=method.recipe.mirror)[0]
+    return maps[method.maps[0]].float().cpu()
 
 
-def panels(
-    image: np.ndarray, cam: torch.Tensor, names: dict[int, str], bg_threshold: float
+def mask_of(
+    maps: torch.Tensor, chosen: Sequence[int], method: Method, bg_threshold: float | None
 ) -> np.ndarray:
-    """Image, heat of each class, mask overlay, side by side."""
-    shown = [("image", image)]
-    shown += [(name, heat(image, cam[index].numpy())) for index, name in names.items()]
-    best, index = cam[list(names)].max(dim=0)
-    classes = torch.tensor(list(names)) + 1
-    label = torch.where(best > bg_threshold, classes[index], 0).numpy().astype(np.uint8)
-    return strip([*shown, ("mask", label_colours(image, label))])
+    """Return the mask (H, W) uint8 of the chosen classes.
+
+    Args:
+        maps: (K, H, W), or (K+1, H, W) with background.
+        chosen: The 0-based classes.
+        method: The method that made the maps.
+        bg_threshold: Maps without background are foreground above it; None for the method's
+            threshold.
+    """
+    values = torch.tensor([0, *(index + 1 for index in chosen)])
+    if method.has_background:
+        return values[maps[values].argmax(dim=0)].numpy().astype(np.uint8)
+    threshold = method.recipe.post.threshold if bg_threshold is None else bg_threshold
+    best, index = maps[list(chosen)].max(dim=0)
+    return torch.where(best > threshold, values[1:][index], 0).numpy().astype(np.uint8)
 
 
 if __name__ == "__main__":

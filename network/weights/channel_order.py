@@ -7,15 +7,13 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from network.weights.foreign_heads import RELEASED
+from network.methods import released_background
 
 PLACES = ("first", "last", "none")
 BACKGROUND_HELP = (
     "position of the background map in a foreign classifier, if the file does not show it: first "
     "(SEAM, PPC), last (EPS) or none (PSA)"
 )
-_OF_FBR = ("project_", "segment_background.")
-_FBR_HEADS = {name for name, ours in RELEASED.items() if ours.startswith(_OF_FBR)}
 
 
 def background_place(
@@ -24,16 +22,18 @@ def background_place(
     """Decide where a classifier of `rows` maps has the background.
 
     Args:
+        rows: Number of maps of the classifier.
         num_classes: K.
-        background: value of `--background`, one of `PLACES`, or None.
-        names: of the file's tensors: FBR's own heads tell that it is last.
-        what: the file, for messages.
+        background: Value of `--background`, one of `PLACES`; None if it was not given.
+        names: Names of the file's tensors. The heads of a released file may show the position.
+        what: Name of the file, for messages.
 
     Returns:
         One of `PLACES`, and a line that says what was assumed.
 
     Raises:
-        ValueError: neither K nor K + 1 maps, not what `--background` says, or ambiguous.
+        ValueError: The classifier has neither K nor K + 1 maps, `background` does not fit their
+            number, or the position is ambiguous.
     """
     if rows not in (num_classes, num_classes + 1):
         raise ValueError(
@@ -52,22 +52,28 @@ def background_place(
         )
     if rows == num_classes:
         return "none", f"{what}: its {rows} maps are the classes, without background"
-    if background is None and not set(names) >= _FBR_HEADS:
+    shown = released_background(names)
+    if background is None and shown is None:
         raise ValueError(
             f"{what} has {rows} maps for {num_classes} classes and does not say where the "
             "background is: pass --background first (as SEAM and PPC) or last (as EPS)"
         )
-    why = "as --background says" if background else "as the file has FBR's heads"
-    place = background or "last"
+    why = "as --background says" if background else "as the heads in the file show"
+    place = background or shown
     return place, f"{what}: its {rows} maps are the classes and the background, {place}, {why}"
 
 
 def our_classifier(weight: Tensor, own: Tensor, place: str) -> Tensor:
-    """Return the maps of a foreign classifier that ours takes, the background first.
+    """Return the weight of a foreign classifier in the layout of the method's own.
 
     Args:
-        weight: (K or K+1, ...), its background where `place` says.
-        own: (K or K+1, ...), ours; gives the background that `weight` lacks.
+        weight: (K or K+1, ...), the foreign weight.
+        own: (K or K+1, ...), the method's weight. It supplies the background map if `weight` has
+            none.
+        place: Position of the background in `weight`, one of `PLACES`.
+
+    Returns:
+        As many maps as `own` has; the background, if there is one, is first.
     """
     if place == "last":
         weight = torch.roll(weight, 1, dims=0)

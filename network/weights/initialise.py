@@ -1,4 +1,4 @@
-"""A run that starts from the weights of another method or number of classes (`--init`)."""
+"""Initialisation of a run by the weights of another method or number of classes (`--init`)."""
 
 from __future__ import annotations
 
@@ -30,28 +30,36 @@ def initialise(
     class_names: tuple[str, ...] | None = None,
     background: str | None = None,
 ) -> str:
-    """Start from the weights of a file of another method or number of classes (`--init`).
+    """Load the weights of a file of another method or number of classes (`--init`).
 
-    What has the same name and shape is taken; state that is not weights (the bank) is not, nor what
-    depends on the classes (the classifier) when the file is of others.
+    Weights of the same name and shape are taken. State that is not weights, such as the bank, is
+    left out. If the file has other classes, weights that depend on the classes, such as the
+    classifier, are left out too.
 
     Args:
-        class_names: the K classes of `method`, in order; None: not known, taken for the same.
-        background: where a foreign classifier has it; see `network.weights.channel_order`.
+        method: Receives the weights.
+        path: The file.
+        class_names: The K classes of `method`, in order. None if they are not known; then the
+            file's classes count as the same.
+        background: Position of the background in a foreign classifier; see
+            `network.weights.channel_order`.
 
     Returns:
         One line that says what was taken.
 
     Raises:
-        ValueError: the file is unreadable, has under 90 % of the backbone's tensors, or leaves open
-            where its background is.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is unreadable, has less than 90 % of the backbone's tensors, does not
+            show the position of its background, or does not fit `background`.
     """
+    # The backbone.
     path = Path(path)
     content, theirs = read_named_weights(path)
     prefix = None if theirs is None else OURS
     found = find_backbone(method.backbone, content, path, prefix=prefix)
     if found.count < NEEDED * found.total:
         raise ValueError(f"--init {path}: {too_few(method.backbone, found)}")
+    # The heads, of a file of this codebase or of a foreign one.
     if theirs is not None or found.prefix.endswith(OURS):
         if background is not None:
             raise ValueError(f"--background {background}: {path} is ours, its background is first")
@@ -59,6 +67,7 @@ def initialise(
         heads, notes = _our_heads(method, found.rest, known, class_names)
     else:
         heads, notes = _foreign_heads(method, found.rest, path, background)
+    # Take what fits, and count it for each part of the method.
     tensors = {f"backbone.{name}": tensor for name, tensor in found.backbone.items()} | heads
     own, names = method.state_dict(), weight_names(method)
     taken = {n: tensors[n] for n in names if n in tensors and tensors[n].shape == own[n].shape}
@@ -78,10 +87,16 @@ def _our_heads(
     known: list[str] | None,
     class_names: tuple[str, ...] | None,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return what is taken of the heads in a file of ours, and notes about it.
+    """Choose the heads to take from a file of this codebase.
 
     Args:
-        known: the classes of the file, if it names them.
+        method: The method that receives them.
+        heads: The tensors of the file besides the backbone.
+        known: The classes of the file; None if it does not name them.
+        class_names: The classes of the method; None if they are not known.
+
+    Returns:
+        The heads, and notes about what was left out.
     """
     if known is None or class_names is None or known == list(class_names):
         return heads, []
@@ -93,7 +108,21 @@ def _our_heads(
 def _foreign_heads(
     method: Method, found: dict[str, Tensor], path: Path, background: str | None
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Return what is taken of the heads in a foreign file under our names, and notes about it."""
+    """Choose the heads to take from a foreign file.
+
+    Args:
+        method: The method that receives them.
+        found: The tensors of the file besides the backbone.
+        path: The file, for messages.
+        background: Position of the background in the classifier; None if it was not given.
+
+    Returns:
+        The heads under the names of this codebase, and notes about the classifier.
+
+    Raises:
+        ValueError: `background` is given and the file does not have exactly one classifier, or it
+            is ambiguous where the classifier has the background.
+    """
     width = method.backbone.taps["high"].channels
     names = classifier_names(found, width=width, num_classes=method.num_classes)
     kept = {n: t for n, t in found.items() if n not in names and n not in map(bias_of, names)}
@@ -112,13 +141,21 @@ def _foreign_heads(
 def _fitted(
     method: Method, name: str, heads: dict[str, Tensor], what: str, background: str | None
 ) -> tuple[Tensor | None, str]:
-    """Fit a foreign classifier to the method's own; None if it is left out.
+    """Fit a foreign classifier to that of the method.
 
     Args:
-        name: of the classifier among `heads`.
+        method: The method that receives the classifier.
+        name: Name of the classifier among `heads`.
+        heads: The tensors of the file besides the backbone.
+        what: Name of the file, for messages.
+        background: Position of the background in the classifier; None if it was not given.
 
     Returns:
-        The weight, and a note that says what was assumed.
+        The weight, and a note that says what was assumed. The weight is None if the classifier does
+        not fit and is left out.
+
+    Raises:
+        ValueError: The position of the background is ambiguous, or `background` does not fit.
     """
     foreign = as_maps(heads[name])
     own, classes = method.state_dict().get(CLASSIFIER), method.num_classes

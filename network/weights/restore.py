@@ -1,4 +1,4 @@
-"""A method with the weights of a file: our checkpoint, an exported one, or the released code's."""
+"""Restore a method from a file: a checkpoint, an exported one, or weights of other code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from network.backbones import build_backbone
-from network.methods import Method, build_method
+from network.methods import Method, build_method, find_method
 from network.options import inference_options
 from network.weights.channel_order import background_place, our_classifier
 from network.weights.foreign_heads import (
@@ -36,7 +36,6 @@ _CONFIG = {
     "pretrained": bool,
     "method_config": dict,
 }
-_TRAINING_ONLY = ("correlation.", "project_", "segment_background.", "bank.")
 
 
 def restore(
@@ -49,23 +48,29 @@ def restore(
     background: str | None = None,
     tell: Callable[[str], object] = print,
 ) -> tuple[Method, dict[str, Any]]:
-    """The method that a file holds, and its configuration.
+    """Build the method of a file and load its weights.
 
     Args:
-        path: `checkpoint.pth` of train_fbr.py, the `.safetensors` of network.export, or a foreign
-            state dict in either container, which needs the other three.
-        method: what it must be; None: whatever it is. backbone: what the network of a foreign
-            state dict is. class_names: the K foreground classes that it must have; None: any.
-        options: `NAME=VALUE`s in place of what the file has; see `inference_options`. The
-            configuration that is returned has them.
-        background: where the classifier of a foreign state dict has it; see
+        path: The `checkpoint.pth` of train_fbr.py, the `.safetensors` of network.export, or a
+            foreign state dict in either container. A foreign state dict needs `method`, `backbone`
+            and `class_names`.
+        method: Name of the method that the file must hold; None for any.
+        backbone: Name of the backbone that the file must hold; None for any.
+        class_names: The K foreground classes that the file must have, in order; None for any.
+        options: `NAME=VALUE`s that replace hyper-parameters of the file; see `inference_options`.
+            The configuration that is returned contains them.
+        background: Position of the background in the classifier of a foreign state dict; see
             `network.weights.channel_order`.
-        tell: takes a line that says what was assumed about a foreign state dict.
+        tell: Takes a line that says what was assumed about a foreign state dict.
+
+    Returns:
+        The method and its configuration.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: unreadable, of another method, number of classes or class names, an option that
-            it does not have, or a background whose place is open.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is unreadable, or has another method, backbone, number of classes or
+            class names; the method does not have an option; or the position of the background is
+            ambiguous.
     """
     checkpoint, may_lack = open_checkpoint(
         path,
@@ -93,7 +98,11 @@ def restore(
 
 
 def check_config(config: dict[str, Any], path: Path | str) -> None:
-    """The parts that describe a network are all there, each of its type."""
+    """Check that a configuration has every part that describes a network, each of its type.
+
+    Raises:
+        ValueError: A part is missing or wrong; names the file and the part.
+    """
     lacking = [key for key, kind in _CONFIG.items() if type(config.get(key)) is not kind]
     if type(config.get("seed", 0)) is not int:
         lacking.append("seed")
@@ -111,7 +120,7 @@ def _check_wanted(
     backbone: str | None,
     class_names: tuple[str, ...] | None,
 ) -> None:
-    """The file is what `restore` was asked for, and its classes are as many as their names."""
+    """Check that a file fits the arguments of `restore`, and that it has one name per class."""
     if method not in (None, config["method"]):
         raise ValueError(f"{path} is of method {config['method']}, not {method}")
     if backbone not in (None, config["backbone"]):
@@ -129,19 +138,20 @@ def _check_wanted(
 
 
 def _built(config: dict[str, Any], model: dict[str, Tensor], path: Path | str) -> Method:
-    """The method of a file's configuration, made only if it has the size of the file's tensors."""
+    """Build the method of a file's configuration, after checking that the file's tensors fit."""
     check_sizes(outline_of(config, path), model, path)
     with _naming(path):
         return build_method(config)
 
 
 def outline_of(config: dict[str, Any], path: Path | str) -> Method:
-    """Return the method of a file's configuration on the meta device: names and shapes alone.
+    """Build the method of a file's configuration on the meta device: names and shapes alone.
 
-    Pretrained or not changes no size, and to freeze a backbone takes numbers, which meta lacks.
+    `pretrained` is set to False. It changes no shape, and freezing a backbone needs numbers, which
+    the meta device lacks.
 
     Raises:
-        ValueError: there is no such method; names the file.
+        ValueError: The method cannot be built; names the file.
     """
     with _naming(path), torch.device("meta"):
         return build_method(config | {"pretrained": False})
@@ -165,11 +175,16 @@ def open_checkpoint(
     background: str | None = None,
     tell: Callable[[str], object] = print,
 ) -> tuple[dict[str, Any], tuple[str, ...] | None]:
-    """Return a file as a checkpoint of ours; see `restore`.
+    """Read a file as a checkpoint of this codebase; the arguments are those of `restore`.
 
     Returns:
-        The checkpoint, and how names begin that a foreign file may lack. None for a file of ours:
-        an export may lack state, never weights.
+        The checkpoint, and the beginnings of names that a foreign file may lack. These are None for
+        a file of this codebase: an export may lack state, never weights.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is unreadable, or is foreign and does not fit the arguments, or
+            `background` is given for a file of this codebase.
     """
     path = Path(path)
     content, ours = _read(path)
@@ -192,13 +207,15 @@ def open_checkpoint(
         "method_config": {},
     }
     model = _foreign_model(content, config, path, background, tell)
-    return {"method": method, "config": config, "step": 0, "model": model}, _TRAINING_ONLY
+    return {"method": method, "config": config, "step": 0, "model": model}, find_method(
+        method
+    ).training_only
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return what a file holds, and the same as a checkpoint of ours; None if it is foreign."""
+    """Return the content of a file, and the content as a checkpoint; None if it is foreign."""
     if not path.is_file():
-        return {}, load_checkpoint(path)  # says what makes it
+        return {}, load_checkpoint(path)  # its error says what makes the file
     if path.suffix == ".safetensors":
         tensors, about = load_safetensors(path)
         return tensors, as_checkpoint({**about, "model": tensors}, path) if about else None
@@ -214,10 +231,11 @@ def _foreign_model(
     background: str | None,
     tell: Callable[[str], object],
 ) -> dict[str, Tensor]:
-    """Return a foreign state dict under our names, in our order of the maps.
+    """Return a foreign state dict under the names of this codebase, background first.
 
-    Heads that the method does not have are left out; the line that `tell` gets names them.
+    Heads that the method does not have are left out. The line for `tell` names them.
     """
+    # The shapes that the method needs, and the backbone and classifier that the file has.
     own, classes = outline_of(config, path).state_dict(), config["num_classes"]
     found, name = _backbone_and_classifier(content, config, path)
     if CLASSIFIER not in own:
@@ -231,10 +249,12 @@ def _foreign_model(
             f"{line}: method {config['method']} needs a map of the background (--method cam does "
             "not)"
         )
+    # The other heads, renamed; only those that the method has are kept.
     others = our_names({n: t for n, t in found.rest.items() if n not in (name, bias_of(name))})
     heads = {n: t for n, t in others.items() if n in own and n != CLASSIFIER}
     left = [n for n in others if n not in heads]
     heads[CLASSIFIER] = our_classifier(weight, own[CLASSIFIER], place)
+    # One line about everything that was assumed or left out.
     line += classifier_note(name, found.rest) + (f"; {found.place}" if found.place else "")
     if left:
         more = f" and {len(left) - 5} more" if len(left) > 5 else ""
@@ -251,7 +271,7 @@ def _backbone_and_classifier(
     """Find the backbone in a foreign state dict, and the name of its one classifier.
 
     Raises:
-        ValueError: a tensor of the backbone or the classifier is missing, or several fit.
+        ValueError: A tensor of the backbone is missing, or there is not exactly one classifier.
     """
     with torch.device("meta"):
         outline = build_backbone(config["backbone"], output_stride=config["output_stride"])

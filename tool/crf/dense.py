@@ -177,6 +177,7 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "label50": Preset(DenseCRF(3, 3, 50, 5, 10, 10), True),
     "label20": Preset(DenseCRF(3, 3, 20, 5, 10, 10), True),
+    "fbr80": Preset(DenseCRF(3, 3, 80, 13, 10, 5), False),
     "psa80": Preset(DenseCRF(3, 3, 80, 13, 10, 10), False),
     "aff80": Preset(DenseCRF(3, 3, 80, 13, 10, 10), True),
     "seam32": Preset(DenseCRF(3, 3, 32, 13, 10, 1), False),

@@ -1,4 +1,4 @@
-"""The work of stage 3 on one image, for processes: CAM and photograph -> mask or seed PNG."""
+"""Stage 3: the mask or seed PNG of an image, from its CAM and its photograph."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from PIL import Image
 from tool.cli import positive_int
 from tool.crf.dense import BACKENDS, PRESETS, Preset, pick_backend, preset_of
 from tool.crf.jobs import Task, mask_task, seed_task, solve, solve_batch, threshold_task
+from tool.crf.post import Post
 from tool.files import atomic_path
 from tool.formats.cam import Cam, as_stored, at_size, load_cam
 from tool.formats.mask import load_mask, save_mask
@@ -24,11 +25,9 @@ from tool.formats.predictions import check_classes
 from tool.parallel.processes import map_processes
 from tool.provenance import SETTINGS, note_of
 
-FBR_ITERATIONS = 5  # of psa80, fbr.md section 6; any other preset brings its own
-
 
 class Images(Protocol):
-    """What this needs of a dataset."""
+    """The part of a dataset that stage 3 uses."""
 
     num_classes: int
 
@@ -39,18 +38,23 @@ class Images(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PostProcess:
-    """Writes the mask of an image; can be sent to another process.
+    """A writer of the masks of images, which can be sent to another process.
 
     Attributes:
-        images: the dataset.
-        cam_dir: has ID.npy.
-        out: gets ID.png.
-        preset: of the CRF.
-        alpha: of the background (1 - max)^alpha of CAMs without a background row.
-        seed: (FG, BG) for a confident seed in place of a mask.
-        threshold: for a mask without CRF: foreground is what exceeds it.
-        backend: of the CRF, as `tool.crf.dense.pick_backend` gives it.
-        device: where torch computes.
+        images: The dataset.
+        cam_dir: The folder that holds ID.npy for each image.
+        out: The folder that receives ID.png for each image.
+        preset: Kernels and iterations of the CRF.
+        alpha: Exponent of the background score (1 - max)^alpha of CAMs without a background row.
+        seed: (FG, BG), the thresholds of a confident seed; None for a mask.
+        threshold: For a mask without a CRF, what the best class must exceed to be foreground; None
+            for a CRF.
+        backend: The library that computes the CRF, as `tool.crf.dense.pick_backend` returns it.
+        device: The torch device that computes.
+
+    Raises:
+        ValueError: A setting is out of range, `seed` and `threshold` are both given, or `seed` is
+            given with a preset that is not on labels.
     """
 
     images: Images
@@ -76,10 +80,13 @@ class PostProcess:
             raise ValueError("a seed needs a preset on labels: label50, label20 or aff80")
 
     def __call__(self, image_id: str) -> bool:
-        """Write the file of one image; False where it was whole and not older than its CAM.
+        """Write the file of one image, unless it is whole and not older than its CAM.
+
+        Returns:
+            Whether the file was written.
 
         Raises:
-            ValueError: a broken CAM or image, or sizes that differ; names the file.
+            ValueError: The CAM or the image is broken, or their sizes differ; names the file.
         """
         source, target = self.cam_dir / f"{image_id}.npy", self.out / f"{image_id}.png"
         if self._is_done(image_id, source, target):
@@ -89,13 +96,14 @@ class PostProcess:
         return True
 
     def load(self, image_id: str, cam: Cam | None = None) -> tuple[np.ndarray, Task]:
-        """An image (H, W, 3) uint8 and what is asked for it.
+        """Return an image (H, W, 3) uint8 and its task.
 
         Args:
-            cam: of the image; None: the one in `cam_dir`.
+            image_id: The image.
+            cam: The CAM of the image; None to read it from `cam_dir`.
 
         Raises:
-            ValueError: as `__call__`.
+            ValueError: As for `__call__`.
         """
         source = self.cam_dir / f"{image_id}.npy"
         if cam is None:
@@ -108,13 +116,16 @@ class PostProcess:
             raise ValueError(f"{source}: {error}") from error
 
     def write(self, image_id: str, cam: Cam) -> None:
-        """Write the file of an image whose CAM is at hand, as if it had been stored."""
+        """Write the file of an image from a CAM in memory.
+
+        The result is the same as if the CAM had been stored and read again.
+        """
         image, task = self.load(image_id, as_stored(cam))
         mask = solve(image, task, self.preset.crf, backend=self.backend)
         save_mask(self.out / f"{image_id}.png", mask)
 
     def task(self, image: np.ndarray, cam: Cam) -> Task:
-        """The mask, or the seed, of an image (H, W, 3) uint8."""
+        """Return the task of an image (H, W, 3) uint8: its mask or its seed."""
         if self.threshold is not None:
             return threshold_task(image, cam, self.threshold)
         if self.seed is None:
@@ -124,7 +135,12 @@ class PostProcess:
         return seed_task(image, cam, self.preset, fg=fg, bg=bg, n_labels=labels)
 
     def over(self, image_ids: Sequence[str], *, workers: int) -> Iterator[bool]:
-        """Write every file: `workers` processes on a CPU; on a GPU threads that read and write."""
+        """Write the file of every image; yield for each whether it was written.
+
+        Args:
+            image_ids: The images.
+            workers: On the CPU, the number of processes. On a GPU, the number of threads that read.
+        """
         if self.device == "cpu":
             yield from map_processes(self, image_ids, workers=workers)
         else:
@@ -133,10 +149,15 @@ class PostProcess:
     def in_batches(
         self, image_ids: Sequence[str], *, threads: int, chunk: int = 64, batch: int = 8
     ) -> Iterator[bool]:
-        """Write every file, images of one size together; the next chunk is read meanwhile.
+        """Write the file of every image, several images of one size at a time.
+
+        The next chunk is read in the meantime. The results come in another order than the images.
 
         Args:
-            chunk: images among which those of one size are looked for. batch: images at once.
+            image_ids: The images.
+            threads: Number of threads that read.
+            chunk: Number of images among which images of one size are grouped.
+            batch: Largest number of images that are computed at a time.
         """
         with ThreadPoolExecutor(threads) as pool:
             ahead: list[tuple[str, Future]] = []
@@ -146,12 +167,14 @@ class PostProcess:
                 yield from self._solve_chunk([(i, future.result()) for i, future in now], batch)
 
     def _load_if_needed(self, image_id: str) -> tuple[np.ndarray, Task] | None:
+        """Return what `load` does, or None if the file of the image is done."""
         source, target = self.cam_dir / f"{image_id}.npy", self.out / f"{image_id}.png"
         return None if self._is_done(image_id, source, target) else self.load(image_id)
 
     def _solve_chunk(
         self, loaded: list[tuple[str, tuple[np.ndarray, Task] | None]], batch: int
     ) -> Iterator[bool]:
+        """Write the files of loaded images, grouped by size; None is an image that is done."""
         sizes: dict[tuple[int, ...], list[tuple[str, np.ndarray, Task]]] = {}
         for image_id, content in loaded:
             if content is None:
@@ -167,12 +190,13 @@ class PostProcess:
                     yield True
 
     def _is_done(self, image_id: str, source: Path, target: Path) -> bool:
+        """Return whether the file `target` is whole and not older than the CAM `source`."""
         if not target.is_file() or target.stat().st_mtime_ns < source.stat().st_mtime_ns:
             return False
         return self.is_whole(image_id)
 
     def is_whole(self, image_id: str) -> bool:
-        """Whether the file of an image is there, readable and of its size."""
+        """Return whether the file of an image exists, is readable and has the image's size."""
         try:
             mask = load_mask(self.out / f"{image_id}.png")
         except (FileNotFoundError, ValueError):
@@ -180,7 +204,10 @@ class PostProcess:
         return mask.shape[::-1] == self.images.image_size(image_id)
 
     def settings(self) -> dict[str, Any]:
-        """How a mask is made, in plain types; backends agree, so it does not name one."""
+        """Return the settings that determine a mask, in plain types.
+
+        The backend is not among them, because all backends agree.
+        """
         if self.threshold is not None:
             return {"threshold": self.threshold}
         return {
@@ -190,10 +217,11 @@ class PostProcess:
         }
 
     def claim(self, image_ids: Sequence[str]) -> None:
-        """Note in `out` how its masks are made, or check that they are made that way.
+        """Note in `out` how its masks are made; if there is a note, check that it says the same.
 
         Raises:
-            ValueError: `out` has masks of other settings, or of another origin.
+            ValueError: `out` has masks made with other settings, masks without a note, or a broken
+                note.
         """
         settings = {"cam_dir": os.path.relpath(self.cam_dir, self.out)} | self.settings()
         path = self.out / SETTINGS
@@ -201,17 +229,20 @@ class PostProcess:
             _check_settings(path, settings)
         elif any((self.out / f"{image_id}.png").exists() for image_id in image_ids):
             raise ValueError(f"{self.out} has masks of another origin: choose another --out")
-        # not compared: masks older than their CAM are made anew
+        # The note of the CAMs is not compared, because masks older than their CAM are made anew.
         settings |= {"cams": note_of(self.cam_dir)}
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(settings, indent=1) + "\n")
 
 
 def _check_settings(path: Path, settings: dict) -> None:
+    """Check that the note in `path` says the same as `settings`."""
     try:
         before = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is broken: {error}; choose another --out") from error
+    if not isinstance(before, dict):
+        raise ValueError(f"{path} is broken: it holds no settings; choose another --out")
     differ = [name for name in settings if before.get(name) != settings[name]]
     if differ:
         raise ValueError(
@@ -221,22 +252,31 @@ def _check_settings(path: Path, settings: dict) -> None:
 
 
 def add_crf_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what a mask is made with; `crf_settings` reads it."""
+    """Add the flags that determine how a mask is made; `crf_settings` reads them.
+
+    Their defaults come from the method that made the CAMs (`tool.crf.post`).
+    """
     add = parser.add_argument
-    add("--preset", choices=tuple(PRESETS), help="kernels; None: psa80, or label50 with --seed")
     add(
-        "--iterations",
-        type=positive_int,
-        help=f"mean-field steps; None: {FBR_ITERATIONS} for psa80, else the preset's own",
+        "--preset",
+        choices=tuple(PRESETS),
+        help="kernels of the CRF; by default those of the method that made the CAMs (fbr80 for "
+        "most and for foreign CAMs), or label50 with --seed",
     )
-    add("--alpha", type=float, default=8.0, help="background score is (1 - best class)^alpha")
+    add("--iterations", type=positive_int, help="mean-field steps; by default the preset's own")
+    add(
+        "--alpha",
+        type=float,
+        help="background score is (1 - best class)^alpha; by default the method's, 8 for most",
+    )
     add(
         "--seed",
         type=float,
-        nargs=2,
-        metavar=("FG", "BG"),
-        help="write seeds: foreground above FG, background below BG, else 255 (IRN: 0.30 0.05); "
-        "for CAMs with a background row, factors on that row (SFC: 1 0.5)",
+        nargs="*",
+        metavar="FG BG",
+        help="write seeds: foreground above FG, background below BG, else 255; without numbers the "
+        "thresholds of the method that made the CAMs (cam: 0.30 0.05); for CAMs with a background "
+        "row, factors on that row (SFC: 1 0.5)",
     )
     add(
         "--no-crf",
@@ -253,16 +293,32 @@ def add_crf_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def crf_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings of a `PostProcess` out of the flags."""
-    name = args.preset or ("label50" if args.seed else "psa80")
-    iterations = args.iterations or (FBR_ITERATIONS if name == "psa80" else None)
+def crf_settings(args: argparse.Namespace, post: Post) -> dict[str, Any]:
+    """Return the settings of a `PostProcess`, by name.
+
+    Args:
+        args: Values of the flags of `add_crf_flags`.
+        post: Settings of the method that made the CAMs. They hold for flags that were not given.
+
+    Raises:
+        ValueError: `--seed` has one number or more than two, or the backend is not installed.
+    """
+    if args.seed is not None and len(args.seed) not in (0, 2):
+        raise ValueError(f"--seed takes FG and BG, or no number, not {len(args.seed)} numbers")
+    seeds = None if args.seed is None else tuple(args.seed) or post.seeds
+    threshold, preset, iterations = args.no_crf, args.preset, args.iterations
+    if preset is None:
+        crf_wanted = seeds is not None or iterations is not None or args.alpha is not None
+        if post.preset is None and threshold is None and not crf_wanted:
+            threshold = post.threshold
+        preset = "label50" if seeds else post.preset or Post.preset
+        iterations = iterations or (None if seeds else post.iterations)
     backend, device = pick_backend(args.backend)
     return {
-        "preset": preset_of(name, iterations),
-        "alpha": args.alpha,
-        "seed": tuple(args.seed) if args.seed else None,
-        "threshold": args.no_crf,
+        "preset": preset_of(preset, iterations),
+        "alpha": post.alpha if args.alpha is None else args.alpha,
+        "seed": seeds,
+        "threshold": threshold,
         "backend": backend,
         "device": device,
     }

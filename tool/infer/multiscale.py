@@ -1,4 +1,4 @@
-"""Multi-scale and flip: images at several scales with their mirrors, merged by their method."""
+"""Multi-scale and flip: copies of images at several sizes and their mirrors, then merged."""
 
 from __future__ import annotations
 
@@ -19,18 +19,23 @@ def infer_images(
     device: torch.device,
     size: tuple[int, int] | None = None,
     amp: bool = False,
+    mirror: bool = True,
 ) -> list[dict[str, Tensor]]:
-    """The merged maps of images of one size, all together through the network.
+    """Return the merged maps of images of one size, which pass through the network together.
 
     Args:
-        method: in `eval()`, on `device`.
-        samples: of `data.dataset.InferDataset`, at least one: `images`, one (3, h, w) uint8 a
-            scale, `size`, and what else the method asked for.
-        size: (H, W) of the maps; None: the images'.
-        amp: bf16 autocast.
+        method: In `eval()`, on `device`.
+        samples: Of `data.dataset.InferDataset`, at least one: `images`, one (3, h, w) uint8 per
+            scale, `size`, and what else the method needs.
+        size: (H, W) of the maps; None for the images'.
+        amp: Use bf16 autocast.
+        mirror: Infer the mirror of each image too.
 
     Returns:
-        {name: (C, H, W)} on the device, one a sample.
+        One {name: (C, H, W)} on the device per sample.
+
+    Raises:
+        ValueError: `merge` returned other maps than the method declares, or of another shape.
     """
     batch: dict[str, Any] = {"image_id": [sample["image_id"] for sample in samples]}
     for name, value in samples[0].items():
@@ -39,36 +44,65 @@ def infer_images(
     scores = []
     for images in zip(*(sample["images"] for sample in samples), strict=True):
         eight_bit = torch.stack(images).to(device, non_blocking=True)
-        pairs = mirrored_pairs(eight_bit, method.backbone.mean, method.backbone.std)
+        views = network_input(
+            eight_bit, method.backbone.mean, method.backbone.std, mirror=mirror
+        )  # (2B, 3, h, w) or (B, 3, h, w)
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            scores.append(method.score(batch | {"image": pairs}).float())
+            scores.append(method.score(batch | {"image": views}).float())
+    copies = 2 if mirror else 1
     merged = []
     for i in range(len(samples)):
         one = {key: value[i : i + 1] for key, value in batch.items()}
         one["size"] = size or tuple(samples[i]["size"])
-        merged.append(method.merge([score[2 * i : 2 * i + 2] for score in scores], one))
+        one["sizes"] = [tuple(image.shape[-2:]) for image in samples[i]["images"]]
+        maps = method.merge([score[copies * i : copies * (i + 1)] for score in scores], one)
+        _check_maps(method, maps, one["size"])
+        merged.append(maps)
     return merged
 
 
-def mirrored_pairs(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images and their mirrors as a network takes them.
+def score_and_embed(method: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+    """Return the scores and the embedding of a batch, for which the backbone runs once."""
+    with method.backbone.one_pass():
+        return method.score(batch), method.embed(batch)
+
+
+def _check_maps(method: nn.Module, maps: dict[str, Tensor], size: tuple[int, int]) -> None:
+    """Check that `merge` returned the maps that a method declares, each of its shape."""
+    if set(maps) != set(method.maps):
+        raise ValueError(f"merge returned the maps {sorted(maps)}, not {sorted(method.maps)}")
+    expected = (method.num_classes + method.has_background, *size)
+    for name, values in maps.items():
+        if tuple(values.shape) != expected:
+            raise ValueError(
+                f"merge returned the map {name!r} of shape {tuple(values.shape)}, not {expected}"
+            )
+
+
+def network_input(
+    image: Tensor, mean: Sequence[float], std: Sequence[float], *, mirror: bool = True
+) -> Tensor:
+    """Return images, and their mirrors, as a network takes them.
 
     Args:
         image: (B, 3, h, w) uint8.
-        mean: of the network's input, of 3, in [0, 1].
-        std: likewise.
+        mean: Of each channel of the network's input, in [0, 1].
+        std: Of each channel of the network's input, in [0, 1].
+        mirror: Put the mirror of each image behind it.
 
     Returns:
-        (2B, 3, h, w) float32, (x / 255 - mean) / std, channels_last: each image, then its mirror.
+        (2B, 3, h, w), or (B, 3, h, w) without mirrors: float32, (x / 255 - mean) / std,
+        channels_last.
     """
     mean, std = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (mean, std))
-    straight = image.float().div_(255).sub_(mean).div_(std)
-    pairs = torch.stack([straight, straight.flip(-1)], dim=1).flatten(0, 1)
-    return pairs.contiguous(memory_format=torch.channels_last)
+    views = image.float().div_(255).sub_(mean).div_(std)
+    if mirror:
+        views = torch.stack([views, views.flip(-1)], dim=1).flatten(0, 1)
+    return views.contiguous(memory_format=torch.channels_last)
 
 
 def present_rows(maps: Tensor, label: Tensor | None, *, has_background: bool) -> Cam:
-    """The rows that a CAM file holds: background where there is one, and present classes.
+    """Return the rows that a CAM file holds: the background if there is one, and present classes.
 
     Args:
         maps: (K, H, W), or (K+1, H, W) with background.

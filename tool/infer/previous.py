@@ -1,142 +1,214 @@
-"""What a method takes from an earlier stage: confident seeds and CAMs, one file an image."""
+"""Files of previous stages that a method reads: seeds, CAMs, masks, boundary labels."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tool.formats.cam import check_size, load_cam, strided_size
+from tool.formats.cam import Cam, check_size, load_cam, strided_size
+from tool.formats.mask import load_mask
 from tool.formats.predictions import check_classes, read_mask, require_files
 
-SEEDS_FROM = "crf_postprocess.py --cam-dir ... --seed FG BG (amn 0.30 0.05, irn 0.45 0.15)"
-CAM_STRIDE = 4
+CAM_STRIDE = 4  # pixels per cell of the batch key `cam`
 
 
 @dataclasses.dataclass(frozen=True)
-class Earlier:
-    """Folders of an earlier stage's files.
+class Kind:
+    """A kind of file: one per image, in the folder that `--KEY-dir` names.
 
     Attributes:
-        seed_dir: has ID.png of `crf_postprocess.py --seed`.
-        cam_dir: has ID.npy of `infer_cam.py`.
+        key: The batch key.
+        suffix: Of the file name, with its dot.
+        plural: The key in the plural: what a run's configuration calls the origin of the files.
+        what: Name of the files in messages, plural.
+        made_by: The command that makes them.
+        text: Help of the flag.
     """
 
-    seed_dir: Path | None = None
-    cam_dir: Path | None = None
+    key: str
+    suffix: str
+    plural: str
+    what: str
+    made_by: str
+    text: str
 
-    def require(self, inputs: Sequence[str], image_ids: Sequence[str]) -> None:
-        """Check that every file that `inputs` asks for is there; none is read.
+    @property
+    def flag(self) -> str:
+        """The flag that names the folder."""
+        return f"--{self.key}-dir"
+
+
+KINDS = {
+    kind.key: kind
+    for kind in (
+        Kind(
+            "seed",
+            ".png",
+            "seeds",
+            "seeds",
+            "crf_postprocess.py --cam-dir ... --seed",
+            "folder of seeds (255 = unknown) from crf_postprocess.py --seed",
+        ),
+        Kind("cam", ".npy", "cams", "CAMs", "infer_cam.py", "folder of CAMs from infer_cam.py"),
+        Kind(
+            "mask",
+            ".png",
+            "masks",
+            "masks",
+            "crf_postprocess.py",
+            "folder of pseudo masks from crf_postprocess.py; in training `truth` stands for the "
+            "dataset's own masks, which gives an upper bound and is no weak supervision",
+        ),
+        Kind(
+            "boundary",
+            ".png",
+            "boundaries",
+            "boundary labels",
+            "the command that draws them",
+            "folder of boundary labels: 8-bit PNGs of the images' sizes, 255 = unknown",
+        ),
+    )
+}
+INFERABLE = ("seed", "cam")  # in inference
+
+
+@dataclasses.dataclass(frozen=True)
+class PreviousOutputs:
+    """The folders of files of previous stages.
+
+    Attributes:
+        folders: Batch key -> folder, of the kinds that were given.
+    """
+
+    folders: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+
+    def require(self, inputs: Collection[str], image_ids: Sequence[str]) -> None:
+        """Check that every file that `inputs` names exists; none is read.
 
         Raises:
-            ValueError: a folder was not given; names the flag.
-            FileNotFoundError: files are missing; names them and the command that makes them.
+            ValueError: A folder was not given; names the flag.
+            FileNotFoundError: Files are missing; names them and the command that makes them.
         """
-        for name, folder, suffix, what, stage in (
-            ("seed", self.seed_dir, ".png", "seeds", SEEDS_FROM),
-            ("cam", self.cam_dir, ".npy", "CAMs", "infer_cam.py"),
-        ):
-            if name not in inputs:
+        for kind in KINDS.values():
+            if kind.key not in inputs:
                 continue
+            folder = self.folders.get(kind.key)
             if folder is None:
                 raise ValueError(
-                    f"method needs {what}: pass --{name}-dir, a folder that {stage} made"
+                    f"method needs {kind.what}: pass {kind.flag}, the folder that "
+                    f"{kind.made_by} wrote"
                 )
-            require_files(folder, image_ids, suffix, what=what, stage=stage)
+            require_files(folder, image_ids, kind.suffix, what=kind.what, stage=kind.made_by)
 
     def read(
         self,
-        inputs: Sequence[str],
+        inputs: Collection[str],
         image_id: str,
         *,
         size: tuple[int, int],
-        label: np.ndarray,
+        label: Callable[[], np.ndarray],
         num_classes: int,
     ) -> dict[str, Tensor]:
-        """`seed` (H, W) int64 and `cam` (K, h, w), those that `inputs` asks for.
+        """Read what `inputs` names of `seed` (H, W) int64 and `cam` (K, h, w), for inference.
 
         Args:
-            size: (H, W) of the image. label: (K,) of the image.
+            size: (H, W) of the image.
+            label: Returns the image's (K,) label, for the pickled layouts of the field.
 
         Raises:
-            ValueError: as `read_seed` and `read_cam`.
+            ValueError: As `read_seed` and `read_cam`.
         """
         found = {}
         if "seed" in inputs:
-            seed = self.read_seed(image_id, size=size, num_classes=num_classes)
+            seed = self.read_mask("seed", image_id, size=size, num_classes=num_classes)
             found["seed"] = torch.from_numpy(seed).long()
         if "cam" in inputs:
-            found["cam"] = self.read_cam(image_id, size=size, label=label, num_classes=num_classes)
+            cam = self.read_cam(image_id, size=size, label=label, num_classes=num_classes)
+            found["cam"] = class_cells(cam, num_classes, strided_size(size, CAM_STRIDE))
         return found
 
-    def read_seed(self, image_id: str, *, size: tuple[int, int], num_classes: int) -> np.ndarray:
-        """The seed (H, W) uint8 in 0..K, 255.
+    def read_mask(
+        self, key: str, image_id: str, *, size: tuple[int, int], num_classes: int | None
+    ) -> np.ndarray:
+        """Return a seed, mask or boundary label, (H, W) uint8.
 
         Args:
+            key: Of the kind.
             size: (H, W) of the image.
+            num_classes: K; values are 0..K and 255. None if they are no classes.
 
         Raises:
-            ValueError: a broken file, another size, or a class above K; names the file.
+            ValueError: The file is broken, has another size or a class above K; names the file.
         """
-        path = self.seed_dir / f"{image_id}.png"
-        seed = read_mask(path, num_classes)
-        if seed.shape != tuple(size):
+        path = self.folders[key] / f"{image_id}{KINDS[key].suffix}"
+        mask = load_mask(path) if num_classes is None else read_mask(path, num_classes)
+        if mask.shape != tuple(size):
             raise ValueError(
-                f"{path} is {seed.shape[1]}x{seed.shape[0]}, its image is {size[1]}x{size[0]}"
+                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image is {size[1]}x{size[0]}"
             )
-        return seed
+        return mask
 
     def read_cam(
-        self, image_id: str, *, size: tuple[int, int], label: np.ndarray, num_classes: int
-    ) -> Tensor:
-        """The CAM (K, h, w) float32 in cells of 4 pixels, h = ceil(H / 4); absent classes are 0.
+        self,
+        image_id: str,
+        *,
+        size: tuple[int, int],
+        label: Callable[[], np.ndarray],
+        num_classes: int,
+    ) -> Cam:
+        """Return the foreground rows of a CAM file.
 
         Args:
             size: (H, W) of the image.
-            label: (K,) of the image, for the field's pickled layouts.
+            label: Returns the image's (K,) label, for the pickled layouts of the field.
 
         Raises:
-            ValueError: a broken file, another size, or a class above K; names the file.
+            ValueError: The file is broken, has another size or a class above K; names the file.
         """
-        path = self.cam_dir / f"{image_id}.npy"
+        path = self.folders["cam"] / f"{image_id}.npy"
         cam = load_cam(path, label=label)
         check_classes(path, cam.class_index, num_classes)
         try:
             check_size(cam, size)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        cells = strided_size(size, CAM_STRIDE)
-        maps = torch.zeros(num_classes, *cells)
-        rows = cam.foreground()
-        if len(rows.class_index):
-            small = torch.nn.functional.interpolate(
-                torch.from_numpy(rows.cam)[None], size=cells, mode="bilinear", align_corners=False
-            )
-            maps[torch.from_numpy(rows.class_index.astype(np.int64)) - 1] = small[0]
-        return maps
+        return cam.foreground()
 
 
-def takes_earlier(inputs: Sequence[str]) -> bool:
-    """Whether a method with these inputs reads files of an earlier stage."""
-    return not {"seed", "cam"}.isdisjoint(inputs)
+def class_cells(rows: Cam, num_classes: int, cells: tuple[int, int]) -> Tensor:
+    """Return the foreground rows (P, H, W) of a CAM as (K, h, w) maps; absent classes are 0.
+
+    Args:
+        cells: (h, w) of the result.
+    """
+    maps = torch.zeros(num_classes, *cells)
+    if len(rows.class_index):
+        small = torch.nn.functional.interpolate(
+            torch.from_numpy(rows.cam)[None], size=cells, mode="bilinear", align_corners=False
+        )
+        maps[torch.from_numpy(rows.class_index.astype(np.int64)) - 1] = small[0]
+    return maps
 
 
-def add_earlier_flags(parser: argparse.ArgumentParser) -> None:
-    """Add --seed-dir and --cam-dir; `earlier_from` reads them."""
-    group = parser.add_argument_group("files of an earlier stage, for the methods that take them")
-    group.add_argument(
-        "--seed-dir",
-        type=Path,
-        help="folder of seeds (255 = unknown) from crf_postprocess.py --seed",
-    )
-    group.add_argument("--cam-dir", type=Path, help="folder of CAMs from infer_cam.py")
+def takes_previous_outputs(inputs: Collection[str]) -> bool:
+    """Return whether a method with these inputs reads files of a previous stage."""
+    return not set(KINDS).isdisjoint(inputs)
 
 
-def earlier_from(args: argparse.Namespace) -> Earlier:
-    """The folders that the flags of `add_earlier_flags` name."""
-    return Earlier(args.seed_dir, args.cam_dir)
+def add_previous_flags(parser: argparse.ArgumentParser, keys: Sequence[str] = INFERABLE) -> None:
+    """Add `--seed-dir` and its like for these kinds; `previous_outputs_from` reads them."""
+    group = parser.add_argument_group("files of a previous stage, for the methods that take them")
+    for key in keys:
+        group.add_argument(KINDS[key].flag, type=Path, help=KINDS[key].text)
+
+
+def previous_outputs_from(args: argparse.Namespace) -> PreviousOutputs:
+    """Return the folders that the flags of `add_previous_flags` name."""
+    folders = {key: getattr(args, f"{key}_dir", None) for key in KINDS}
+    return PreviousOutputs({key: folder for key, folder in folders.items() if folder is not None})

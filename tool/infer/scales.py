@@ -1,6 +1,8 @@
-"""Images at a scale."""
+"""Sizes at which an image passes through a network."""
 
 from __future__ import annotations
+
+import dataclasses
 
 from PIL import Image
 from torch import Tensor
@@ -22,3 +24,43 @@ def at_scale(image: Image.Image, scale: float) -> Tensor:
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return functional.pil_to_tensor(image)
+
+
+def at_side(image: Image.Image, side: int) -> Tensor:
+    """Return a PIL RGB image resized to a square, bicubic, as (3, side, side) uint8."""
+    if image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
+    return functional.pil_to_tensor(image)
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """The sizes of the copies of an image that pass through the network.
+
+    Attributes:
+        scales: Factors on the size of the image.
+        sides: Sides of squares in pixels, in place of `scales`; the aspect ratio is lost.
+
+    Raises:
+        ValueError: There is none, or one is not positive.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    sides: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.sides is not None:
+            if not self.sides or not all(side >= 1 for side in self.sides):
+                raise ValueError(f"sides {list(self.sides)} are not positive sizes")
+        elif not self.scales or not all(0 < scale < float("inf") for scale in self.scales):
+            raise ValueError(f"scales {list(self.scales)} are not positive numbers")
+
+    def of(self, image: Image.Image) -> list[Tensor]:
+        """Return one (3, h, w) uint8 copy of a PIL RGB image per scale or side."""
+        if self.sides is not None:
+            return [at_side(image, side) for side in self.sides]
+        return [at_scale(image, scale) for scale in self.scales]
+
+    def note(self) -> dict[str, list[float]]:
+        """Return what provenance notes of the sizes."""
+        return {"scales": list(self.scales)} if self.sides is None else {"sides": list(self.sides)}

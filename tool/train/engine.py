@@ -1,4 +1,4 @@
-"""The training loop. It knows no task: a method gives named terms and their weights."""
+"""The training loop. It does not depend on the task: a method returns named terms and weights."""
 
 from __future__ import annotations
 
@@ -23,20 +23,28 @@ from tool.train.log import RunLog
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a run is driven.
+    """The settings of the training loop.
+
+    Logging, saving and drawing also happen after the last step.
 
     Attributes:
-        steps: of the whole run. batch_size: global. accumulate: micro-batches a step.
-        power: of the polynomial decay of the rates. warmup: steps of a linear rise.
-        log_every, save_every, picture_every: in steps, and after the last one; 0 for no
-            pictures.
-        amp: bf16 autocast.
+        steps: Optimizer steps of the whole run.
+        batch_size: Images per step, of all ranks together.
+        power: Exponent of the polynomial decay of the learning rates.
+        warmup: Number of steps in which the rates rise linearly.
+        clip: Largest norm of a step's gradient; None for no limit.
+        accumulate: Micro-batches per step.
+        log_every: Steps between rows of the log.
+        save_every: Steps between checkpoints.
+        picture_every: Steps between pictures; 0 for no pictures.
+        amp: Use bf16 autocast.
     """
 
     steps: int
     batch_size: int
     power: float = 0.9
     warmup: int = 0
+    clip: float | None = None
     accumulate: int = 1
     log_every: int = 20
     save_every: int = 200
@@ -45,7 +53,13 @@ class Settings:
 
 
 class Interrupt:
-    """Remembers the first SIGINT or SIGTERM; a second one ends the process as usual."""
+    """A context that remembers a SIGINT or SIGTERM instead of ending the process.
+
+    A second signal of the same kind ends the process as usual.
+
+    Attributes:
+        signal: The last signal that was remembered; None if there was none.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -66,24 +80,33 @@ class Interrupt:
 
 
 class History:
-    """The terms since the last fetch, kept on the device: reading them is the only wait."""
+    """The values of the terms since the last fetch, kept on the device.
+
+    Only `fetch` waits for the device.
+    """
 
     def __init__(self) -> None:
         self._rows: list[tuple[int, Tensor, list[str]]] = []
         self._names: list[str] = []
 
     def add(self, step: int, values: dict[str, Tensor], image_ids: list[str]) -> None:
-        """Remember one (micro-)step's detached scalars."""
+        """Remember the scalars of one step, or of one micro-batch of it, without gradient.
+
+        Args:
+            step: The optimizer step.
+            values: The scalars by name, with the same names in each call.
+            image_ids: The images of the batch, for an error message.
+        """
         self._names = list(values)
         row = torch.stack([value.detach().float() for value in values.values()])
         self._rows.append((step, row, image_ids))
 
     def fetch(self) -> dict[str, float]:
-        """The mean of each scalar since the last call, over all ranks.
+        """Return the mean of each scalar since the last call, over all ranks.
 
         Raises:
-            FloatingPointError: one of them is not finite; names the step, every term and the
-                images.
+            FloatingPointError: A scalar of any rank is not finite. On a rank that has such a
+                scalar, the message names the step, every term and the images.
         """
         if not self._rows:
             return {}
@@ -107,10 +130,10 @@ class History:
 
 
 def total_loss(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
-    """The weighted sum of the terms.
+    """Return the weighted sum of the terms.
 
     Raises:
-        ValueError: the two do not name the same terms.
+        ValueError: `terms` and `weights` have different names.
     """
     if set(terms) != set(weights):
         raise ValueError(
@@ -120,9 +143,11 @@ def total_loss(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, progress: Progress, settings: Settings) -> float:
-    """Each group's rate is its initial one times a factor of the step alone; that factor.
+    """Set the learning rate of each group to its initial rate times a factor.
 
-    (1 - step / steps) ** power, times (step + 1) / warmup during the warm-up.
+    Returns:
+        The factor, which depends on the step alone: (1 - step / steps) ** power, times
+        (step + 1) / warmup during the warm-up.
     """
     factor = (1 - progress.step / progress.steps) ** settings.power
     if progress.step < settings.warmup:
@@ -133,7 +158,7 @@ def set_rates(optimizer: torch.optim.Optimizer, progress: Progress, settings: Se
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on `device`."""
+    """Return the batch with its tensors on `device`."""
     return {
         key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for key, value in batch.items()
@@ -141,7 +166,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def split(batch: dict[str, Any], parts: int) -> Iterator[dict[str, Any]]:
-    """`parts` equal micro-batches in image order."""
+    """Yield `parts` equal micro-batches in image order."""
     size = len(batch["image_id"]) // parts
     for first in range(0, size * parts, size):
         yield {key: value[first : first + size] for key, value in batch.items()}
@@ -162,18 +187,22 @@ def fit(
     """Train from `start.step` to the end of `batches`.
 
     Args:
-        method: on `device`; obeys the contract of `network.methods`.
-        batches: this rank's, one a step, beginning at `start.step`.
-        finish: makes the batch, on the device, what the method expects.
-        log: rank 0's; None elsewhere.
-        save: writes a checkpoint that says how many steps are done.
+        method: The model, on `device`; obeys the contract of `network.methods`.
+        optimizer: The optimizer of the method's parameters.
+        batches: The batches of this rank, one per step, beginning at `start.step`.
+        start: The first step.
+        settings: The settings of the loop.
+        device: The device that computes.
+        finish: Turns a batch on the device into one that the method expects.
+        log: The log on rank 0; None on the other ranks.
+        save: Takes the number of steps done, and writes a checkpoint.
 
     Returns:
-        None when the run is complete, else the signal that ended it; the checkpoint is saved either
-        way.
+        None if the run is complete, else the signal that ended it. A checkpoint is saved in both
+        cases.
 
     Raises:
-        FloatingPointError: a loss is not finite; the last checkpoint stays as it is.
+        FloatingPointError: A loss is not finite. The last checkpoint stays as it is.
     """
     model = method
     if dist.world_size() > 1:
@@ -211,14 +240,14 @@ def fit(
 def distributed(method: nn.Module) -> DistributedDataParallel:
     """Wrap a method so that its gradients are averaged over all ranks.
 
-    Buffers are not synchronised during training: each rank computes the same bank. A 1x1 weight has
-    several strides for one layout in memory, and DDP compares them literally; each gradient
-    therefore takes its parameter's strides.
+    Buffers are not synchronised during training, because each rank computes the same bank. The
+    strides of a 1x1 weight are not unique for one layout in memory, and DDP compares them
+    literally. Each gradient therefore takes its parameter's strides.
     """
     for parameter in method.parameters():
         if parameter.requires_grad and 1 in parameter.shape:
             parameter.register_hook(functools.partial(_with_strides, stride=parameter.stride()))
-    # the first is the name since torch 2.14, where the second one warns
+    # The first name exists since torch 2.14, where the second one causes a warning.
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     flag = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in names)
     return DistributedDataParallel(method, **{flag: False})
@@ -241,7 +270,17 @@ def take_step(
     settings: Settings,
     history: History,
 ) -> None:
-    """One optimizer step over a batch on the device; `model` is the method or its DDP wrapper."""
+    """Take one optimizer step over a batch.
+
+    Args:
+        model: The method, or its DDP wrapper.
+        method: The method itself.
+        optimizer: The optimizer of the method's parameters.
+        batch: The batch of the step, on the device.
+        progress: The step.
+        settings: The settings of the loop.
+        history: Receives the loss, the terms and the metrics of each micro-batch.
+    """
     optimizer.zero_grad(set_to_none=True)
     for micro, part in enumerate(split(batch, settings.accumulate)):
         now = dataclasses.replace(progress, micro=micro)
@@ -251,26 +290,38 @@ def take_step(
         loss = total_loss(terms, method.weights())
         (loss / settings.accumulate).backward()
         history.add(progress.step, {"loss": loss, **terms, **method.metrics()}, part["image_id"])
+    if settings.clip is not None:
+        trained = [parameter for parameter in method.parameters() if parameter.grad is not None]
+        nn.utils.clip_grad_norm_(trained, settings.clip)
     optimizer.step()
     method.after_step(progress)
 
 
 def stop_requested(interrupt: Interrupt, done: int, settings: Settings) -> bool:
-    """Whether to stop now; several ranks agree on it every `log_every` steps."""
+    """Return whether to stop now; several ranks agree on it every `log_every` steps."""
     if dist.world_size() == 1:
         return interrupt.signal is not None
     return done % settings.log_every == 0 and dist.agree(interrupt.signal is not None)
 
 
 class Clock:
-    """Images a second since the last question."""
+    """A clock that measures images per second.
+
+    Args:
+        batch_size: Images per step.
+        step: Number of steps done at the start.
+    """
 
     def __init__(self, batch_size: int, step: int) -> None:
         self.batch_size = batch_size
         self._time, self._step = time.perf_counter(), step
 
     def rate(self, step: int) -> float:
-        """Images a second between the last call (or the start) and `step` steps done."""
+        """Return the images per second since the last call, or since the start.
+
+        Args:
+            step: Number of steps done now.
+        """
         now = time.perf_counter()
         rate = (step - self._step) * self.batch_size / (now - self._time)
         self._time, self._step = now, step

@@ -1,4 +1,4 @@
-"""Flags of `train_fbr.py` that are plain data: the recipe's, and how the run goes."""
+"""The flags of `train_fbr.py` that set a recipe and that describe a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from tool.parallel.machine import spare_cores
 
 
 def add_recipe_flags(parser: Parser, recipe: Any) -> None:
-    """What a method's recipe (`network.methods.Recipe`) sets."""
+    """Add the flags whose defaults a method's recipe (`network.methods.Recipe`) sets."""
     add = parser.add_argument
     length = f"{recipe.epochs} epochs" if recipe.epochs else f"{recipe.steps} steps"
     add("--steps", type=positive_int, help=f"optimizer steps of the whole run; default: {length}")
     add("--epochs", type=positive_float, help="in place of --steps: how often each image is seen")
     add("--batch-size", type=positive_int, default=recipe.batch_size, help="a step's, of all ranks")
+    add(
+        "--accumulate",
+        type=positive_int,
+        default=recipe.accumulate,
+        help="micro-batches a batch is split into",
+    )
     add("--crop", type=positive_int, default=recipe.crop, help="side of the training crop, pixels")
     add(
         "--long-side",
@@ -29,9 +35,10 @@ def add_recipe_flags(parser: Parser, recipe: Any) -> None:
     add(
         "--scale",
         type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help=f"range of the resize's factor, in place of --long-side; by default {recipe.scale}",
+        nargs="+",
+        metavar="FACTOR",
+        help="factors of the resize, in place of --long-side: two are a range, any other number of "
+        f"them are choices; by default {recipe.scale}",
     )
     add(
         "--jitter",
@@ -46,15 +53,20 @@ def add_recipe_flags(parser: Parser, recipe: Any) -> None:
         help=f"of pretrained weights; new ones take {recipe.rates[2]:g}x",
     )
     add("--momentum", type=float, default=recipe.momentum, help="of SGD")
-    add("--warmup", type=int, default=0, help="steps of a linear rise of the rates")
+    add("--warmup", type=int, default=recipe.warmup, help="steps of a linear rise of the rates")
+    add(
+        "--clip",
+        type=positive_float,
+        default=recipe.clip,
+        help="largest norm of the gradient of a step; a longer one is scaled down to it",
+    )
     add("--weight-decay", type=float, default=recipe.weight_decay, help="on weights, not biases")
 
 
 def add_run_flags(parser: Parser) -> None:
-    """Where and how the run goes."""
+    """Add the flags that say where and how to run."""
     add = parser.add_argument
     add("--out", type=Path, required=True, help="run directory; resumed when it has a checkpoint")
-    add("--accumulate", type=positive_int, default=1, help="micro-batches a batch is split into")
     add("--seed", type=int, default=0, help="keys every random draw")
     add("--save-every", type=positive_int, default=200, help="steps between checkpoints")
     add("--log-every", type=positive_int, default=20, help="steps between rows of log.jsonl")

@@ -57,7 +57,9 @@ class RunLog:
             maps = method.pictures(batch)
         method.train()
         image = (batch["image"][0].float().cpu() * self.std + self.mean).clamp(0, 1)
-        picture = training_picture(image, {name: m.float().cpu() for name, m in maps.items()})
+        maps = {name: values.float().cpu() for name, values in maps.items()}
+        threshold = None if method.has_background else method.recipe.post.threshold
+        picture = training_picture(image, maps, bg_threshold=threshold)
         path = self.directory / "pictures" / f"{step:06d}.png"
         with atomic_path(path) as temporary:
             Image.fromarray(picture).save(temporary)
@@ -69,13 +71,14 @@ class RunLog:
         self._board.close()
 
 
-def training_picture(image: Tensor, maps: dict[str, Tensor], *, bg_threshold: float = 0.22) -> Any:
+def training_picture(image: Tensor, maps: dict[str, Tensor], *, bg_threshold: float | None) -> Any:
     """Return a picture: the image, the best class of each map as heat, the pseudo label.
 
     Args:
         image: (3, H, W) in [0, 1].
         maps: name -> (K, h, w) in [0, 1].
-        bg_threshold: Where `cam` is not above it, the pseudo label is background.
+        bg_threshold: Where `cam` is not above it, the pseudo label is background. None if the maps
+            have a background row, which comes first.
 
     Returns:
         (H + caption, n W, 3) uint8. Without a map `cam` there is no pseudo label.
@@ -96,10 +99,14 @@ def training_picture(image: Tensor, maps: dict[str, Tensor], *, bg_threshold: fl
         for name, values in maps.items()
     }
     # The heat of a pixel is the largest value over the classes.
-    panels += [(name, heat(base, values.amax(dim=0).numpy())) for name, values in sized.items()]
+    for name, values in sized.items():
+        skipped = name == "cam" and bg_threshold is None  # the background row
+        panels.append((name, heat(base, values[skipped:].amax(dim=0).numpy())))
     if "cam" in sized:
         best, index = sized["cam"].max(dim=0)
-        label = torch.where(best > bg_threshold, index + 1, 0).numpy().astype(np.uint8)
+        if bg_threshold is not None:
+            index = torch.where(best > bg_threshold, index + 1, 0)
+        label = index.numpy().astype(np.uint8)
         panels.append(("pseudo label", label_colours(base, label)))
     return strip(panels)
 

@@ -111,11 +111,11 @@ def resume_run(
         return 0
     checkpoint = load_checkpoint(path)
     theirs = checkpoint["config"]
-    for name in config:
-        if _plain(theirs.get(name)) != _plain(config[name]):
+    for name in dict.fromkeys((*config, *theirs)):  # a setting that is not used may be left out
+        if _plain(theirs.get(name)) != _plain(config.get(name)):
             raise ValueError(
                 f"{path} was made with {name} = {_plain(theirs.get(name))}, this run has "
-                f"{_plain(config[name])}: use the same settings to resume, or another --out"
+                f"{_plain(config.get(name))}: use the same settings to resume, or another --out"
             )
     if checkpoint["step"] > config.get("steps", LARGEST_INT):
         raise ValueError(
@@ -255,8 +255,10 @@ def _fits(value: torch.Tensor | None, own: torch.Tensor) -> bool:
         return False
     if own.is_floating_point():
         return value.is_floating_point()
-    counts = value.numel() == 0 or (value.min() >= 0 and value.max() < LARGEST_INT)
-    return not value.is_floating_point() and bool(counts)
+    if value.is_floating_point():
+        return False
+    # as Python's ints: torch would wrap the limit to the type of the tensor, such as uint8
+    return value.numel() == 0 or (int(value.min()) >= 0 and int(value.max()) < LARGEST_INT)
 
 
 def weight_names(method: torch.nn.Module) -> list[str]:

@@ -21,7 +21,8 @@ from data.transforms import RandomScale
 from tool.formats.cam import Cam, save_cam
 from tool.formats.checkpoint import load_checkpoint
 from tool.formats.mask import save_mask
-from tool.infer.previous import Earlier
+from tool.infer.previous import PreviousOutputs
+from tool.infer.scales import Views
 
 
 @pytest.fixture
@@ -42,9 +43,9 @@ def write_seeds(catalog: Catalog, folder: Path) -> Path:
 
 
 def training(catalog: Catalog, folder: Path, **changes: object) -> TrainDataset:
-    settings = {"resize": RandomScale(0.5, 1.5), "crop": 96, "seed": 0, "inputs": ("seed",)}
-    earlier = Earlier(seed_dir=folder)
-    return TrainDataset(catalog, catalog.ids("train"), earlier=earlier, **(settings | changes))
+    settings = {"resize": RandomScale(0.5, 1.5), "crop": 96, "seed": 0, "inputs": ("label", "seed")}
+    previous = PreviousOutputs({"seed": folder} if folder else {})
+    return TrainDataset(catalog, catalog.ids("train"), previous=previous, **(settings | changes))
 
 
 def test_a_seed_follows_its_image(catalog: Catalog, tmp_path: Path) -> None:
@@ -93,7 +94,11 @@ def test_inference_gives_seed_and_cam_of_the_image(catalog: Catalog, tmp_path: P
     save_cam(cams / "a1.npy", Cam(np.array([1], np.uint8), maps))
     inputs = ("image", "label", "seed", "cam")
     dataset = InferDataset(
-        catalog, ["a1"], scales=(1,), inputs=inputs, earlier=Earlier(seeds, cams)
+        catalog,
+        ["a1"],
+        views=Views((1.0,)),
+        inputs=inputs,
+        previous=PreviousOutputs({"seed": seeds, "cam": cams}),
     )
     sample = dataset[0]
     assert sample["seed"].shape == (height, width)
@@ -113,7 +118,13 @@ def test_what_is_missing_names_the_flag_or_the_command(catalog: Catalog, tmp_pat
     with pytest.raises(FileNotFoundError, match=r"1 of 8 seeds .*d6.*crf_postprocess.py"):
         training(catalog, folder)
     with pytest.raises(FileNotFoundError, match=r"CAMs.*infer_cam.py"):
-        InferDataset(catalog, ["a1"], scales=(1,), inputs=("cam",), earlier=Earlier(None, folder))
+        InferDataset(
+            catalog,
+            ["a1"],
+            views=Views((1.0,)),
+            inputs=("cam",),
+            previous=PreviousOutputs({"cam": folder}),
+        )
 
 
 def test_a_seed_that_does_not_fit_is_named(catalog: Catalog, tmp_path: Path) -> None:

@@ -1,0 +1,139 @@
+"""Fields of a `Config` as flags of every kind, and what a recipe says of the flags."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+import pytest
+from method_cases import METHODS
+
+import train_fbr
+from network.methods import Recipe, find_method
+from network.options import add_option_flags, check_option, inference_options, option
+from tool.crf.post import Post
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One field of each kind."""
+
+    radius: int = 5
+    weight_far: float = option(0.5, "a number")
+    mirrored: bool = option(False, "a bool", inference=True)
+    pool: str = option("mean", "a choice", choices=("mean", "max"), inference=True)
+
+
+def parsed(*flags: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_option_flags(parser, Config, "Trial")
+    return parser.parse_args(flags)
+
+
+def test_every_kind_of_field_is_a_flag() -> None:
+    assert vars(parsed()) == dataclasses.asdict(Config())
+    args = parsed("--radius", "7", "--weight-far", "2", "--mirrored", "--pool", "max")
+    assert vars(args) == {"radius": 7, "weight_far": 2.0, "mirrored": True, "pool": "max"}
+    assert not parsed("--no-mirrored").mirrored
+    for flags in (["--pool", "min"], ["--mirrored", "False"], ["--radius", "x"]):
+        with pytest.raises(SystemExit):
+            parsed(*flags)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("radius", True, "a count"),
+        ("radius", -1, "a count"),
+        ("radius", 5.0, "a count"),
+        ("weight_far", float("nan"), "finite"),
+        ("mirrored", 1, "a bool"),
+        ("mirrored", "False", "a bool"),
+        ("pool", "min", "there are mean, max"),
+        ("pool", 3, "a str"),
+    ],
+)
+def test_values_of_a_checkpoint_are_checked(name: str, value: object, reason: str) -> None:
+    (field,) = (field for field in dataclasses.fields(Config) if field.name == name)
+    with pytest.raises(ValueError, match=f"{name} is .*{reason}"):
+        check_option(field, value)
+    check_option(field, field.default)
+
+
+def test_options_of_inference() -> None:
+    assert inference_options(Config, ["mirrored=true", "pool=max"]) == {
+        "mirrored": True,
+        "pool": "max",
+    }
+    assert inference_options(Config, ["mirrored=0"]) == {"mirrored": False}
+    with pytest.raises(ValueError, match="is no bool"):
+        inference_options(Config, ["mirrored=maybe"])
+    with pytest.raises(ValueError, match="has mirrored, pool"):
+        inference_options(Config, ["radius=3"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd:
+    """A default that no flag can give."""
+
+    sides: tuple[int, ...] = (1, 2)
+
+
+def test_a_default_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'sides' of Trial needs a default .* not \(1, 2\)"):
+        add_option_flags(argparse.ArgumentParser(), Odd, "Trial")
+
+
+def test_help_may_hold_a_percent_sign() -> None:
+    kind = dataclasses.make_dataclass("C", [("share", float, option(0.5, "60 % of all"))])
+    parser = argparse.ArgumentParser()
+    add_option_flags(parser, kind, "Trial")
+    assert "60 % of all" in parser.format_help()
+
+
+def test_a_field_with_the_name_of_a_flag_is_refused() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--radius")
+    with pytest.raises(ValueError, match="'radius' of Trial has the name of another flag"):
+        add_option_flags(parser, Config, "Trial")
+
+
+def flags_of(method: str, *flags: str) -> argparse.Namespace:
+    weights = ["--backbone", "resnet38d_slim", "--weights", "none"]
+    return train_fbr.parse(["--method", method, "--out", "x", *weights, *flags])
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("short", [False, True])
+def test_the_recipe_is_the_default_of_the_flags(name: str, short: bool) -> None:
+    recipe = find_method(name).recipe.chosen(short)
+    args = flags_of(name, *(["--short"] if short else []))
+    for field in ("batch_size", "crop", "accumulate", "clip", "lr", "momentum", "warmup", "jitter"):
+        assert getattr(args, field) == getattr(recipe, field), field
+    assert args.scale == recipe.scale
+    assert args.long_side == recipe.long_side
+    assert args.output_stride == recipe.output_stride
+    if short:
+        assert recipe.steps < 1000
+        assert recipe.steps_for(10**6, 8) == recipe.steps, "not by epochs"
+        assert recipe.long_side == (224, 384)
+        assert recipe.post == find_method(name).recipe.post
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_seeds_of_maps_with_a_background_row_are_factors_on_it(name: str) -> None:
+    method = find_method(name)
+    assert not method.has_background or method.recipe.post.seeds != Post.seeds
+
+
+def test_a_recipe_with_a_mistake_is_refused() -> None:
+    with pytest.raises(ValueError, match="optimizer 'Adam': there are sgd, adam, adamw"):
+        Recipe(optimizer="Adam")
+    with pytest.raises(ValueError, match="short: power: it may change steps"):
+        Recipe(short={"steps": 5, "power": 0.0})
+
+
+def test_a_flag_wins_over_the_short_recipe() -> None:
+    args = flags_of("fbr", "--short", "--crop", "112", "--lr", "1")
+    assert (args.crop, args.long_side, args.lr, args.momentum) == (112, (112, 192), 1.0, 0.9)
+    assert flags_of("amn", "--short", "--scale", "0.5", "1", "2").scale == (0.5, 1.0, 2.0)

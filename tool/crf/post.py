@@ -1,0 +1,85 @@
+"""How a method's maps become masks: the defaults of stages 3 and 4, carried by the CAM folder.
+
+A method states its own in `Recipe.post`. Stage 2 writes them into the provenance file of the
+folder, and stages 3 and 4, which import no torch, read them there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from tool.crf.dense import PRESETS
+from tool.provenance import POST, read_note
+
+
+@dataclasses.dataclass(frozen=True)
+class Post:
+    """How maps become masks. The defaults are FBR's.
+
+    Attributes:
+        preset: Name of the CRF's preset; None for masks without a CRF.
+        iterations: Mean-field steps; None for the preset's own.
+        alpha: Exponent of the background score (1 - best class)^alpha in the CRF.
+        threshold: A CAM is foreground above it, in the evaluation and in masks without a CRF. CAMs
+            with a background row need none: the best row wins.
+        seeds: (FG, BG) of confident seeds: foreground above FG, background below BG. For CAMs with
+            a background row, factors on that row.
+
+    Raises:
+        ValueError: One of them is not possible; names it.
+    """
+
+    preset: str | None = "fbr80"
+    iterations: int | None = None
+    alpha: float = 8.0
+    threshold: float = 0.22
+    seeds: tuple[float, float] = (0.30, 0.05)
+
+    def __post_init__(self) -> None:
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"preset {self.preset!r}: there are {', '.join(PRESETS)}")
+        if self.iterations is not None and not _is_count(self.iterations):
+            raise ValueError(f"iterations {self.iterations!r} is not a count of at least 1")
+        if not _is_number(self.alpha) or self.alpha <= 0:
+            raise ValueError(f"alpha {self.alpha!r} is not above 0")
+        if not _is_number(self.threshold) or not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold {self.threshold!r} is not within [0, 1]")
+        pair = len(self.seeds) == 2 and all(map(_is_number, self.seeds))
+        if not pair or not 0 <= self.seeds[1] <= self.seeds[0] <= 1:
+            raise ValueError(f"seeds {self.seeds!r} are not FG and BG with 0 <= BG <= FG <= 1")
+
+    def as_note(self) -> dict[str, Any]:
+        """Return the settings as JSON stores them."""
+        return dataclasses.asdict(self) | {"seeds": list(self.seeds)}
+
+
+def post_of(folder: Path) -> Post:
+    """Return the settings that stage 2 noted in a folder of CAMs; FBR's for foreign CAMs.
+
+    Raises:
+        ValueError: The note is broken; names the file.
+    """
+    note = read_note(folder)
+    found = note.get(POST) if isinstance(note, dict) else None
+    if found is None:
+        return Post()
+    try:
+        if not isinstance(found, dict) or not isinstance(found.get("seeds", []), list):
+            raise TypeError("no dictionary of settings")
+        given = dict(found)
+        if "seeds" in given:
+            given["seeds"] = tuple(given["seeds"])
+        return Post(**given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the settings {POST!r} noted in {folder} are broken: {error}") from error
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)

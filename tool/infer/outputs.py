@@ -1,0 +1,107 @@
+"""The files that stage 2 writes: the maps of each image, or its mask, or both."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tool.crf.post import Post
+from tool.crf.stage import Images, PostProcess
+from tool.formats.cam import is_whole, save_cam
+from tool.infer.multiscale import present_rows
+from tool.parallel.writer import BackgroundWriter
+from tool.provenance import claim
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is written where.
+
+    Attributes:
+        maps: Names of the maps of each image, at least one.
+        has_background: They have K + 1 channels, background first.
+        post: How they become masks; is noted beside the maps.
+        map_dir: Folder of the maps; None for none.
+        mask_dir: Folder of the masks; None for none.
+        map_stride: Pixels per stored value.
+        crf: Settings of `PostProcess`, for the masks.
+        crf_workers: Processes of the CRF, on a CPU.
+    """
+
+    maps: tuple[str, ...]
+    has_background: bool
+    post: Post
+    map_dir: Path | None
+    mask_dir: Path | None
+    map_stride: int
+    crf: dict[str, Any]
+    crf_workers: int
+
+
+class Outputs(contextlib.ExitStack):
+    """Writes the maps of images in the background, one file per image and map, and their masks.
+
+    The first map goes to ID.npy in the folder of the maps, any other to NAME/ID.npy inside. A mask
+    is that of the first map.
+    """
+
+    def __init__(self, images: Images, plan: Plan) -> None:
+        super().__init__()
+        self.plan = plan
+        self.masks = None
+        if plan.mask_dir is not None:
+            source = plan.map_dir or plan.mask_dir
+            self.masks = PostProcess(images, source, plan.mask_dir, **plan.crf)
+
+    def __enter__(self) -> Outputs:
+        self._cams = self.enter_context(BackgroundWriter())
+        if self.masks is not None:
+            processes = self.plan.crf_workers if self.masks.device == "cpu" else 0
+            self._masks = self.enter_context(BackgroundWriter(threads=1, processes=processes))
+        return super().__enter__()
+
+    def claim(self, made_from: dict[str, object]) -> None:
+        """Note in each folder what it is made from.
+
+        Raises:
+            ValueError: A folder holds files made from something else; names what differs.
+        """
+        plan = self.plan
+        if plan.map_stride > 1:
+            made_from = made_from | {"cam_stride": plan.map_stride}
+        for name in plan.maps if plan.map_dir is not None else ():
+            claim(self._folder(name), made_from, post=plan.post.as_note())
+        if self.masks is not None:
+            claim(plan.mask_dir, made_from | self.masks.settings())
+
+    def are_whole(self, image_id: str) -> bool:
+        """Return whether every file of an image is there and readable."""
+        plan = self.plan
+        if plan.map_dir is not None:
+            paths = [self._folder(name) / f"{image_id}.npy" for name in plan.maps]
+            if not all(map(is_whole, paths)):
+                return False
+        return self.masks is None or self.masks.is_whole(image_id)
+
+    def put(self, image_id: str, label: Tensor | None, maps: dict[str, Tensor]) -> None:
+        """Write the maps of an image.
+
+        Args:
+            label: (K,) image-level; None keeps every class.
+            maps: {name: (C, H, W)}, those of the plan.
+        """
+        for name in self.plan.maps:
+            rows = present_rows(maps[name], label, has_background=self.plan.has_background)
+            if self.plan.map_dir is not None:
+                self._cams.submit(save_cam, self._folder(name) / f"{image_id}.npy", rows)
+            if self.masks is not None and name == self.plan.maps[0]:
+                self._masks.submit(self.masks.write, image_id, rows)
+
+    def _folder(self, name: str) -> Path:
+        """Return the folder of a map."""
+        out = self.plan.map_dir
+        return out if name == self.plan.maps[0] else out / name
