@@ -2,7 +2,7 @@
 # Several methods and seeds of one dataset, and their table (mean ± standard deviation over seeds).
 #
 #   bash scripts/compare.sh                                         toy, all methods, three seeds
-#   METHODS="fill eps fbr" SEEDS=0 DATASET=voc12 ROOT=... TRAIN_LIST=train STEPS=400 CROP=224 bash scripts/compare.sh
+#   SHORT=1 STEPS=400 METHODS="fill eps fbr" SEEDS=0 DATASET=voc12 ROOT=... TRAIN_LIST=train bash scripts/compare.sh
 # A method may carry flags of train_fbr.py: METHODS="fbr fbr:--weight-bg-sim=0". JOBS=2 runs two at a time (one thread
 # each). Every setting of script_contrast.sh holds here. Finished runs are kept.
 set -euo pipefail

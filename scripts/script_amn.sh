@@ -7,8 +7,9 @@
 #   DATASET=coco14 ROOT=.../COCO WEIGHTS=... bash scripts/script_amn.sh
 # METHOD=cam|amn|fbr_amn: what makes the CAMs that IRN refines (cam: the classifier's own). IRN=0 stops before IRN.
 # SEED=0  OUT=out/...  BACKBONE=...  CAM_OUT=... (the first stage, which other runs may share)  SKIP_BAD_IMAGES=1
-# are further settings; SHORT=1 takes the schedule of the embedded dataset; CAM_FLAGS, AMN_FLAGS, IRN_FLAGS go to
-# train_fbr.py, CAM_SCALES, IRN_SCALES to infer_cam.py.
+# are further settings; CAM_FLAGS, AMN_FLAGS, IRN_FLAGS go to train_fbr.py, CAM_SCALES, IRN_SCALES to infer_cam.py.
+# SHORT=1|0: each method's recipe for a few hundred images (its `Recipe.short`), or the paper's; by default 1 for the
+# embedded dataset and your own photographs.
 # Each stage restarts where it stopped. Masks are scored on SCORE_LIST; the checkpoint is the last step's.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,7 +22,7 @@ BG=0.25                                                          # of the final 
 case "$DATASET" in
   toy)
     ROOT="${ROOT:-out/toy-data}" TRAIN_LIST="${TRAIN_LIST:-train}"
-    SHORT=1 CAM_SCALES="${CAM_SCALES:-2}" IRN_SCALES="${IRN_SCALES:-2}"
+    SHORT="${SHORT:-1}" CAM_SCALES="${CAM_SCALES:-2}" IRN_SCALES="${IRN_SCALES:-2}"
     ;;
   voc12) TRAIN_LIST="${TRAIN_LIST:-train_aug}" ;;
   coco14) TRAIN_LIST="${TRAIN_LIST:-train}" BG=0.22 ;;
@@ -31,19 +32,17 @@ case "$DATASET" in
     ;;
 esac
 if [ "${SHORT:-0}" = 1 ]; then                                   # a few hundred images on a CPU
-  size=(--crop 224 --long-side 224 384 --batch-size 8)
   CAM_SCALES="${CAM_SCALES:-1 1.5}"
-  CAM_FLAGS="${CAM_FLAGS:---steps 200 --momentum 0.9 --lr 0.005 --warmup 50}"
-  AMN_FLAGS="${AMN_FLAGS:---steps 200 --lr 0.00005}"
-  IRN_FLAGS="${IRN_FLAGS:---steps 100 --momentum 0.9 --warmup 20}"
-  cam_size=("${size[@]}") amn_size=("${size[@]}") irn_size=("${size[@]}")
+  CAM_FLAGS="${CAM_FLAGS:-}"
+  cam_size=(--short) size=(--short)
 else                                                             # IRN's and AMN's settings
   BACKBONE="${BACKBONE:-resnet50}"
   cam_size=(--crop 512 --long-side 320 640 --batch-size 16 --no-jitter)
-  CAM_FLAGS="${CAM_FLAGS:---epochs 5 --lr 0.1 --weight-decay 1e-4}" AMN_FLAGS="${AMN_FLAGS:-}" IRN_FLAGS="${IRN_FLAGS:-}"
+  CAM_FLAGS="${CAM_FLAGS:---epochs 5 --lr 0.1 --weight-decay 1e-4}"
   CAM_SCALES="${CAM_SCALES:-1 0.5 1.5 2}"
-  amn_size=() irn_size=()
+  size=()
 fi
+AMN_FLAGS="${AMN_FLAGS:-}" IRN_FLAGS="${IRN_FLAGS:-}"
 ROOT="${ROOT:?set ROOT to the folder of the dataset}"
 SCORE_LIST="${SCORE_LIST:-train}"
 MASK_LIST="${MASK_LIST:-$TRAIN_LIST}"
@@ -61,8 +60,8 @@ train() {  # method, folder, flags ...
 infer() {  # folder, flags ...
   "$PYTHON" infer_cam.py --checkpoint "$1/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$1/cam" "${@:2}"
 }
-seeds() {  # folder of CAMs, folder of seeds, thresholds
-  "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2" --seed "$3" "$4"
+seeds() {  # folder of CAMs, folder of seeds; the thresholds are those of the method that made the CAMs
+  "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2" --seed
 }
 masks() {  # folder of CAMs, folder, flags ...
   "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2/mask" "${@:3}"
@@ -75,20 +74,20 @@ masks() {  # folder of CAMs, folder, flags ...
 train cam "$CAM_OUT" "${cam_size[@]}" $CAM_FLAGS
 # shellcheck disable=SC2086
 infer "$CAM_OUT" --scales $CAM_SCALES
-seeds "$CAM_OUT/cam" "$CAM_OUT/seed" 0.30 0.05
+seeds "$CAM_OUT/cam" "$CAM_OUT/seed"
 source="$CAM_OUT" power=1.0
 if [ "$METHOD" != cam ]; then
   source="$OUT/2-$METHOD" power=1.3
   # shellcheck disable=SC2086
-  train "$METHOD" "$source" --seed-dir "$CAM_OUT/seed" "${amn_size[@]}" $AMN_FLAGS
+  train "$METHOD" "$source" --seed-dir "$CAM_OUT/seed" ${size[@]+"${size[@]}"} $AMN_FLAGS
   # shellcheck disable=SC2086
   infer "$source" --seed-dir "$CAM_OUT/seed" --scales $CAM_SCALES
-  seeds "$source/cam" "$source/seed" 0.45 0.15
+  seeds "$source/cam" "$source/seed"
 fi
 masks "$source/cam" "$source"
 [ "${IRN:-1}" = 1 ] || exit 0
 # shellcheck disable=SC2086
-train irn "$OUT/3-irn" --seed-dir "$source/seed" --power "$power" "${irn_size[@]}" $IRN_FLAGS
+train irn "$OUT/3-irn" --seed-dir "$source/seed" --power "$power" ${size[@]+"${size[@]}"} $IRN_FLAGS
 # shellcheck disable=SC2086
 infer "$OUT/3-irn" --cam-dir "$source/cam" ${IRN_SCALES:+--scales $IRN_SCALES}
 masks "$OUT/3-irn/cam" "$OUT/3-irn" --no-crf "$BG"

@@ -5,11 +5,12 @@
 #   DATASET=voc12 ROOT=.../VOC2012 SALIENCY_ROOT=... WEIGHTS=... bash scripts/script_contrast.sh
 #                                                            the paper's setting; one GPU, about a day
 #   DATASET=coco14 ROOT=.../COCO SALIENCY_ROOT=... WEIGHTS=... bash scripts/script_contrast.sh
-#   DATASET=voc12 ROOT=.../voc6 TRAIN_LIST=train STEPS=400 CROP=224 TRAIN_FLAGS="--momentum 0.9 --lr 0.005 --warmup 50" \
-#     bash scripts/script_contrast.sh                        a few hundred photographs on a CPU
-#   DATASET=folder ROOT=.../my-photos bash scripts/script_contrast.sh         your own (README), with the short schedule
-#                                                            of a few hundred; scored where R/masks is
-# METHOD=fill|cam|eps|ppc|fbr  SEED=0  OUT=out/...  are further settings; TRAIN_FLAGS goes to train_fbr.py;
+#   SHORT=1 STEPS=400 DATASET=voc12 ROOT=.../voc6 TRAIN_LIST=train bash scripts/script_contrast.sh
+#                                                            a few hundred photographs on a CPU
+#   DATASET=folder ROOT=.../my-photos bash scripts/script_contrast.sh         your own (README); scored if R/masks exists
+# SHORT=1|0: the method's recipe for a few hundred images (its `Recipe.short`), or the paper's; by default 1 for the
+# embedded dataset and your own photographs.
+# METHOD=fill|cam|eps|ppc|fbr  SEED=0  OUT=out/...  are further settings; TRAIN_FLAGS goes to train_fbr.py, after these;
 # SKIP_BAD_IMAGES=1 leaves out, counts and lists images that cannot be read.
 # Stopped and started again, it goes on where it was.
 set -euo pipefail
@@ -23,22 +24,23 @@ case "$DATASET" in
   toy)
     ROOT="${ROOT:-out/toy-data}"
     TRAIN_LIST="${TRAIN_LIST:-train}"
-    STEPS="${STEPS:-200}" CROP="${CROP:-224}" SCALES="${SCALES:-2}"   # its zoom in training
-    TRAIN_FLAGS="${TRAIN_FLAGS:---momentum 0.9 --lr 0.005 --warmup 50}"      # its schedule is short
+    SHORT="${SHORT:-1}" SCALES="${SCALES:-2}"                          # its zoom in training
     ;;
   voc12)
     TRAIN_LIST="${TRAIN_LIST:-train_aug}"
     ;;
   coco14)                                    # EPS's recipe for COCO
     TRAIN_LIST="${TRAIN_LIST:-train}"
-    STEPS="${STEPS:-256500}" BATCH_SIZE="${BATCH_SIZE:-16}"
-    if [ -z "${CROP:-}" ]; then CROP=321 TRAIN_FLAGS="--long-side 256 448 ${TRAIN_FLAGS:-}"; fi
+    if [ "${SHORT:-0}" != 1 ]; then
+      STEPS="${STEPS:-256500}" BATCH_SIZE="${BATCH_SIZE:-16}"
+      if [ -z "${CROP:-}" ]; then CROP=321 TRAIN_FLAGS="--long-side 256 448 ${TRAIN_FLAGS:-}"; fi
+    fi
     if [ "$METHOD" != cam ]; then METHOD_FLAGS="${METHOD_FLAGS:---lam 0.9}"; fi
     ;;
   *)
     TRAIN_LIST="${TRAIN_LIST:-train}"
-    STEPS="${STEPS:-400}" CROP="${CROP:-224}"
-    TRAIN_FLAGS="${TRAIN_FLAGS:---momentum 0.9 --lr 0.005 --warmup 50}"
+    SHORT="${SHORT:-1}"
+    if [ "$SHORT" = 1 ]; then STEPS="${STEPS:-400}"; fi
     if [ ! -d "${ROOT:-}/masks" ]; then SCORE=0; fi   # photographs without ground truth
     ;;
 esac
@@ -48,6 +50,8 @@ MASK_LIST="${MASK_LIST:-$TRAIN_LIST}"        # what gets CAMs and pseudo masks
 OUT="${OUT:-out/$DATASET-$METHOD-seed$SEED}"
 
 data=(--dataset "$DATASET" --root "$ROOT" ${SALIENCY_ROOT:+--saliency-root "$SALIENCY_ROOT"})
+short=()
+[ "${SHORT:-0}" != 1 ] || short=(--short)
 [ "${SKIP_BAD_IMAGES:-0}" = 0 ] || data+=(--skip-bad-images)
 score=("${data[@]}" --list "$SCORE_LIST")
 [ "$DATASET" = toy ] && score+=(--context "$ROOT/context")
@@ -57,7 +61,7 @@ if [ "$METHOD" = fill ]; then
 else
   # shellcheck disable=SC2086  # TRAIN_FLAGS, METHOD_FLAGS and SCALES are lists of words
   "$PYTHON" train_fbr.py --method "$METHOD" "${data[@]}" --list "$TRAIN_LIST" --out "$OUT" --seed "$SEED" \
-    ${STEPS:+--steps "$STEPS"} ${CROP:+--crop "$CROP"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"} \
+    ${short[@]+"${short[@]}"} ${STEPS:+--steps "$STEPS"} ${CROP:+--crop "$CROP"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"} \
     ${BACKBONE:+--backbone "$BACKBONE"} ${WEIGHTS:+--weights "$WEIGHTS"} ${TRAIN_FLAGS:-} ${METHOD_FLAGS:-}
   "$PYTHON" infer_cam.py --checkpoint "$OUT/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$OUT/cam" \
     ${SCALES:+--scales $SCALES}

@@ -17,6 +17,8 @@ DATASET="${DATASET:-voc12}"
 ROOT="${ROOT:?set ROOT to the folder of the dataset}"
 TRAIN_LIST="${TRAIN_LIST:-train_aug}"
 OUT="${OUT:-out/$DATASET-fbr}"
+short=()                                     # SHORT=1: the recipe for a few hundred images
+[ "${SHORT:-0}" != 1 ] || short=(--short)
 data=(--dataset "$DATASET" --root "$ROOT" ${SALIENCY_ROOT:+--saliency-root "$SALIENCY_ROOT"})
 
 host="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
@@ -25,7 +27,7 @@ ranks=("$PYTHON" -m torch.distributed.run --nnodes "$SLURM_JOB_NUM_NODES" --npro
 
 # shellcheck disable=SC2086  # TRAIN_FLAGS is a list of words
 srun "${ranks[@]}" train_fbr.py --method fbr "${data[@]}" --list "$TRAIN_LIST" --out "$OUT" --amp \
-  ${WEIGHTS:+--weights "$WEIGHTS"} ${TRAIN_FLAGS:-}
+  ${WEIGHTS:+--weights "$WEIGHTS"} ${short[@]+"${short[@]}"} ${TRAIN_FLAGS:-}
 srun "${ranks[@]}" infer_cam.py --checkpoint "$OUT/checkpoint.pth" "${data[@]}" --list "$TRAIN_LIST" --out "$OUT/cam" \
   --cam-stride "${CAM_STRIDE:-1}" --amp      # 4 where the CAMs are too many for the disk: a COCO dump is over 100 GB
 srun "${ranks[@]}" crf_postprocess.py --cam-dir "$OUT/cam" "${data[@]}" --list "$TRAIN_LIST" --out "$OUT/mask"

@@ -2,7 +2,7 @@
 # The sweep by which the default weight of nce_nroi was chosen: {0, 0.01, 0.05, 0.2}, and its table.
 #
 #   bash scripts/sweep_nroi.sh                     toy
-#   DATASET=voc12 ROOT=... TRAIN_LIST=train STEPS=400 CROP=224 TRAIN_FLAGS=... bash scripts/sweep_nroi.sh
+#   SHORT=1 STEPS=400 DATASET=voc12 ROOT=... TRAIN_LIST=train bash scripts/sweep_nroi.sh
 # SEEDS, JOBS and every setting of script_contrast.sh hold as in compare.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
