@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import REPOSITORY, environment
 
 ROOT = Path(__file__).resolve().parents[1]
 WITHOUT_POSIX = """
@@ -214,3 +215,16 @@ def test_every_requirement_has_a_tested_version() -> None:
     for requirement in wanted:
         version = pins[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), requirement
+
+
+def test_a_command_of_a_package_is_named_after_its_folder() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "network.predict", "no.jpg", "--checkpoint", "no.pth"],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("network.predict: error: ")
+    assert done.stderr.count("\n") == 1

@@ -42,6 +42,16 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def program_name(path: str) -> str:
+    """Return what messages call a program: the name of its file, of a package's command both.
+
+    >>> program_name("/project/network/predict/__main__.py")
+    'network.predict'
+    """
+    *folders, name = path.split("/")
+    return ".".join(folders[-2:]) if name == "__main__.py" else name
+
+
 def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     """Run `main` as a program; an error that a user can cause ends in one line and exit status 2.
 
@@ -53,7 +63,7 @@ def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
         main: Takes the arguments, None for those of the process, and returns the exit status.
     """
     if importlib.util.find_spec("fcntl") is None:  # file locks and process groups need POSIX
-        program = sys.argv[0].rsplit("/", 1)[-1]
+        program = program_name(sys.argv[0])
         print(f"{program}: error: {SYSTEMS}, not {platform.system()}", file=sys.stderr)
         sys.exit(2)
     try:
@@ -61,7 +71,7 @@ def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     except USER_ERRORS as error:
         if "--traceback" in sys.argv:
             traceback.print_exc()
-        program = sys.argv[0].rsplit("/", 1)[-1]
+        program = program_name(sys.argv[0])
         print(f"{program}: error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

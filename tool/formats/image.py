@@ -51,5 +51,7 @@ def size_of(path: Path) -> tuple[int, int]:
 
 def _broken(path: Path, error: Exception) -> ValueError:
     """Return the error that names a broken file."""
+    if isinstance(error, FileNotFoundError):
+        return ValueError(f"image {path} does not exist")
     reason = " ".join(str(error).split()) or type(error).__name__
     return ValueError(f"{path} is broken or no image: {reason}")
