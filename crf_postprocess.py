@@ -12,7 +12,7 @@ from tqdm import tqdm
 from data.catalog import add_dataset_flags, catalog_from
 from data.usable import add_skip_flag, ids_from
 from tool.cli import Parser, positive_int, run_stage
-from tool.crf.post import post_of
+from tool.crf.post import check_noted, post_of
 from tool.crf.stage import PostProcess, add_crf_flags, crf_settings
 from tool.files import locked
 from tool.formats.predictions import require_files
@@ -41,9 +41,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             catalog = catalog_from(args)
             image_ids = ids_from(args, catalog)
             require_files(args.cam_dir, image_ids, ".npy", what="CAMs", stage="infer_cam.py")
-            work = PostProcess(
-                catalog, args.cam_dir, args.out, **crf_settings(args, post_of(args.cam_dir))
-            )
+            if args.seed == []:
+                check_noted(args.cam_dir)
+            settings = crf_settings(args, post_of(args.cam_dir))
+            work = PostProcess(catalog, args.cam_dir, args.out, **settings)
+            if settings["threshold"] is not None and args.no_crf is None and dist.is_main():
+                limit = settings["threshold"]
+                print(f"no CRF, as these CAMs' method has none: foreground is above {limit:g}")
             if dist.is_main():
                 held.enter_context(locked(args.out))
                 work.claim(image_ids)

@@ -101,7 +101,7 @@ def plan_from(args: argparse.Namespace, method: Method) -> Plan:
         map_dir=args.out,
         mask_dir=args.masks,
         map_stride=args.cam_stride,
-        crf=crf_settings(args, method.recipe.post),
+        crf=crf_settings(args, method.recipe.post) if args.masks else {},
         crf_workers=args.crf_workers,
     )
 
@@ -148,7 +148,8 @@ def named_if_too_large(samples: Sequence[dict[str, object]]) -> Iterator[None]:
         height, width = samples[0]["size"]
         raise ValueError(
             f"too little memory for {len(samples)} images of {width}x{height} at once ({names}): "
-            "give fewer or smaller --scales, a smaller --batch-size, or a smaller copy of the image"
+            "give fewer or smaller --scales or --sides, a smaller --batch-size, or a smaller copy "
+            "of the image"
         ) from error
 
 

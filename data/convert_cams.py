@@ -9,6 +9,7 @@ as AMN's. `sfc` (SIPE, SFC): a pickled {keys with 0, IS_CAM}; where there is no 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,7 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     images = list(images_of(args))
     with locked(args.out):
         made_from = {"layout": args.to, "cams": str(args.cam_dir.resolve())}
-        claim(args.out, made_from, post=post_of(args.cam_dir).as_note())
+        post = post_of(args.cam_dir)
+        if args.to == "sfc":  # has a background row, of which seeds are factors: those of SFC
+            post = dataclasses.replace(post, seeds=(1.0, 0.5))
+        claim(args.out, made_from, post=post.as_note())
         for image_id, label in tqdm(images, desc=args.to, mininterval=1.0):
             cam = load_cam(args.cam_dir / f"{image_id}.npy", label=label)
             WRITERS[args.to](args.out / f"{image_id}.npy", cam)

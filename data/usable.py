@@ -1,4 +1,4 @@
-"""The images of a list that can be used: with `--skip-bad-images`, those that can be read."""
+"""The images of a list; with `--skip-bad-images` only those that can be read."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def add_skip_flag(parser: argparse.ArgumentParser) -> None:
 def ids_from(
     args: argparse.Namespace, catalog: Catalog, *, saliency: bool = False, masks: bool = False
 ) -> list[str]:
-    """The ids of `--list`, without the unreadable ones where `--skip-bad-images` says so.
+    """Return the ids of `--list`; with `--skip-bad-images` only those whose files can be read.
 
     Args:
-        saliency, masks: what the stage reads beside the image.
+        saliency: Whether the stage reads saliency maps.
+        masks: Whether the stage reads masks of the dataset.
 
     Raises:
-        ValueError: as `Catalog.ids`, or no image can be read.
+        ValueError: As `Catalog.ids`, or no image can be read.
     """
     ids = catalog.ids(args.list)
     if not args.skip_bad_images:
@@ -50,7 +51,7 @@ def ids_from(
 def bad_images(
     catalog: Catalog, ids: Sequence[str], *, saliency: bool = False, masks: bool = False
 ) -> dict[str, str]:
-    """Image id -> why it cannot be read; every file is decoded."""
+    """Return {image id: why it cannot be read}; every file is decoded."""
     read = partial(complaint, catalog, saliency=saliency, masks=masks)
     with ThreadPoolExecutor(cores()) as pool:
         reasons = pool.map(read, ids)
@@ -58,7 +59,7 @@ def bad_images(
 
 
 def complaint(catalog: Catalog, image_id: str, *, saliency: bool, masks: bool) -> str | None:
-    """What is wrong with the files of an image, in one line; None when they can be read."""
+    """Return in one line what is wrong with the files of an image; None if they can be read."""
     try:
         catalog.read_image(image_id)
         if saliency:

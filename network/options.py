@@ -42,7 +42,7 @@ def add_option_flags(parser: argparse.ArgumentParser, config: type, prefix: str)
         if type(field.default) not in (bool, int, float, str):
             raise ValueError(
                 f"the option {field.name!r} of {prefix} needs a default that is a bool, an int, a "
-                f"float or a str, not {field.default!r}"
+                f"float or a str, not {_shown(field)}"
             )
         text = field.metadata.get("help", f"default: {field.default!r}").replace("%", "%%")
         kind: dict[str, Any] = {"type": type(field.default)}
@@ -60,6 +60,10 @@ def add_option_flags(parser: argparse.ArgumentParser, config: type, prefix: str)
                 f"the option {field.name!r} of {prefix} has the name of another flag, {flag}: "
                 "give the field of its Config another name"
             ) from error
+
+
+def _shown(field: dataclasses.Field) -> str:
+    return "none" if field.default is dataclasses.MISSING else repr(field.default)
 
 
 def check_option(field: dataclasses.Field, value: Any) -> None:

@@ -17,7 +17,8 @@ DATASET="${DATASET:-voc12}"
 ROOT="${ROOT:?set ROOT to the folder of the dataset}"
 TRAIN_LIST="${TRAIN_LIST:-train_aug}"
 OUT="${OUT:-out/$DATASET-fbr}"
-short=()                                     # SHORT=1: the recipe for a few hundred images
+case "$DATASET" in toy|folder) SHORT="${SHORT:-1}" ;; esac        # the recipe for a few hundred images
+short=()
 [ "${SHORT:-0}" != 1 ] || short=(--short)
 data=(--dataset "$DATASET" --root "$ROOT" ${SALIENCY_ROOT:+--saliency-root "$SALIENCY_ROOT"})
 

@@ -126,6 +126,27 @@ def test_seeds_of_maps_with_a_background_row_are_factors_on_it(name: str) -> Non
     assert not method.has_background or method.recipe.post.seeds != Post.seeds
 
 
+def test_the_default_short_recipe_fits_the_optimizer() -> None:
+    assert Recipe().chosen(True).momentum == 0.9
+    adam = Recipe(optimizer="adam", lr=1e-5).chosen(True)
+    assert (adam.momentum, adam.lr, adam.steps) == (0.0, 1e-5, 200)
+    assert Recipe(epochs=5, short={"crop": 224}).chosen(True).epochs == 5
+
+
+def test_a_limit_of_zero_is_none() -> None:
+    assert flags_of("cam", "--clip", "0").clip is None
+    assert flags_of("cam", "--clip", "2").clip == 2.0
+    with pytest.raises(SystemExit):
+        flags_of("cam", "--clip", "-1")
+
+
+@pytest.mark.parametrize("flags", [["--method"], ["--short=1"]])
+def test_a_mistake_in_the_first_flags_is_one_line(flags: list[str], capsys) -> None:
+    with pytest.raises(SystemExit):
+        train_fbr.parse(flags)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_recipe_with_a_mistake_is_refused() -> None:
     with pytest.raises(ValueError, match="optimizer 'Adam': there are sgd, adam, adamw"):
         Recipe(optimizer="Adam")

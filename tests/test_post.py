@@ -123,3 +123,26 @@ def test_seeds_take_two_numbers_or_none(folder_dataset, cams, tmp_path, numbers)
     base = ["--dataset", "folder", "--root", folder_dataset, "--cam-dir", cams]
     result = run("crf_postprocess.py", *base, "--out", tmp_path / "seed", "--seed", *numbers)
     assert_refused(result, "--seed takes FG and BG")
+
+
+def test_a_bare_seed_flag_is_refused_on_a_folder_of_an_older_version(
+    folder_dataset, cams, tmp_path
+) -> None:
+    claim(cams, MADE)
+    base = ["--dataset", "folder", "--root", folder_dataset, "--cam-dir", cams]
+    bare = run("crf_postprocess.py", *base, "--out", tmp_path / "seed", "--seed")
+    assert_refused(bare, "older version", "--seed FG BG")
+    assert stage_3(folder_dataset, cams, tmp_path / "mask")["alpha"] == 8.0
+    assert stage_3(folder_dataset, cams, tmp_path / "seed", "--seed", 0.3, 0.05)["alpha"] == 8.0
+
+
+def test_converted_to_a_background_row_seeds_are_factors_on_it(
+    folder_dataset, cams, tmp_path
+) -> None:
+    claim(cams, MADE, post=Post(alpha=3.0, seeds=(0.4, 0.1)).as_note())
+    for layout, seeds in (("sfc", (1.0, 0.5)), ("irn", (0.4, 0.1))):
+        flags = ["--cam-dir", cams, "--out", tmp_path / layout, "--to", layout]
+        flags += ["--dataset", "folder", "--root", folder_dataset]
+        result = run("data/convert_cams.py", *flags)
+        assert result.returncode == 0, result.stderr
+        assert post_of(tmp_path / layout) == Post(alpha=3.0, seeds=seeds)

@@ -212,6 +212,8 @@ def test_all_four_stages(tree: Path, data: Path, weights: Path, tmp_path: Path, 
         (cams / "squared" / "a1.npy").unlink()
         assert "7 of 8 images are done" in finished(tree, [*infer, "--out", str(cams)])
         assert (cams / "squared" / "a1.npy").is_file()
+        notes = [json.loads((f / "made_from.json").read_text()).get("map") for f in folders]
+        assert notes == [None, "squared"], "two maps, two origins"
     rows = load_cam(cams / "a1.npy")
     assert (0 in rows.class_index) == (name in ("trial_segment", "trial_teacher"))
     scored = [*base[: base.index("train") + 1]]  # of the segmentation network still without labels

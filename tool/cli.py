@@ -86,6 +86,14 @@ def positive_float(text: str) -> float:
     return value
 
 
+def non_negative_float(text: str) -> float:
+    """Parse a finite number of at least 0; an `argparse` type."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{value} is not a number of at least 0")
+    return value
+
+
 def positive_int(text: str) -> int:
     """Parse an integer of at least 1; an `argparse` type."""
     value = int(text)

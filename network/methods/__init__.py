@@ -24,106 +24,10 @@ from network.dropout import begin_step
 from network.losses import over_maximum, sum_of_mirrors
 from network.options import check_option
 from network.options import option as option
-from tool.crf.post import Post
-from tool.infer.scales import Views
+from network.recipe import Recipe as Recipe
 from tool.progress import Progress, derive_seed
 
 Batch = dict[str, Any]
-OPTIMIZERS = ("sgd", "adam", "adamw")
-_IN_SHORT = ("steps", "batch_size", "accumulate", "crop", "long_side", "scale")
-_IN_SHORT += ("lr", "momentum", "weight_decay", "warmup", "clip")
-SHORT = {"steps": 200, "crop": 224, "warmup": 50}
-SHORT_SGD = SHORT | {"lr": 0.005, "momentum": 0.9}  # of a recipe with the default rate
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Defaults of the flags of all four stages, as data. A flag on the command line wins.
-
-    Attributes:
-        steps: Optimizer steps of the whole run.
-        epochs: If given, `steps` follows from it and the length of the list.
-        batch_size: Images per step, of all ranks together.
-        accumulate: Micro-batches per step. With ranks, a micro-batch is a slice of each rank's
-            share: a loss that is normalised over the batch then sees other images together.
-        crop: Side of the training crop in pixels.
-        long_side: Range of the resized image's longer side in pixels, at this `crop`.
-        scale: If given, factors of the resize in place of `long_side`: two are a range, any other
-            number of them are choices.
-        jitter: Change the colours too.
-        backbone: Default on a machine with a GPU.
-        output_stride: Pixels per cell of the deepest tap.
-        optimizer: "sgd", "adam" or "adamw".
-        lr: Learning rate of pretrained weights.
-        rates: Factors on `lr` of pretrained weights and biases, new weights and biases.
-        momentum: Of SGD.
-        weight_decay: On weights, not on biases and norms.
-        warmup: Steps of a linear rise of the rates.
-        power: Of the polynomial decay of the rates; 0 for constant rates.
-        clip: Largest norm of the gradient; None for no limit.
-        scales: Factors on the size of an image, in inference.
-        sides: Sides of the squares that an image is resized to in inference, in place of `scales`.
-        mirror: Infer the mirror of each image too.
-        short: Other values of some of these (`_IN_SHORT`), for a few hundred images on a CPU.
-        post: How the maps become masks, in stages 3 and 4.
-
-    Raises:
-        ValueError: The optimizer is unknown, or `short` has a name that it cannot change.
-    """
-
-    steps: int = 20_000
-    epochs: float | None = None
-    batch_size: int = 8
-    accumulate: int = 1
-    crop: int = 448
-    long_side: tuple[int, int] = (448, 768)
-    scale: tuple[float, ...] | None = None
-    jitter: bool = True
-    backbone: str = "resnet38d"
-    output_stride: int = 16
-    optimizer: str = "sgd"
-    lr: float = 0.01
-    rates: tuple[float, float, float, float] = (1, 2, 10, 20)
-    momentum: float = 0.0
-    weight_decay: float = 5e-4
-    warmup: int = 0
-    power: float = 0.9
-    clip: float | None = None
-    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
-    sides: tuple[int, ...] | None = None
-    mirror: bool = True
-    short: Mapping[str, Any] = dataclasses.field(default_factory=lambda: SHORT)
-    post: Post = dataclasses.field(default_factory=Post)
-
-    def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer {self.optimizer!r}: there are {', '.join(OPTIMIZERS)}")
-        if wrong := sorted(set(self.short) - set(_IN_SHORT)):
-            raise ValueError(f"short: {', '.join(wrong)}: it may change {', '.join(_IN_SHORT)}")
-
-    def chosen(self, short: bool) -> Recipe:
-        """Return this recipe, or the one for a few hundred images."""
-        if not short:
-            return self
-        # the range of sizes scales with the crop; epochs would win over the steps
-        long_side = {"long_side": self.long_side_for(self.short.get("crop", self.crop))}
-        return dataclasses.replace(self, **({"epochs": None} | long_side | dict(self.short)))
-
-    def views(self) -> Views:
-        """Return the sizes of the copies of an image, in inference."""
-        return Views(self.scales, self.sides)
-
-    def long_side_for(self, crop: int) -> tuple[int, int]:
-        """Return the range of the longer side that belongs to `crop`: both scale together."""
-        low, high = self.long_side
-        return round(low * crop / self.crop), round(high * crop / self.crop)
-
-    def steps_for(self, images: int, batch_size: int, epochs: float | None = None) -> int:
-        """Return the steps of a run on a list of `images`: by `epochs`, else the recipe's."""
-        epochs = epochs or self.epochs
-        if epochs is None:
-            return self.steps
-        return max(1, round(epochs * images / batch_size))
 
 
 class Method(nn.Module):
@@ -139,6 +43,7 @@ class Method(nn.Module):
         conditioned: `score` reads the label, so that maps exist of given classes only.
         recipe: Defaults of the flags.
         released: Name in the released code's files -> name here, of the heads.
+        released_unused: Beginnings of names in those files that have no counterpart here.
         released_background: A place ("first" or "last") and names: a released file with all of them
             has its background there.
         training_only: Beginnings of names that inference does not need; a foreign file may lack
@@ -159,6 +64,7 @@ class Method(nn.Module):
     conditioned = False
     recipe = Recipe()
     released: Mapping[str, str] = {"fc8.weight": "classifier.weight"}
+    released_unused: tuple[str, ...] = ()
     released_background: tuple[str, frozenset[str]] | None = None
     training_only: tuple[str, ...] = ()
 
@@ -272,6 +178,8 @@ class Method(nn.Module):
     def after_step(self, progress: Progress) -> None:
         """Write what `losses` left pending (bank, EMA) after the optimizer's step.
 
+        With `--accumulate` it follows several calls of `losses`: pending values are collected, and
+        those of an earlier step dropped when `progress.micro` is 0.
         State that is not weights belongs in a module of its own with `is_state = True`.
         """
 
@@ -314,15 +222,15 @@ class Method(nn.Module):
 
 
 def method_names() -> list[str]:
-    """The names of all methods: the files of this folder."""
+    """Return the names of all methods: the files of this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def find_method(name: str) -> type[Method]:
-    """The method class in `network/methods/NAME.py`.
+    """Return the method class in `network/methods/NAME.py`.
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        ValueError: There is none, or the file does not define one method; lists the known ones.
     """
     if name not in method_names():
         raise ValueError(f"unknown method {name!r}: there are {', '.join(method_names())}")
@@ -340,14 +248,14 @@ def find_method(name: str) -> type[Method]:
 
 
 def build_method(config: dict[str, Any]) -> Method:
-    """The method a configuration describes, with random weights keyed by its `seed`.
+    """Build the method of a configuration, with random weights keyed by its `seed`.
 
     Args:
         config: `method`, `backbone`, `output_stride`, `num_classes`, `pretrained`, `method_config`,
-            `seed` (0 where missing).
+            and `seed`, 0 if missing.
 
     Raises:
-        ValueError: unknown method, backbone or hyper-parameter, or one that cannot be.
+        ValueError: The method, the backbone or a hyper-parameter is unknown or not possible.
     """
     method = find_method(config["method"])
     known = {field.name: field for field in dataclasses.fields(method.Config)}
@@ -382,6 +290,12 @@ def released_heads() -> dict[str, str]:
     for name in method_names():
         heads |= find_method(name).released
     return heads
+
+
+@functools.cache
+def released_unused() -> tuple[str, ...]:
+    """Return the beginnings of names in released files that no method here has."""
+    return tuple(sorted({n for name in method_names() for n in find_method(name).released_unused}))
 
 
 def released_background(names: Collection[str]) -> str | None:

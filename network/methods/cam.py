@@ -14,14 +14,12 @@ from torch import Tensor
 from network.backbones import Backbone
 from network.heads import classifier
 from network.losses import classification, over_maximum
-from network.methods import SHORT_SGD, Batch, Method, Recipe
+from network.methods import Batch, Method
 from tool.progress import Progress
 
 
 class Cam(Method):
     """A classifier: features, a 1x1 convolution to K score maps, their average as logits."""
-
-    recipe = Recipe(short=SHORT_SGD)
 
     @dataclasses.dataclass(frozen=True)
     class Config:

@@ -14,7 +14,7 @@ from torch import Tensor
 from network.backbones import Backbone
 from network.heads import classifier
 from network.losses import classification, over_maximum, saliency_match
-from network.methods import SHORT_SGD, Batch, Method, Recipe, option
+from network.methods import Batch, Method, option
 from tool.progress import Progress
 
 
@@ -25,7 +25,6 @@ class Eps(Method):
     """
 
     inputs = ("image", "label", "saliency")
-    recipe = Recipe(short=SHORT_SGD)
 
     @dataclasses.dataclass(frozen=True)
     class Config:

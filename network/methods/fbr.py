@@ -35,6 +35,7 @@ class Fbr(NroiContrast, Ppc):
 
     background_prototype = False
     released = Ppc.released | _HEADS
+    released_unused = ("bg_bn.",)  # a BatchNorm that is frozen at its initial identity
     released_background = ("last", frozenset(_HEADS))
     training_only = (*Ppc.training_only, "segment_background.", "bank.")
 

@@ -7,11 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from network.methods import released_heads
+from network.methods import released_heads, released_unused
 from tool.train.run_directory import COUNTER
 
 CLASSIFIER = "classifier.weight"
-_UNUSED = "bg_bn."  # a BatchNorm that is frozen at its initial identity
 _USUAL = ("fc8.weight", CLASSIFIER, "fc.weight", "head.weight", "head.fc.weight")
 
 
@@ -28,7 +27,7 @@ def our_names(heads: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
         released.get(name, name): tensor
         for name, tensor in heads.items()
-        if not name.startswith(_UNUSED) and not name.endswith(COUNTER)
+        if not name.startswith(released_unused()) and not name.endswith(COUNTER)
     }
 
 

@@ -194,8 +194,9 @@ def open_checkpoint(
         return ours, None
     if method is None or backbone is None or class_names is None:
         raise ValueError(
-            f"{path} is not a checkpoint of train_fbr.py: it lacks method and config; for weights "
-            f"of other code pass --method and --backbone; the file holds {described(content)}"
+            f"{path} is not a checkpoint of train_fbr.py: it lacks method and config; weights "
+            "of other code need --method and --backbone (infer_cam.py); the file holds "
+            f"{described(content)}"
         )
     config = {
         "method": method,

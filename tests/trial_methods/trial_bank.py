@@ -49,7 +49,7 @@ class TrialBank(Method):
         self.classifier = classifier(backbone.taps["high"].channels, num_classes)
         self.images = ImageBank(num_classes, config.side)
         self.register_buffer("class_weight", torch.ones(num_classes), persistent=False)
-        self._pending: tuple[Tensor, Tensor] | None = None
+        self._pending: list[tuple[Tensor, Tensor]] = []
 
     def study(self, labels: Tensor) -> None:
         """Weigh a class by the inverse of how often it is there; the mean weight is 1."""
@@ -68,10 +68,11 @@ class TrialBank(Method):
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """`cls` and `replay`; leaves the images for the bank pending."""
-        del progress
+        if progress.micro == 0:
+            self._pending = []
         small = F.interpolate(batch["image"], size=(self.config.side,) * 2, mode="area")
         eight_bit = (small.detach().clamp(-1, 1) * 127.5 + 127.5).to(torch.uint8)
-        self._pending = gather(eight_bit), gather(batch["label"])
+        self._pending.append((gather(eight_bit), gather(batch["label"])))
         logit = self.pooled(batch["image"]) * self.class_weight
         return {
             "cls": classification(logit, batch["label"]),
@@ -94,7 +95,7 @@ class TrialBank(Method):
     def after_step(self, progress: Progress) -> None:
         """Fill the slot of each class with the last image that has it."""
         del progress
-        image, label = self._pending
+        image, label = (torch.cat(parts) for parts in zip(*self._pending, strict=True))
         order = torch.arange(1, len(image) + 1, device=image.device)[:, None] * (label > 0)
         last, index = order.max(dim=0)
         present = last > 0

@@ -47,7 +47,7 @@ def mask_task(image: np.ndarray, cam: Cam, preset: Preset, *, alpha: float) -> T
     Raises:
         ValueError: The CAM and the image differ in size.
 
-    Source: FBR (TCSVT 2024), inference: psa80, 5 iterations, alpha 8.
+    Source: FBR (TCSVT 2024), inference: fbr80, alpha 8.
     """
     index = cam.foreground().class_index
     if not index.size:

@@ -77,6 +77,20 @@ def post_of(folder: Path) -> Post:
         raise ValueError(f"the settings {POST!r} noted in {folder} are broken: {error}") from error
 
 
+def check_noted(folder: Path) -> None:
+    """Check that a folder of CAMs of ours says how its seeds are made.
+
+    Raises:
+        ValueError: An older version made the folder and noted no thresholds.
+    """
+    note = read_note(folder)
+    if isinstance(note, dict) and "checkpoint_sha256" in note and POST not in note:
+        raise ValueError(
+            f"{folder} was made by an older version, which noted no thresholds: give --seed FG BG, "
+            "or run infer_cam.py again, which adds them and makes no CAM anew"
+        )
+
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 1
 

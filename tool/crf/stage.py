@@ -261,7 +261,8 @@ def add_crf_flags(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=tuple(PRESETS),
         help="kernels of the CRF; by default those of the method that made the CAMs (fbr80 for "
-        "most and for foreign CAMs), or label50 with --seed",
+        "most and for foreign CAMs; none for irn, whose masks are thresholded), or label50 with "
+        "--seed",
     )
     add("--iterations", type=positive_int, help="mean-field steps; by default the preset's own")
     add(

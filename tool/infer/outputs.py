@@ -74,7 +74,8 @@ class Outputs(contextlib.ExitStack):
         if plan.map_stride > 1:
             made_from = made_from | {"cam_stride": plan.map_stride}
         for name in plan.maps if plan.map_dir is not None else ():
-            claim(self._folder(name), made_from, post=plan.post.as_note())
+            which = {} if name == plan.maps[0] else {"map": name}  # folders differ in their origin
+            claim(self._folder(name), made_from | which, post=plan.post.as_note())
         if self.masks is not None:
             claim(plan.mask_dir, made_from | self.masks.settings())
 

@@ -70,7 +70,7 @@ KINDS = {
             ".png",
             "boundaries",
             "boundary labels",
-            "the command that draws them",
+            "a program of your own",
             "folder of boundary labels: 8-bit PNGs of the images' sizes, 255 = unknown",
         ),
     )

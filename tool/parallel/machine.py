@@ -16,10 +16,10 @@ def spare_cores() -> int:
     Beside a GPU it is this process's share of the cores, at most 8. Otherwise it is cores - 2, at
     most 2: a network on two cores is slower with a loader beside it than with one that takes turns.
     """
-    here = cores()
+    found = cores()
     if torch.cuda.is_available():
-        return min(8, here // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    return min(2, max(0, here - 2))
+        return min(8, found // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return min(2, max(0, found - 2))
 
 
 def reading_is_free(tensor: torch.Tensor) -> bool:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from tool.cli import Parser, positive_float, positive_int
+from tool.cli import Parser, non_negative_float, positive_float, positive_int
 from tool.parallel.machine import spare_cores
 
 
@@ -56,9 +56,9 @@ def add_recipe_flags(parser: Parser, recipe: Any) -> None:
     add("--warmup", type=int, default=recipe.warmup, help="steps of a linear rise of the rates")
     add(
         "--clip",
-        type=positive_float,
+        type=non_negative_float,
         default=recipe.clip,
-        help="largest norm of the gradient of a step; a longer one is scaled down to it",
+        help="largest norm of the gradient of a step; a longer one is scaled down to it; 0: none",
     )
     add("--weight-decay", type=float, default=recipe.weight_decay, help="on weights, not biases")
 
