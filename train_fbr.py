@@ -143,6 +143,7 @@ def batches_from(
         seed=args.seed,
         rank=dist.rank(),
         world_size=dist.world_size(),
+        accumulate=args.accumulate,
         num_workers=args.num_workers,
         pin_memory=device.type == "cuda",
     )

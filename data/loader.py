@@ -24,6 +24,7 @@ def step_batches(
     seed: int,
     rank: int = 0,
     world_size: int = 1,
+    accumulate: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[dict[str, object]]:
@@ -31,8 +32,9 @@ def step_batches(
 
     The samples form an endless stream, the concatenation of one permutation per epoch. Each
     permutation is keyed by (seed, epoch). Step s takes the positions s * batch_size ..
-    (s + 1) * batch_size - 1 of the stream, which may cross the end of an epoch. Rank r takes the
-    r-th contiguous part of them.
+    (s + 1) * batch_size - 1 of the stream, which may cross the end of an epoch. They are divided
+    into contiguous micro-batches, and rank r takes the r-th contiguous part of each: a micro-batch
+    holds the same images whatever the number of ranks.
 
     Args:
         dataset: Has n >= 1 samples; takes (epoch, index) keys and returns dictionaries.
@@ -41,7 +43,8 @@ def step_batches(
         steps: The step to stop before, which is the length of the whole run.
         seed: Seed of the run.
         rank: Index of this process.
-        world_size: Number of processes; must divide `batch_size`.
+        world_size: Number of processes; times `accumulate` it must divide `batch_size`.
+        accumulate: Micro-batches per step.
         num_workers: Number of loader processes; with 0 this process loads. The batches do not
             depend on it.
         pin_memory: Put the tensors in page-locked memory, for a GPU.
@@ -50,16 +53,22 @@ def step_batches(
         Samples of the dataset, stacked, N = batch_size / world_size of them.
 
     Raises:
-        ValueError: `world_size` does not divide `batch_size`, `num_workers` is negative, or a file
-            is broken, even if a worker reads it.
+        ValueError: `world_size` times `accumulate` does not divide `batch_size`, `num_workers` is
+            negative, or a file is broken, even if a worker reads it.
         OSError: A file cannot be read, even if a worker reads it.
         ChildProcessError: A worker died.
     """
-    if batch_size < 1 or batch_size % world_size:
-        raise ValueError(f"batch size {batch_size} does not divide among {world_size} processes")
-    sampler = _StepSampler(
-        len(dataset), batch_size, range(start_step, steps), seed, rank, world_size
-    )
+    if batch_size < 1 or batch_size % (world_size * accumulate):
+        raise ValueError(
+            f"batch size {batch_size} does not divide among {world_size} processes"
+            + (f" and {accumulate} micro-batches" if accumulate > 1 else "")
+        )
+    micro = batch_size // accumulate  # images of a micro-batch, of all ranks
+    share = micro // world_size
+    places = [
+        first + place for first in range(rank * share, batch_size, micro) for place in range(share)
+    ]
+    sampler = _StepSampler(len(dataset), batch_size, range(start_step, steps), seed, places)
     batches = _loaded(_Load(dataset, default_collate), sampler, num_workers)
     return map(_pinned, batches) if pin_memory else batches
 
@@ -83,14 +92,17 @@ def infer_loader(
 
 
 class _StepSampler:
-    """A sampler that yields the (epoch, index) keys of each step of one rank."""
+    """A sampler that yields the (epoch, index) keys of each step of one rank.
+
+    Args:
+        places: The rank's places in each batch, ascending.
+    """
 
     def __init__(
-        self, length: int, batch_size: int, steps: range, seed: int, rank: int, world_size: int
+        self, length: int, batch_size: int, steps: range, seed: int, places: Sequence[int]
     ) -> None:
         self.length, self.batch_size, self.steps, self.seed = length, batch_size, steps, seed
-        self.share = batch_size // world_size
-        self.offset = rank * self.share
+        self.places = places
         self._epoch, self._order = -1, []
 
     def __len__(self) -> int:
@@ -98,8 +110,7 @@ class _StepSampler:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in self.steps:
-            first = step * self.batch_size + self.offset
-            yield [self._key(position) for position in range(first, first + self.share)]
+            yield [self._key(step * self.batch_size + place) for place in self.places]
 
     def _key(self, position: int) -> tuple[int, int]:
         """Return the key at a position of the stream; see `step_batches`."""

@@ -24,8 +24,7 @@ class Recipe:
         steps: Optimizer steps of the whole run.
         epochs: If given, `steps` follows from it and the length of the list.
         batch_size: Images per step, of all ranks together.
-        accumulate: Micro-batches per step. With ranks, a micro-batch is a slice of each rank's
-            share: a loss that is normalised over the batch then sees other images together.
+        accumulate: Micro-batches per step. Each holds the same images whatever the number of ranks.
         crop: Side of the training crop in pixels.
         long_side: Range of the resized image's longer side in pixels, at this `crop`.
         scale: If given, factors of the resize in place of `long_side`: two are a range, any other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -268,3 +269,29 @@ def test_errors_of_ours_are_not_hidden() -> None:
     settings = {"batch_size": 2, "start_step": 0, "steps": 1, "seed": 0}
     with pytest.raises(TypeError, match="a mistake"):
         list(step_batches(Broken(3), **settings))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+def test_a_micro_batch_holds_the_same_images_on_any_number_of_ranks(accumulate: int) -> None:
+    """Ranks divide each micro-batch, not the batch."""
+    dataset = [{"index": index} for index in range(17)]
+
+    class Keyed(Dataset):
+        def __len__(self) -> int:
+            return len(dataset)
+
+        def __getitem__(self, key: tuple[int, int]) -> dict[str, int]:
+            return dataset[key[1]]
+
+    def micro_batches(rank: int, ranks: int) -> list[list[int]]:
+        more = {"rank": rank, "world_size": ranks, "accumulate": accumulate}
+        steps = step_batches(Keyed(), batch_size=24, start_step=0, steps=3, seed=5, **more)
+        parts = [step["index"].chunk(accumulate) for step in steps]
+        return [part.tolist() for step in parts for part in step]
+
+    alone = micro_batches(0, 1)
+    for ranks in (2, 4):
+        shares = [micro_batches(rank, ranks) for rank in range(ranks)]
+        assert [list(itertools.chain(*parts)) for parts in zip(*shares, strict=True)] == alone
+    with pytest.raises(ValueError, match="5 micro-batches"):
+        step_batches(Keyed(), batch_size=12, start_step=0, steps=1, seed=0, accumulate=5)
