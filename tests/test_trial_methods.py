@@ -230,6 +230,12 @@ def test_all_four_stages(tree: Path, data: Path, weights: Path, tmp_path: Path, 
     shown += ["--out", str(tmp_path / "shown.png"), "--classes", "disc", "--device", "cpu"]
     if name == "trial_walk":
         shown += ["--cam-dir", str(data.parent / "cam")]
+    if name == "trial_teacher":  # its scores depend on the label
+        place = shown.index("--classes")
+        process = start(tree, shown[:place] + shown[place + 2 :])
+        text, _ = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert "pass --classes" in text
     finished(tree, shown)
     assert (tmp_path / "shown.png").is_file()
 
