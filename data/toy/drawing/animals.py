@@ -5,28 +5,31 @@ Every public function paints one animal that looks to the right, on a canvas of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from data.toy.drawing.paint import Canvas, Point, Rng, blend, colour, near, outline, skin
+from data.toy.drawing import Paint, Rng
+from data.toy.drawing.canvas import Canvas, Point, outline
+from data.toy.drawing.paint import blend, colour, near
 
-DARK = np.array([22, 20, 20], np.float32)
+BLACK = np.array([22, 20, 20], np.float32)
 WHITE = np.array([238, 236, 230], np.float32)
+EAR = np.array([200, 140, 135], np.float32)
+MUZZLE = np.array([205, 160, 150], np.float32)
+UDDER = np.array([215, 160, 150], np.float32)
 
 
 def bird(canvas: Canvas, rng: Rng) -> None:
     """Paint a perched or a flying bird."""
-    plumage = skin(rng, canvas.alpha.shape)
-    wing = skin(rng, canvas.alpha.shape) if rng.random() < 0.5 else plumage * rng.uniform(0.6, 0.85)
+    plumage = canvas.skin(rng)
+    wing = canvas.skin(rng) if rng.random() < 0.5 else plumage * rng.uniform(0.6, 0.85)
     beak = near(rng, 0.1, 0.06, (0.3, 0.9), (0.35, 0.95))
-    if rng.random() < 0.6:
-        _perched_bird(canvas, rng, plumage, wing, beak)
-    else:
-        _flying_bird(canvas, rng, plumage, wing, beak)
+    pose = _perched_bird if rng.random() < 0.6 else _flying_bird
+    pose(canvas, rng, plumage, wing, beak)
 
 
-def _perched_bird(
-    canvas: Canvas, rng: Rng, plumage: np.ndarray, wing: np.ndarray, beak: np.ndarray
-) -> None:
+def _perched_bird(canvas: Canvas, rng: Rng, plumage: Paint, wing: Paint, beak: Paint) -> None:
     fat, tail, tilt = rng.uniform(0.13, 0.19), rng.uniform(0.12, 0.3), rng.uniform(-55, -20)
     for x in (0.46, 0.53):
         canvas.limb([(x, 0.62), (x + 0.01, 0.72), (x + 0.03, 0.8)], (0.025, 0.018), beak * 0.7)
@@ -39,7 +42,7 @@ def _perched_bird(
     tip = (x + head + rng.uniform(0.06, 0.18), y + rng.uniform(0, 0.06))
     canvas.polygon([(x + head * 0.7, y - 0.04), tip, (x + head * 0.6, y + 0.05)], beak)
     canvas.ellipse((x, y), (head, head * 0.95), plumage, volume=0.5)
-    breast = blend(plumage, colour(rng), np.full(canvas.alpha.shape, 0.6, np.float32))
+    breast = blend(plumage, colour(rng), 0.6)
     canvas.ellipse((0.56, 0.54), (0.07, fat * 0.9), breast, angle=tilt + 90, volume=0.3)
     along = (0.56, 0.5, 0.3, 0.2 - tail * 0.2, 0.36, 0.46)
     folded = outline(along, (0.42, 0.58, 0.72, 0.78, 0.5, 0.4))
@@ -50,9 +53,7 @@ def _perched_bird(
     _eye(canvas, (x + head * 0.35, y - 0.02), 0.024)
 
 
-def _flying_bird(
-    canvas: Canvas, rng: Rng, plumage: np.ndarray, wing: np.ndarray, beak: np.ndarray
-) -> None:
+def _flying_bird(canvas: Canvas, rng: Rng, plumage: Paint, wing: Paint, beak: Paint) -> None:
     beat = rng.uniform(-0.35, 0.15)
     canvas.polygon(outline((0.36, 0.1, 0.06, 0.1, 0.36), (0.55, 0.5, 0.58, 0.66, 0.62)), wing * 0.8)
     _spread_wing(canvas, wing * 0.7, (0.5, 0.55 - rng.uniform(0.3, 0.42)))
@@ -64,7 +65,7 @@ def _flying_bird(
     _eye(canvas, (0.78, 0.5), 0.018)
 
 
-def _spread_wing(canvas: Canvas, wing: np.ndarray, tip: Point) -> None:
+def _spread_wing(canvas: Canvas, wing: Paint, tip: Point) -> None:
     """Paint a wing from the back of a flying bird to `tip`; feathers notch its trailing edge."""
     feathers = []
     for share in (0.12, 0.3, 0.48, 0.66):
@@ -75,88 +76,57 @@ def _spread_wing(canvas: Canvas, wing: np.ndarray, tip: Point) -> None:
 
 def cat(canvas: Canvas, rng: Rng) -> None:
     """Paint a sitting, lying or standing cat."""
-    coat = skin(rng, canvas.alpha.shape)
-    pose = rng.integers(3)
-    if pose == 0:
-        _sitting_cat(canvas, rng, coat)
-    elif pose == 1:
-        _lying_cat(canvas, rng, coat)
-    else:
-        _standing_cat(canvas, rng, coat)
+    coat = canvas.skin(rng)
+    pose = (_sitting_cat, _lying_cat, _standing_cat)[rng.integers(3)]
+    pose(canvas, rng, coat)
 
 
-def _sitting_cat(canvas: Canvas, rng: Rng, coat: np.ndarray) -> None:
+def _sitting_cat(canvas: Canvas, rng: Rng, coat: Paint) -> None:
     swing, wide = rng.uniform(-0.08, 0.12), rng.uniform(0.17, 0.23)
-    canvas.limb(
-        [(0.36, 0.84), (0.2, 0.86), (0.13, 0.72 - swing), (0.17, 0.58 - swing)],
-        (0.08, 0.05),
-        coat * 0.85,
-    )
-    canvas.polygon(
-        outline(
-            (0.5 - wide, 0.46 - wide * 0.8, 0.42, 0.58, 0.62, 0.48 + wide),
-            (0.88, 0.66, 0.42, 0.42, 0.66, 0.88),
-        ),
-        coat,
-        smooth=True,
-        volume=0.6,
-    )
+    tail = [(0.36, 0.84), (0.2, 0.86), (0.13, 0.72 - swing), (0.17, 0.58 - swing)]
+    canvas.limb(tail, (0.08, 0.05), coat * 0.85)
+    x = (0.5 - wide, 0.46 - wide * 0.8, 0.42, 0.58, 0.62, 0.48 + wide)
+    y = (0.88, 0.66, 0.42, 0.42, 0.66, 0.88)
+    canvas.polygon(outline(x, y), coat, smooth=True, volume=0.6)
     for x in (0.46, 0.56):
-        canvas.limb(
-            [(x, 0.6), (x + 0.005, 0.76), (x + 0.01, 0.88)], (0.085, 0.075), coat * 0.95, volume=0.5
-        )
+        leg = [(x, 0.6), (x + 0.005, 0.76), (x + 0.01, 0.88)]
+        canvas.limb(leg, (0.085, 0.075), coat * 0.95, volume=0.5)
         canvas.ellipse((x + 0.015, 0.89), (0.05, 0.03), coat if rng.random() < 0.6 else WHITE)
     _cat_head(canvas, rng, coat, (0.52 + rng.uniform(-0.05, 0.05), 0.3), rng.uniform(0.14, 0.18))
 
 
-def _lying_cat(canvas: Canvas, rng: Rng, coat: np.ndarray) -> None:
+def _lying_cat(canvas: Canvas, rng: Rng, coat: Paint) -> None:
     flat = rng.uniform(0.12, 0.18)
     canvas.limb([(0.16, 0.66), (0.06, 0.72), (0.12, 0.8), (0.3, 0.81)], (0.08, 0.05), coat * 0.85)
     canvas.ellipse((0.42, 0.64), (0.32, flat), coat, angle=rng.uniform(-6, 6), volume=0.7)
-    canvas.ellipse((0.24, 0.67), (0.13, 0.13), coat * 0.95, volume=0.6)
+    canvas.disc((0.24, 0.67), 0.13, coat * 0.95, volume=0.6)
     for shift in (0.0, 0.06):
-        canvas.limb(
-            [(0.6, 0.72), (0.74, 0.79 + shift * 0.3), (0.86 - shift, 0.8)],
-            (0.08, 0.06),
-            coat * 0.95,
-        )
+        leg = [(0.6, 0.72), (0.74, 0.79 + shift * 0.3), (0.86 - shift, 0.8)]
+        canvas.limb(leg, (0.08, 0.06), coat * 0.95)
     _cat_head(canvas, rng, coat, (0.74, 0.5 + rng.uniform(-0.03, 0.1)), rng.uniform(0.13, 0.16))
 
 
-def _standing_cat(canvas: Canvas, rng: Rng, coat: np.ndarray) -> None:
+def _standing_cat(canvas: Canvas, rng: Rng, coat: Paint) -> None:
     raised = rng.uniform(0.0, 0.3)
-    canvas.limb(
-        [(0.2, 0.5), (0.1, 0.42), (0.1, 0.5 - raised), (0.05, 0.42 - raised)],
-        (0.07, 0.04),
-        coat * 0.9,
-    )
-    _legs(canvas, rng, coat, (0.24, 0.34, 0.6, 0.69), (0.58, 0.85), 0.075)
-    canvas.polygon(
-        outline(
-            (0.16, 0.3, 0.5, 0.7, 0.76, 0.66, 0.4, 0.2),
-            (0.5, 0.42, 0.45, 0.42, 0.54, 0.66, 0.64, 0.66),
-        ),
-        coat,
-        smooth=True,
-        volume=0.7,
-    )
+    tail = [(0.2, 0.5), (0.1, 0.42), (0.1, 0.5 - raised), (0.05, 0.42 - raised)]
+    canvas.limb(tail, (0.07, 0.04), coat * 0.9)
+    _legs(canvas, rng, coat, (0.34, 0.69, 0.24, 0.6), (0.58, 0.85), 0.075)
+    x = (0.16, 0.3, 0.5, 0.7, 0.76, 0.66, 0.4, 0.2)
+    y = (0.5, 0.42, 0.45, 0.42, 0.54, 0.66, 0.64, 0.66)
+    canvas.polygon(outline(x, y), coat, smooth=True, volume=0.7)
     _cat_head(canvas, rng, coat, (0.78, 0.37 + rng.uniform(-0.05, 0.08)), rng.uniform(0.12, 0.15))
 
 
-def _cat_head(canvas: Canvas, rng: Rng, coat: np.ndarray, at: Point, size: float) -> None:
+def _cat_head(canvas: Canvas, rng: Rng, coat: Paint, at: Point, size: float) -> None:
     x, y = at
     look = rng.uniform(-0.15, 0.25) * size
     for side in (-1, 1):
         base = x + side * size * 0.62
         tip = (base + side * size * 0.2, y - size * rng.uniform(1.35, 1.6))
-        canvas.polygon(
-            [(base - size * 0.4, y - size * 0.5), tip, (base + size * 0.4, y - size * 0.3)], coat
-        )
-        inner = np.array([200, 140, 135], np.float32)
-        canvas.polygon(
-            [(base - size * 0.2, y - size * 0.6), tip, (base + size * 0.2, y - size * 0.5)],
-            inner * 0.8,
-        )
+        ear = [(base - size * 0.4, y - size * 0.5), tip, (base + size * 0.4, y - size * 0.3)]
+        canvas.polygon(ear, coat)
+        ear = [(base - size * 0.2, y - size * 0.6), tip, (base + size * 0.2, y - size * 0.5)]
+        canvas.polygon(ear, EAR * 0.8)
     canvas.ellipse(at, (size * 1.05, size * 0.9), coat, volume=0.6)
     muzzle = WHITE * 0.92 if rng.random() < 0.5 else coat * 1.1
     canvas.ellipse((x + look, y + size * 0.42), (size * 0.45, size * 0.32), muzzle)
@@ -164,113 +134,99 @@ def _cat_head(canvas: Canvas, rng: Rng, coat: np.ndarray, at: Point, size: float
     for side in (-1, 1):
         eye = (x + look + side * size * 0.4, y - size * 0.05)
         canvas.ellipse(eye, (size * 0.2, size * 0.16), iris)
-        canvas.ellipse(eye, (size * 0.07, size * 0.15), DARK)
+        canvas.ellipse(eye, (size * 0.07, size * 0.15), BLACK)
         for slope in (-0.12, 0.1):
             start = (x + look + side * size * 0.25, y + size * 0.4)
             end = (x + look + side * size * 1.15, y + size * (0.4 + slope * 2))
             canvas.limb([start, end], (0.008, 0.006), WHITE)
-    canvas.ellipse((x + look, y + size * 0.28), (size * 0.11, size * 0.08), inner * 0.75)
+    canvas.ellipse((x + look, y + size * 0.28), (size * 0.11, size * 0.08), EAR * 0.75)
 
 
 def cow(canvas: Canvas, rng: Rng) -> None:
     """Paint a standing, grazing or lying cow."""
-    coat = skin(rng, canvas.alpha.shape)
+    coat = canvas.skin(rng)
     lying, grazing = rng.random() < 0.2, rng.random() < 0.4
     deep = rng.uniform(0.6, 0.66)
     canvas.limb([(0.17, 0.36), (0.11, 0.46), (0.11, 0.64)], (0.03, 0.02), coat * 0.8)
-    canvas.ellipse((0.11, 0.66), (0.025, 0.045), DARK)
+    canvas.ellipse((0.11, 0.66), (0.025, 0.045), BLACK)
     if lying:
         for x in (0.28, 0.62):
             canvas.limb([(x, 0.58), (x + 0.12, 0.67), (x - 0.02, 0.69)], (0.1, 0.06), coat * 0.8)
     else:
-        canvas.ellipse((0.34, deep), (0.06, 0.05), np.array([215, 160, 150], np.float32))
-        _legs(canvas, rng, coat, (0.22, 0.31, 0.57, 0.65), (0.55, rng.uniform(0.84, 0.92)), 0.085)
-    canvas.polygon(
-        outline(
-            (0.15, 0.3, 0.5, 0.66, 0.73, 0.68, 0.44, 0.2, 0.13),
-            (0.37, 0.33, 0.35, 0.3, 0.42, 0.6, deep + 0.02, 0.6, 0.48),
-        ),
-        coat,
-        smooth=True,
-        volume=0.7,
-    )
+        canvas.ellipse((0.34, deep), (0.06, 0.05), UDDER)
+        _legs(canvas, rng, coat, (0.31, 0.65, 0.22, 0.57), (0.55, rng.uniform(0.84, 0.92)), 0.085)
+    x = (0.15, 0.3, 0.5, 0.66, 0.73, 0.68, 0.44, 0.2, 0.13)
+    y = (0.37, 0.33, 0.35, 0.3, 0.42, 0.6, deep + 0.02, 0.6, 0.48)
+    canvas.polygon(outline(x, y), coat, smooth=True, volume=0.7)
     low = grazing and not lying
-    at = (0.86, rng.uniform(0.66, 0.74) if low else rng.uniform(0.2, 0.34))
-    canvas.polygon(
-        [(0.62, 0.31), (at[0] - 0.06, at[1] - 0.06), (at[0] + 0.01, at[1] + 0.06), (0.7, 0.53)],
-        coat * 0.95,
-        volume=0.4,
-    )
-    _cow_head(canvas, rng, coat, at, rng.uniform(45, 75) if low else rng.uniform(15, 45))
+    x, y = 0.86, rng.uniform(0.66, 0.74) if low else rng.uniform(0.2, 0.34)
+    neck = [(0.62, 0.31), (x - 0.06, y - 0.06), (x + 0.01, y + 0.06), (0.7, 0.53)]
+    canvas.polygon(neck, coat * 0.95, volume=0.4)
+    _cow_head(canvas, rng, coat, (x, y), rng.uniform(45, 75) if low else rng.uniform(15, 45))
 
 
-def _cow_head(canvas: Canvas, rng: Rng, coat: np.ndarray, at: Point, angle: float) -> None:
-    x, y = at
-    forward = np.array([np.cos(np.radians(angle)), np.sin(np.radians(angle))])
+def _cow_head(canvas: Canvas, rng: Rng, coat: Paint, at: Point, angle: float) -> None:
+    (x, y), turn = at, np.radians(angle)
     horn = near(rng, 0.11, 0.03, (0.1, 0.4), (0.6, 0.9))
     if rng.random() < 0.7:
         rise = rng.uniform(0.06, 0.13)
         for bend in (-0.05, 0.05):
-            canvas.limb(
-                [(x - 0.04, y - 0.06), (x - 0.02 + bend, y - 0.08 - rise)], (0.03, 0.012), horn
-            )
+            tip = (x - 0.02 + bend, y - 0.08 - rise)
+            canvas.limb([(x - 0.04, y - 0.06), tip], (0.03, 0.012), horn)
     canvas.ellipse((x - 0.1, y - 0.03), (0.065, 0.028), coat * 0.75, angle=-15)
     canvas.ellipse((x, y), (0.12, 0.075), coat, angle=angle, volume=0.5)
-    nose = (x + 0.09 * forward[0], y + 0.09 * forward[1])
-    pink = np.array([205, 160, 150], np.float32)
-    canvas.ellipse(
-        nose, (0.05, 0.06), pink if rng.random() < 0.6 else DARK + 30, angle=angle, volume=0.4
-    )
-    canvas.ellipse((nose[0] + 0.02, nose[1]), (0.012, 0.012), DARK)
+    nose = (x + 0.09 * np.cos(turn), y + 0.09 * np.sin(turn))
+    muzzle = MUZZLE if rng.random() < 0.6 else BLACK + 30
+    canvas.ellipse(nose, (0.05, 0.06), muzzle, angle=angle, volume=0.4)
+    canvas.disc((nose[0] + 0.02, nose[1]), 0.012, BLACK)
     _eye(canvas, (x - 0.005, y - 0.03), 0.017)
 
 
 def sheep(canvas: Canvas, rng: Rng) -> None:
     """Paint a woolly sheep: a cloud of tufts, thin legs and a bare face."""
-    wool = skin(rng, canvas.alpha.shape)
-    face = DARK + 25 if rng.random() < 0.5 else colour(rng)
-    _legs(
-        canvas,
-        rng,
-        np.broadcast_to(face, wool.shape),
-        (0.28, 0.36, 0.58, 0.65),
-        (0.6, rng.uniform(0.82, 0.9)),
-        0.05,
-    )
+    wool = canvas.skin(rng)
+    face = BLACK + 25 if rng.random() < 0.5 else colour(rng)
+    _legs(canvas, rng, face, (0.36, 0.65, 0.28, 0.58), (0.6, rng.uniform(0.82, 0.9)), 0.05)
     long, deep = rng.uniform(0.22, 0.27), rng.uniform(0.13, 0.17)
     tufts = rng.integers(11, 17)
     for i in range(tufts):
         turn = 2 * np.pi * i / tufts + rng.uniform(-0.1, 0.1)
         at = (0.46 + long * np.cos(turn), 0.5 + deep * np.sin(turn))
-        radius = rng.uniform(0.07, 0.1)
-        canvas.ellipse(at, (radius, radius), wool * rng.uniform(0.82, 1.0), volume=0.8)
+        canvas.disc(at, rng.uniform(0.07, 0.1), wool * rng.uniform(0.82, 1.0), volume=0.8)
     canvas.ellipse((0.46, 0.5), (long, deep), wool, volume=0.3)
     for _ in range(14):
         at = (0.46 + long * rng.uniform(-0.8, 0.8), 0.5 + deep * rng.uniform(-0.8, 0.8))
         canvas.ellipse(at, (0.05, 0.045), wool * rng.uniform(0.85, 1.1), volume=0.9)
     y = rng.uniform(0.36, 0.46) if rng.random() < 0.65 else rng.uniform(0.6, 0.7)
-    canvas.ellipse((0.73, (y + 0.45) / 2), (0.1, 0.1), wool, volume=0.5)
+    canvas.disc((0.73, (y + 0.45) / 2), 0.1, wool, volume=0.5)
     for side in (-1, 1):
         canvas.ellipse((0.75 + 0.06 * side, y - 0.05), (0.055, 0.024), face * 0.85, angle=20 * side)
     canvas.ellipse((0.79, y + 0.02), (0.1, 0.065), face, angle=rng.uniform(25, 60), volume=0.5)
     canvas.ellipse((0.73, y - 0.06), (0.055, 0.045), wool, volume=0.6)
-    canvas.ellipse((0.79, y), (0.014, 0.014), WHITE if face.mean() < 90 else DARK)
+    canvas.disc((0.79, y), 0.014, WHITE if face.mean() < 90 else BLACK)
 
 
 def _legs(
-    canvas: Canvas, rng: Rng, coat: np.ndarray, hips: tuple[float, ...], reach: Point, width: float
+    canvas: Canvas, rng: Rng, coat: Paint, hips: Sequence[float], reach: Point, width: float
 ) -> None:
-    """Paint four legs from height `reach[0]` down to `reach[1]`, the far ones (1 and 3) darker."""
+    """Paint four legs, the far ones darker.
+
+    Args:
+        canvas: The canvas to paint on.
+        rng: Draws the strides.
+        coat: Their paint.
+        hips: Where each leg begins; the two far legs come first.
+        reach: Height of the hips and of the feet.
+        width: Of a leg, about.
+    """
     top, foot = reach
-    for shade, order in ((0.65, (1, 3)), (0.95, (0, 2))):
-        for i in order:
-            stride = rng.uniform(-0.05, 0.05)
-            knee = (hips[i] + stride * 0.2 + 0.01, (top + foot) / 2)
-            points = [(hips[i], top), knee, (hips[i] + stride, foot)]
-            canvas.limb(points, (width * 1.25, width * 0.7), coat * shade, volume=0.4)
-            canvas.ellipse((hips[i] + stride + 0.01, foot), (width * 0.5, width * 0.3), DARK + 15)
+    for hip, shade in zip(hips, (0.65, 0.65, 0.95, 0.95), strict=True):
+        stride = rng.uniform(-0.05, 0.05)
+        leg = [(hip, top), (hip + stride * 0.2 + 0.01, (top + foot) / 2), (hip + stride, foot)]
+        canvas.limb(leg, (width * 1.25, width * 0.7), coat * shade, volume=0.4)
+        canvas.ellipse((hip + stride + 0.01, foot), (width * 0.5, width * 0.3), BLACK + 15)
 
 
 def _eye(canvas: Canvas, at: Point, size: float) -> None:
-    canvas.ellipse(at, (size, size), DARK)
-    canvas.ellipse((at[0] + size * 0.3, at[1] - size * 0.3), (size * 0.35, size * 0.35), WHITE)
+    canvas.disc(at, size, BLACK)
+    canvas.disc((at[0] + size * 0.3, at[1] - size * 0.3), size * 0.35, WHITE)

@@ -6,43 +6,38 @@ distractor is taken for an object. Some maps are faint.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 
-from data.toy.drawing.paint import Rng, fractal, grid, noise
+from data.toy.drawing import Rng
+from data.toy.drawing.paint import fractal, grid, noise
 
+Mask = np.ndarray  # (H, W) bool
 MISSED, PARTIAL = 0.08, 0.09  # chance that an object is missed, or found in part
 CONTEXT, DISTRACTOR, FAINT = 0.25, 0.18, 0.1  # chances per picture
 
 
 def saliency_map(
-    rng: Rng,
-    instances: Sequence[np.ndarray],
-    context: np.ndarray,
-    distractors: Sequence[np.ndarray],
+    rng: Rng, instances: Sequence[Mask], context: Mask, distractors: Sequence[Mask]
 ) -> np.ndarray:
     """Draw the saliency map of one picture.
 
     Args:
         rng: The picture's generator.
-        instances: (H, W) bool each, the visible pixels of one object; at least one.
-        context: (H, W) bool, the visible pixels of contexts.
-        distractors: (H, W) bool each, the visible pixels of one distractor.
+        instances: The visible pixels of each object; at least one.
+        context: The visible pixels of contexts.
+        distractors: The visible pixels of each distractor.
 
     Returns:
         (H, W) uint8, 255 for certainly salient.
     """
-    # What is noticed: most objects, at times context near one of them, at times a distractor.
     shape = instances[0].shape
-    seen, strength = _seen(rng, instances)
-    if rng.random() < CONTEXT:
-        around = instances[rng.integers(len(instances))]
-        _notice(_near(rng, around, context), rng.uniform(0.55, 1.0), seen, strength)
-    if distractors and rng.random() < DISTRACTOR:
-        thing = distractors[rng.integers(len(distractors))].astype(np.float32)
-        _notice(thing, rng.uniform(0.55, 1.0), seen, strength)
+    seen, strength = np.zeros((2, *shape), np.float32)
+    for found, level in _noticed(rng, instances, context, distractors):
+        strength[found > seen] = level
+        np.maximum(seen, found, out=seen)
     # How it looks: coarse, displaced, uneven, at times faint, and with some haze.
     level = _coarse(rng, seen) * _spread(seen, strength)
     level = _displaced(rng, level)
@@ -53,25 +48,24 @@ def saliency_map(
     return (level.clip(0, 1) * 255).astype(np.uint8)
 
 
-def _seen(rng: Rng, instances: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw which objects are noticed.
+def _noticed(
+    rng: Rng, instances: Sequence[Mask], context: Mask, distractors: Sequence[Mask]
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Draw what is noticed: most objects, at times context near one, at times a distractor.
 
-    Returns:
-        Where one is noticed, and how strongly, both (H, W) float32 in [0, 1].
+    Yields:
+        Where it is, (H, W) bool or in [0, 1], and how strongly it is noticed, in [0, 1].
     """
-    seen, strength = np.zeros((2, *instances[0].shape), np.float32)
     for instance in instances:
         draw = rng.random()
         if draw >= MISSED:
             found = _part(rng, instance) if draw < MISSED + PARTIAL else instance
-            _notice(found.astype(np.float32), rng.uniform(0.72, 1.0), seen, strength)
-    return seen, strength
-
-
-def _notice(found: np.ndarray, level: float, seen: np.ndarray, strength: np.ndarray) -> None:
-    """Enter `found` (H, W), noticed with the strength `level`, into the two maps of `_seen`."""
-    strength[found > seen] = level
-    np.maximum(seen, found, out=seen)
+            yield found, rng.uniform(0.72, 1.0)
+    if rng.random() < CONTEXT:
+        around = instances[rng.integers(len(instances))]
+        yield _near(rng, around, context), rng.uniform(0.55, 1.0)
+    if distractors and rng.random() < DISTRACTOR:
+        yield distractors[rng.integers(len(distractors))], rng.uniform(0.55, 1.0)
 
 
 def _spread(seen: np.ndarray, strength: np.ndarray) -> np.ndarray:
@@ -80,7 +74,7 @@ def _spread(seen: np.ndarray, strength: np.ndarray) -> np.ndarray:
     return cv2.blur(seen * strength, (9, 9)) / weight
 
 
-def _part(rng: Rng, instance: np.ndarray) -> np.ndarray:
+def _part(rng: Rng, instance: Mask) -> np.ndarray:
     """Return the part of `instance` beyond a random line near its centre, float32."""
     y, x = np.nonzero(instance)
     rows, columns = grid(instance.shape)
@@ -90,11 +84,11 @@ def _part(rng: Rng, instance: np.ndarray) -> np.ndarray:
     return instance * ((along - cut) / 4).clip(0, 1).astype(np.float32)
 
 
-def _near(rng: Rng, instance: np.ndarray, context: np.ndarray) -> np.ndarray:
+def _near(rng: Rng, instance: Mask, context: Mask) -> np.ndarray:
     """Return the context near `instance`, float32."""
     reach = int(rng.integers(15, 41)) | 1
     around = cv2.dilate(instance.astype(np.float32), np.ones((reach, reach), np.uint8))
-    return around * context.astype(np.float32)
+    return around * context
 
 
 def _coarse(rng: Rng, level: np.ndarray) -> np.ndarray:

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data.toy.drawing import animals, contexts, craft, ground, vehicles
-from data.toy.drawing.ground import Box, Layer, Shape
-from data.toy.drawing.paint import Canvas, Rng, blend, noise
+from data.toy.drawing import Box, Layer, Rng, Shape, animals, contexts, ground, vehicles
+from data.toy.drawing.canvas import Canvas, shifted
+from data.toy.drawing.paint import blend, noise
 from data.toy.drawing.saliency import saliency_map
 
 
@@ -36,9 +36,9 @@ class Kind:
 
 
 KINDS = (
-    Kind("aeroplane", craft.aeroplane, (0.25, 0.6), 28.0, contexts.sky),
+    Kind("aeroplane", vehicles.aeroplane, (0.25, 0.6), 28.0, contexts.sky),
     Kind("bird", animals.bird, (0.3, 0.65), 15.0, contexts.branch),
-    Kind("boat", craft.boat, (0.4, 0.7), 8.0, contexts.water),
+    Kind("boat", vehicles.boat, (0.4, 0.7), 8.0, contexts.water),
     Kind("car", vehicles.car, (0.45, 0.72), 8.0, contexts.road),
     Kind("cat", animals.cat, (0.4, 0.7), 10.0, contexts.sofa),
     Kind("cow", animals.cow, (0.4, 0.7), 8.0, contexts.grass),
@@ -91,20 +91,17 @@ class Scene:
             context: Mask value of the class whose context it is, 0 if it is none.
             thing: Instance number above 0, distractor number below 0, 0 if it is neither.
         """
-        paint, alpha = layer
-        x, y, w, h = cv2.boundingRect((alpha > 0).astype(np.uint8))
+        x, y, w, h = cv2.boundingRect((layer.alpha > 0).astype(np.uint8))
         at = (slice(y, y + h), slice(x, x + w))
-        self.rgb[at] = blend(self.rgb[at], paint[at], alpha[at])
-        covered = alpha > 0.5
+        self.rgb[at] = blend(self.rgb[at], layer.paint[at], layer.alpha[at])
+        covered = layer.alpha > 0.5
         self.mask[covered] = mask
         self.context[covered] = context
         self.thing[covered] = thing
 
     def shadow(self, alpha: np.ndarray) -> None:
         """Darken the ground under an object that is about to be added."""
-        move = np.array(
-            [[1, 0, self.rng.uniform(-4, 4)], [0, 1, self.rng.uniform(1, 5)]], np.float32
-        )
+        move = shifted(self.rng.uniform(-4, 4), self.rng.uniform(1, 5))
         soft = cv2.GaussianBlur(cv2.warpAffine(alpha, move, alpha.shape[::-1]), (0, 0), 3)
         self.rgb *= 1 - self.rng.uniform(0.2, 0.5) * soft[..., None]
 
@@ -143,10 +140,9 @@ def _scene(rng: Rng) -> Scene:
     _add_contexts(scene, placed)
     if rng.random() < 0.5:
         _add_distractor(scene, behind + 1, scene.context > 0, 0.2)
-    order = sorted(range(len(placed)), key=lambda i: _box(placed[i][1][1])[3])
-    for number, i in enumerate(order, start=1):
-        value, layer = placed[i]
-        scene.shadow(layer[1])
+    placed.sort(key=lambda item: _box(item[1].alpha).bottom)
+    for number, (value, layer) in enumerate(placed, start=1):
+        scene.shadow(layer.alpha)
         scene.add(layer, mask=value, thing=number)
     if rng.random() < 0.25:
         _add_distractor(scene, behind + 2, scene.mask > 0, 0.12)
@@ -156,7 +152,7 @@ def _scene(rng: Rng) -> Scene:
 def _add_distractor(scene: Scene, number: int, over: np.ndarray, most: float) -> None:
     """Add a distractor unless it hides more than the share `most` of `over` (H, W) bool."""
     layer = ground.distractor(scene.rng, scene.shape)
-    if (layer[1] > 0.5)[over].sum() <= most * over.sum():
+    if (layer.alpha > 0.5)[over].sum() <= most * over.sum():
         scene.add(layer, thing=-number)
 
 
@@ -176,12 +172,11 @@ def _placed(rng: Rng, shape: Shape, values: Sequence[int]) -> list[tuple[int, La
     total = sum(counts)
     taken = np.zeros(shape, np.float32)
     placed = []
-    for value, count in zip(values, counts, strict=True):
-        for _ in range(count):
-            size = rng.uniform(0.1, 0.25) if total == 1 else rng.uniform(0.075, 0.3 / total**0.7)
-            layer = _object(rng, shape, KINDS[value - 1], size, taken)
-            taken = np.maximum(taken, layer[1])
-            placed.append((value, layer))
+    for value in np.repeat(values, counts).tolist():
+        size = rng.uniform(0.1, 0.25) if total == 1 else rng.uniform(0.075, 0.3 / total**0.7)
+        layer = _object(rng, shape, KINDS[value - 1], size, taken)
+        taken = np.maximum(taken, layer.alpha)
+        placed.append((value, layer))
     return placed
 
 
@@ -201,7 +196,7 @@ def _object(rng: Rng, shape: Shape, kind: Kind, size: float, taken: np.ndarray) 
     canvas = Canvas(int(0.8 * max(shape)), (rng.uniform(-0.7, 0.7), -0.8))
     kind.paint(canvas, rng)
     box = _box(canvas.alpha)
-    width, height = box[2] - box[0], box[3] - box[1]
+    width, height = box.right - box.left, box.bottom - box.top
     # Scale, turn, stretch, shear and flip, as one matrix.
     scale = np.sqrt(size * shape[0] * shape[1] / canvas.alpha.sum())
     scale = min(scale, 0.98 * shape[1] / width, 0.92 * shape[0] / height)
@@ -210,21 +205,20 @@ def _object(rng: Rng, shape: Shape, kind: Kind, size: float, taken: np.ndarray) 
     stretch, shear = rng.uniform(0.88, 1.14), rng.uniform(-0.1, 0.1)
     flip = -1.0 if rng.random() < 0.5 else 1.0
     matrix = scale * turn @ np.array([[stretch * flip, shear], [0, 1 / stretch]])
-    middle = np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
+    middle = np.array([(box.left + box.right) / 2, (box.top + box.bottom) / 2])
     # The best of up to 24 random places, judged at a quarter of the resolution.
     best, least, coarse = None, np.inf, taken[::4, ::4]
     margin = min(0.42 * scale * width, shape[1] / 2)
     for _ in range(24):
-        x = rng.uniform(margin, shape[1] - margin)
-        y = shape[0] * rng.uniform(*kind.rows)
-        move = np.hstack([matrix, (np.array([x, y]) - matrix @ middle)[:, None]]).astype(np.float32)
+        at = (rng.uniform(margin, shape[1] - margin), shape[0] * rng.uniform(*kind.rows))
+        move = np.column_stack([matrix, at - matrix @ middle]).astype(np.float32)
         rough = cv2.warpAffine(canvas.alpha, move / 4, coarse.shape[::-1])
         hidden = (rough * coarse).sum() / (rough.sum() + 1)
         if hidden < least:
             best, least = move, hidden
         if hidden < 0.02:
             break
-    return tuple(cv2.warpAffine(part, best, shape[::-1]) for part in (canvas.rgb, canvas.alpha))
+    return canvas.warped(best, shape)
 
 
 def _add_contexts(scene: Scene, placed: Sequence[tuple[int, Layer]]) -> None:
@@ -233,24 +227,23 @@ def _add_contexts(scene: Scene, placed: Sequence[tuple[int, Layer]]) -> None:
     alone = len({value for value, _ in placed}) == 1
     for value in rng.permutation(len(KINDS)) + 1:
         kind = KINDS[value - 1]
-        own = [_box(layer[1]) for other, layer in placed if other == value]
+        own = [layer.alpha for other, layer in placed if other == value]
         if kind.context is None or rng.random() >= (WITH_CONTEXT if own else STRAY_CONTEXT):
             continue
         if own:
-            left, top = min(box[0] for box in own), min(box[1] for box in own)
-            right, bottom = max(box[2] for box in own), max(box[3] for box in own)
+            left, top, right, bottom = _box(np.max(own, axis=0))
         else:
             left, top = rng.uniform(0, 0.5) * width, rng.uniform(0.2, 0.5) * height
             right, bottom = left + 0.5 * width, top + 0.35 * height
         reach = width if alone and rng.random() < 0.7 else width * rng.uniform(0.05, 0.2)
-        box = (left - reach, top, right + reach, bottom)
+        box = Box(left - reach, top, right + reach, bottom)
         scene.add(kind.context(rng, scene.shape, box), context=int(value))
 
 
 def _box(alpha: np.ndarray) -> Box:
     """Return the box of the pixels of `alpha` above one half."""
     x, y, w, h = cv2.boundingRect((alpha > 0.5).astype(np.uint8))
-    return float(x), float(y), float(x + w), float(y + h)
+    return Box(float(x), float(y), float(x + w), float(y + h))
 
 
 def _photograph(rng: Rng, rgb: np.ndarray) -> Image.Image:
