@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import tarfile
 import zipfile
 from pathlib import Path
@@ -27,59 +25,57 @@ def test_archives_are_unpacked(server, tmp_path, name: str) -> None:
         assert (folder / inner).read_bytes() == content
 
 
-def test_another_archive_is_unpacked_anew(server, tmp_path) -> None:
+def test_another_archive_is_not_taken_for_unpacked(server, tmp_path) -> None:
     folder = tmp_path / "saliency"
     server.files["a.zip"] = zip_of({"1.png": b"old", "2.png": b"old"})
     assert download(server, "a.zip", tmp_path, "saliency").returncode == 0
-    (folder / "a.zip").unlink()
-    (folder / HASHES).unlink()
-    server.files["a.zip"] = zip_of({"1.png": b"new"})
-    assert "moved to" in download(server, "a.zip", tmp_path, "saliency").stdout
-    assert {path.name for path in (folder / "unpacked").iterdir()} == {"1.png"}
-    assert (folder / "unpacked" / "1.png").read_bytes() == b"new"
-    assert (folder / "unpacked.old" / "2.png").read_bytes() == b"old"
     mine = folder / "unpacked" / "mine.txt"
     mine.write_bytes(b"")  # not compared again: this archive was unpacked
-    assert "moved to" not in download(server, "a.zip", tmp_path, "saliency").stdout
+    assert download(server, "a.zip", tmp_path, "saliency").returncode == 0
+    (folder / "a.zip").unlink()
+    server.files["b.zip"] = zip_of({"1.png": b"new"})
+    assert_refused(download(server, "b.zip", tmp_path, "saliency"), "unpacked", "b.zip", "move")
     assert mine.exists()
+    (folder / "unpacked").rename(tmp_path / "elsewhere")
+    assert download(server, "b.zip", tmp_path, "saliency").returncode == 0
+    assert [path.name for path in (folder / "unpacked").iterdir()] == ["1.png"]
+    (folder / "b.zip").unlink()  # and back to the first one, whose record is older
+    assert_refused(download(server, "a.zip", tmp_path, "saliency"), "unpacked", "a.zip", "move")
+    assert (folder / "unpacked" / "1.png").read_bytes() == b"new"
 
 
-def test_a_folder_that_an_earlier_version_unpacked_is_compared(server, tmp_path) -> None:
-    """It may hold a part of a damaged archive; where it is whole it stays."""
+def test_a_folder_that_is_not_recorded_as_whole_is_said(server, tmp_path) -> None:
+    """It may hold a part of an archive."""
     folder = tmp_path / "saliency"
-    server.files["a.zip"] = content = zip_of({"1.png": b"one", "deep/2.png": b"two"})
-    (folder / "unpacked" / "deep").mkdir(parents=True)
-    (folder / "a.zip").write_bytes(content)
-    (folder / HASHES).write_text(json.dumps({"a.zip": hashlib.sha256(content).hexdigest()}))
+    server.files["a.zip"] = zip_of({"1.png": b"one", "deep/2.png": b"two"})
+    (folder / "unpacked").mkdir(parents=True)
     (folder / "unpacked" / "1.png").write_bytes(b"one")
-    assert "moved to" in download(server, "a.zip", tmp_path, "saliency").stdout
-    assert (folder / "unpacked" / "deep" / "2.png").read_bytes() == b"two"
-    records = json.loads((folder / HASHES).read_text())
-    (folder / HASHES).write_text(json.dumps({"a.zip": records["a.zip"]["sha256"]}))
-    before = (folder / "unpacked").stat().st_ino
-    assert "moved to" not in download(server, "a.zip", tmp_path, "saliency").stdout
-    assert (folder / "unpacked").stat().st_ino == before
+    assert_refused(download(server, "a.zip", tmp_path, "saliency"), "unpacked", "move")
+    assert [path.name for path in (folder / "unpacked").rglob("*")] == ["1.png"]
 
 
-@pytest.mark.parametrize("calls", [0, 1, 2])
-def test_killed_while_it_unpacks_it_ends_later(server, tmp_path, monkeypatch, calls: int) -> None:
+@pytest.mark.parametrize("calls", [0, 1])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_killed_while_it_unpacks_it_ends_later(
+    server, tmp_path, monkeypatch, calls: int, renamed: bool
+) -> None:
     folder = tmp_path / "saliency"
     server.files["a.zip"] = zip_of({"1.png": b"new"})
-    (folder / "unpacked").mkdir(parents=True)
-    (folder / "unpacked" / "1.png").write_bytes(b"old")
     rename, left = Path.rename, iter(range(calls))
 
     def killed_later(path: Path, target: Path) -> Path:
-        return killed() if next(left, None) is None else rename(path, target)
+        last = next(left, None) is None
+        if renamed or not last:
+            path = rename(path, target)
+        return killed() if last else path
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", killed_later)
         with pytest.raises(Killed):
             download(server, "a.zip", tmp_path, "saliency")
+    assert (folder / "unpacked").exists() == (calls == 1 and renamed)
     assert download(server, "a.zip", tmp_path, "saliency").returncode == 0
     assert (folder / "unpacked" / "1.png").read_bytes() == b"new"
-    assert (folder / "unpacked.old" / "1.png").read_bytes() == b"old"
-    assert not list(folder.glob(".[!l]*"))
 
 
 def test_a_checkpoint_is_a_zip_file_that_stays_whole(server, tmp_path) -> None:

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import bz2
-import contextlib
-import errno
-import gzip
-import lzma
 import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
-import zlib
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import IO
+from pathlib import Path, PureWindowsPath
 
-TEMPORARY = ".unpack."  # the prefix of temporary folders, which a killed run leaves behind
+_TEMPORARY = ".unpack"  # a folder that a killed run leaves behind and the next one removes
 _ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-_OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-_DAMAGED = (
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    IndexError,  # names of a zip or sparse maps of a tar that end too early
-)
-_BAD_NAME = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL)
 
 
 def is_archive(path: Path) -> bool:
@@ -36,182 +17,88 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(_ENDINGS)
 
 
-@contextlib.contextmanager
-def unpacked(path: Path, parent: Path) -> Iterator[Path]:
-    """Yield a temporary folder with the whole content of an archive; the caller renames it.
+def unpack(path: Path, target: Path) -> None:
+    """Unpack an archive into a new folder, whole or not at all.
 
     Args:
         path: The archive.
-        parent: The folder in which the temporary one is made.
+        target: The folder, which does not exist. Another one beside it is renamed at the end. The
+            caller has locked the folder that both are in.
 
     Raises:
-        ValueError: The file is no archive, is damaged anywhere, holds no file, or has a member that
-            is a link or leaves the folder.
-        OSError: The content could not be written; names the archive.
+        ValueError: The file is no archive, is damaged anywhere, holds no file, has a member that is
+            a link or leaves the folder, or its content could not be written. Names the archive.
     """
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=parent) as temporary:
-        inside = Path(temporary) / "files"
-        inside.mkdir()
-        try:
-            _extract(path, inside)
-        except _DAMAGED as error:
-            raise _damaged(path, error) from error
-        except OSError as error:
-            if error.filename is None and error.errno in (None, errno.EINVAL):
-                # Damaged bzip2 data, a wrong gzip CRC, or a seek to before the first byte.
-                raise _damaged(path, error) from error
-            why = f"{error.strerror} (while it was unpacked)"
-            raise OSError(error.errno or errno.EIO, why, str(path)) from error
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"{path} is refused, nothing unpacked: {error}") from error
-        yield inside
-
-
-def _damaged(path: Path, error: BaseException) -> ValueError:
-    """Return the error for an archive that is not whole."""
-    what = str(error) or type(error).__name__
-    return ValueError(
-        f"{path} is not a whole archive, nothing unpacked ({what}): remove it to download it anew"
-    )
-
-
-def _extract(path: Path, inside: Path) -> None:
-    """Write every file of the archive under `inside`.
-
-    Raises:
-        ValueError: The archive holds no file, or a member cannot be a file.
-    """
-    name = None
-    for name, file in _members(path):
-        with file, open(_place(inside, name), "wb") as copy:
-            shutil.copyfileobj(file, copy, 1 << 20)
-    if name is None:
-        raise ValueError("it holds no file")
-
-
-def _place(inside: Path, name: str) -> Path:
-    """Create an empty file for a member, and return its path.
-
-    Raises:
-        ValueError: There can be no such file.
-    """
-    place = inside / _safe(name)
+    extract = _extract_zip if path.name.lower().endswith(".zip") else _extract_tar
+    temporary = target.with_name(_TEMPORARY)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
-    except OSError as error:
-        if error.errno in _BAD_NAME:
-            raise ValueError(f"{name!r} cannot be a file: {error.strerror}") from error
-        raise
-    if place.is_dir():
-        raise ValueError(f"{name!r} is a folder and a file")
-    return place
+        extract(path, temporary)
+        if not any(file.is_file() for file in temporary.rglob("*")):
+            raise ValueError("it holds no file")
+        temporary.rename(target)
+    except Exception as error:  # `zipfile` and `tarfile` raise many types on damaged bytes
+        raise ValueError(
+            f"{path}: nothing unpacked ({str(error) or type(error).__name__}); if it is damaged, "
+            "remove it to download it anew"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Return an iterator over the name and the content of every regular file.
+def _extract_zip(path: Path, inside: Path) -> None:
+    """Extract a zip file; `zipfile` compares the CRC of each member.
 
     Raises:
-        ValueError: A member is neither a file nor a folder.
+        ValueError: A member is refused.
+        BadZipFile: The file is damaged; `zipfile` raises other types too.
     """
-    return _zip_members(path) if path.name.lower().endswith(".zip") else _tar_members(path)
-
-
-def _zip_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield the name and the content of every file of a zip archive."""
     with zipfile.ZipFile(path) as archive:
-        if (_announced(path) - len(archive.infolist())) % (1 << 16):
-            raise zipfile.BadZipFile("its directory has not as many entries as it says")
         for member in archive.infolist():
-            if stat.S_ISLNK(member.external_attr >> 16):
-                raise ValueError(f"{member.filename!r} is a link")
-            if not member.is_dir():
-                yield member.filename, archive.open(member)
+            _check_member(member.filename, plain=not stat.S_ISLNK(member.external_attr >> 16))
+            archive.open(member).close()  # compares its name with the one beside its content
+        # The 22 bytes before the comment at the end say how many entries there are. `zipfile` does
+        # not compare that, and one damaged length hides the entries behind it.
+        archive.fp.seek(path.stat().st_size - 22 - len(archive.comment))
+        announced = int.from_bytes(archive.fp.read(12)[10:], "little")
+        # A count of 2^16 or more is written modulo 2^16, or in another place.
+        if announced not in (len(archive.infolist()) % (1 << 16), 0xFFFF):
+            raise zipfile.BadZipFile("its directory has not as many entries as it says")
+        archive.extractall(inside)
 
 
-def _announced(path: Path) -> int:
-    """Return how many entries the end of a zip file announces; some writers count modulo 2^16.
-
-    `zipfile` does not compare. One damaged length in the directory would hide all the entries
-    behind it.
-    """
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - (1 << 17)))  # the comment is under 2^16 bytes
-        tail = file.read()
-    end = tail.rfind(b"PK\5\6")
-    count = int.from_bytes(tail[end + 10 : end + 12], "little")
-    if count == 0xFFFF and (large := tail.rfind(b"PK\6\6", 0, end)) >= 0:
-        count = int.from_bytes(tail[large + 32 : large + 40], "little")
-    return count
-
-
-class _StrictHeader(tarfile.TarInfo):
-    """A tar header that raises an error if it is damaged or missing, even after the first one.
-
-    `tarfile` takes either for the end of the archive, as `tar` does not.
-    """
-
-    @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictHeader:
-        """Read the next header.
-
-        Raises:
-            tarfile.EOFHeaderError: The archive ends here, with a block of zeros.
-            tarfile.ReadError: The header is damaged or missing.
-        """
-        try:
-            return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
-            raise  # a block of zeros: the end
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from error
-
-
-def _tar_members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield the name and the content of every regular file of a tar archive.
-
-    The archive is read as a stream. A stream cannot be sent back to where it was, and it ends where
-    the file ends.
-    """
-    with (
-        _decompressed(path) as stream,
-        tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictHeader) as archive,
-    ):
-        for member in archive:
-            # A sparse file can claim any size, and would be written or skipped for ever.
-            if not (member.isfile() or member.isdir()) or member.issparse():
-                raise ValueError(f"{member.name!r} is neither a plain file nor a folder")
-            if member.isfile():
-                yield member.name, archive.extractfile(member)
-        # Read to the end of the file, because only there gzip's checksum is compared. A block that
-        # became zeros is not the end if headers follow it.
-        while rest := archive.fileobj.read(1 << 20):
-            if rest.count(0) != len(rest):
-                raise tarfile.ReadError("something follows its end")
-
-
-def _decompressed(path: Path) -> IO[bytes]:
-    """Open a tar file for reading without its compression.
-
-    The first bytes tell which compression it is, not the name.
-    """
-    with open(path, "rb") as file:
-        start = file.read(6)
-    for magic, opener in _OPENERS.items():
-        if start.startswith(magic):
-            return opener(path)
-    return open(path, "rb")
-
-
-def _safe(name: str) -> PurePosixPath:
-    """Return the relative path of a member.
+def _extract_tar(path: Path, inside: Path) -> None:
+    """Extract a tar file of any compression.
 
     Raises:
-        ValueError: It leaves the folder or names no file.
+        ValueError: A member is refused.
+        TarError: The file is damaged; the decompressors raise other types too.
     """
-    path = PurePosixPath(name.replace("\\", "/"))
-    if not path.parts:
-        raise ValueError(f"{name!r} names no file")
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or "\0" in name:
-        raise ValueError(f"{name!r} leaves the folder")
-    return path
+    with tarfile.open(path) as archive:
+        for member in archive:
+            _check_member(member.name, plain=member.isfile() or member.isdir())
+        # `tarfile` takes a damaged or missing header for the end. The end is zeros and nothing
+        # else. Only there gzip's checksum is compared.
+        archive.fileobj.seek(archive.offset)
+        rest = archive.fileobj.read(1 << 20)
+        if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0") or archive.fileobj.read(1):
+            raise tarfile.ReadError("its end is damaged or missing")
+        # Sane permissions; Python 3.11.3 and earlier has no such filter.
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(inside)
+
+
+def _check_member(name: str, *, plain: bool) -> None:
+    """Refuse a member that could write elsewhere.
+
+    Args:
+        name: Its name.
+        plain: Whether it is a file or a folder, and no link or device.
+
+    Raises:
+        ValueError: It is not plain, or leaves the folder.
+    """
+    path = PureWindowsPath(name)  # knows the roots and separators of every system
+    if not plain or path.anchor or ".." in path.parts:
+        raise ValueError(f"{name!r} leaves the folder, or is neither a file nor a folder")
