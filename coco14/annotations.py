@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 import coco14
 from coco14.regions import check_segmentation, region_of
+from data.files import check_id
 from tool.formats.mask import UNKNOWN
 
 OVERLAPS = ("small", "later", "first")
@@ -20,7 +20,14 @@ OVERLAPS = ("small", "later", "first")
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-    """One annotated object: mask value 1..80, area in pixels, COCO's polygons or run lengths."""
+    """One annotated object.
+
+    Attributes:
+        value: Mask value, 1..80.
+        area: In pixels.
+        crowd: Whether it is a group that nobody took apart.
+        segmentation: COCO's polygons or run lengths, checked.
+    """
 
     value: int
     area: float
@@ -35,71 +42,51 @@ class ImageObjects:
     image_id: str
     height: int
     width: int
-    objects: tuple[Object, ...]
+    objects: list[Object] = dataclasses.field(default_factory=list)
 
 
 def read_annotations(path: Path) -> list[ImageObjects]:
-    """The images of an `instances_*.json`, in the order of COCO's image numbers, all checked.
+    """Return the images of an `instances_*.json`, in the order of COCO's image numbers.
+
+    Everything in them is checked, which `pycocotools.coco.COCO` does not do.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not such a file, or something in it that is damaged; names both.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is of another kind or damaged; names it and the entry.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"annotations {path} do not exist (--root)")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a COCO instances file: {error}") from error
-    try:
-        _check_categories(content)
         images = _images(_entries(content, "images"))
-        objects: dict[int, list[Object]] = {number: [] for number in images}
         for entry in _entries(content, "annotations"):
-            number = _whole(entry, "image_id", "an annotation")
-            if number not in images:
-                raise ValueError(f"an annotation of image {shown(number)}, which is not there")
-            objects[number].append(_object(entry, images[number]))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if not any(objects.values()):
-        raise ValueError(f"{path} has {len(images)} images and no object: there is nothing to list")
-    return [
-        dataclasses.replace(image, objects=tuple(objects[number]))
-        for number, image in sorted(images.items())
-    ]
-
-
-def check_ids(image_ids: Iterable[str]) -> None:
-    """`ValueError` when two images have the same id: each would overwrite the other's mask."""
-    seen: set[str] = set()
-    for image_id in image_ids:
-        if image_id in seen:
-            raise ValueError(f"two images have the file name of {image_id!r}")
-        seen.add(image_id)
+            _add_object(entry, images)
+        if "categories" in content:
+            _check_categories(_entries(content, "categories"))
+        if not any(image.objects for image in images.values()):
+            raise ValueError(f"{len(images)} images and no object: there is nothing to list")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a COCO instances file, or is damaged: {error}") from error
+    return [image for _, image in sorted(images.items())]
 
 
 def _entries(content: Any, name: str) -> list[dict[str, Any]]:
+    """Return one of the lists of a file."""
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(f"not a COCO instances file: it has no list of {name}")
+        raise ValueError(f"it has no list of {name}")
     return entries
 
 
-def _check_categories(content: Any) -> None:
-    """What the file says of its categories, if it does, is what COCO says."""
-    if not isinstance(content, dict) or "categories" not in content:
-        return
-    for entry in _entries(content, "categories"):
-        number = _whole(entry, "id", "a category")
-        if coco14.CATEGORIES.get(number) != entry.get("name"):
-            raise ValueError(
-                f"category {shown(number)} is {shown(entry.get('name'))}, "
-                f"in COCO {coco14.CATEGORIES.get(number)!r}"
-            )
+def _check_categories(entries: list[dict[str, Any]]) -> None:
+    """Check that the categories are COCO's."""
+    for entry in entries:
+        number, name = _whole(entry, "id", "a category"), entry.get("name")
+        wanted = coco14.CATEGORIES.get(number)
+        if name != wanted:
+            raise ValueError(f"category {shown(number)} is {shown(name)}, in COCO {wanted!r}")
 
 
 def _whole(entry: dict[str, Any], name: str, where: str) -> int:
+    """Return a value that must be a whole number."""
     value = entry.get(name)
     if type(value) is not int:
         raise ValueError(f"{where} has the {name} {shown(value)}, which is no whole number")
@@ -107,7 +94,7 @@ def _whole(entry: dict[str, Any], name: str, where: str) -> int:
 
 
 def _images(entries: list[dict[str, Any]]) -> dict[int, ImageObjects]:
-    """COCO's number -> the image, without objects."""
+    """Return the images by COCO's number, without objects."""
     images: dict[int, ImageObjects] = {}
     for entry in entries:
         image_id = _image_id(entry.get("file_name"))
@@ -118,23 +105,27 @@ def _images(entries: list[dict[str, Any]]) -> dict[int, ImageObjects]:
         height, width = (_whole(entry, name, where) for name in ("height", "width"))
         if not (0 < height < 2**15 and 0 < width < 2**15):
             raise ValueError(f"{where} is {shown(width)}x{shown(height)}")
-        images[number] = ImageObjects(image_id, height, width, ())
-    check_ids(image.image_id for image in images.values())
+        images[number] = ImageObjects(image_id, height, width)
     return images
 
 
 def _image_id(file_name: Any) -> str:
-    """The file name without suffix; it must be one line of a list."""
+    """Return the file name without suffix, which must be one line of a list."""
     if not isinstance(file_name, str):
         raise ValueError(f"an image has the file_name {shown(file_name)}, which is no text")
     image_id = file_name.rsplit(".", 1)[0]
     if not image_id.isprintable() or image_id != image_id.strip():
         raise ValueError(f"file_name {file_name!r} has characters that an image list cannot hold")
-    return image_id
+    return check_id(image_id, "file_name")
 
 
-def _object(entry: dict[str, Any], image: ImageObjects) -> Object:
-    where = f"image {image.image_id!r}, annotation {shown(entry.get('id'))}"
+def _add_object(entry: dict[str, Any], images: dict[int, ImageObjects]) -> None:
+    """Check an annotation, and add it to its image."""
+    where = f"annotation {shown(entry.get('id'))}"
+    image = images.get(_whole(entry, "image_id", where))
+    if image is None:
+        raise ValueError(f"{where} is of image {shown(entry['image_id'])}, which is not there")
+    where = f"image {image.image_id!r}, {where}"
     category = _whole(entry, "category_id", where)
     if category not in coco14.MASK_VALUES:
         raise ValueError(f"{where} has the unknown category {shown(category)}")
@@ -148,32 +139,29 @@ def _object(entry: dict[str, Any], image: ImageObjects) -> Object:
         check_segmentation(segmentation, image.height, image.width)
     except ValueError as error:
         raise ValueError(f"{where}: bad segmentation: {error}") from error
-    return Object(coco14.MASK_VALUES[category], float(area), bool(crowd), segmentation)
+    value = coco14.MASK_VALUES[category]
+    image.objects.append(Object(value, float(area), bool(crowd), segmentation))
 
 
 def draw_mask(image: ImageObjects, *, overlap: str) -> np.ndarray:
-    """The mask of an image.
+    """Return the mask of an image.
 
     Args:
-        overlap: who is on top where objects overlap: `small`, the one of smaller area; `later` or
+        image: As `read_annotations` returns it.
+        overlap: Who is on top where objects overlap: `small`, the one of smaller area; `later` or
             `first` in the file. A crowd is 255 and lies below every object.
 
     Returns:
         (H, W) uint8: 0 background, 1..80, 255 ignored.
-
-    Raises:
-        ValueError: a malformed segmentation; names the image.
     """
-    painted = [one for one in image.objects if not one.crowd]
+    objects = list(image.objects)
     if overlap == "small":
-        painted.sort(key=lambda one: -one.area)
+        objects.sort(key=lambda one: -one.area)
     elif overlap == "first":
-        painted.reverse()
+        objects.reverse()
+    objects.sort(key=lambda one: not one.crowd)  # crowds first, the others as they are
     mask = np.zeros((image.height, image.width), np.uint8)
-    try:
-        for one in (*(one for one in image.objects if one.crowd), *painted):
-            region = region_of(one.segmentation, image.height, image.width)
-            mask[region] = UNKNOWN if one.crowd else one.value
-    except ValueError as error:
-        raise ValueError(f"image {image.image_id!r}: bad segmentation: {error}") from error
+    for one in objects:
+        region = region_of(one.segmentation, image.height, image.width)
+        mask[region] = UNKNOWN if one.crowd else one.value
     return mask

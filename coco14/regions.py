@@ -1,8 +1,8 @@
-"""COCO's segmentations: polygons and run lengths, checked and painted."""
+"""COCO's segmentations: checked here, painted by `pycocotools`."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+import re
 from reprlib import repr as shown
 from typing import Any
 
@@ -10,54 +10,59 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 LONGEST_OUTLINE = 2**22  # pixels; pycocotools needs some 100 bytes for each
+_NUMBER = re.compile(rb"[P-o]{0,6}[0-O]")  # of compressed run lengths: 5 bits per character
 
 
-def check_segmentation(segmentation: Any, height: int, width: int) -> None:
-    """`ValueError` unless it is COCO's polygons or run lengths of an image of this size."""
+def check_segmentation(segmentation: Any, height: int, width: int) -> list[Any]:
+    """Return polygons or run lengths as `pycocotools.mask.frPyObjects` takes them.
+
+    What is returned is safe to paint: the C code of pycocotools believes what it is given.
+
+    Raises:
+        ValueError: It is neither, or not of an image of this size.
+    """
     if isinstance(segmentation, list):
         for polygon in segmentation:
             _check_polygon(polygon, reach=4 * max(height, width))
-    elif isinstance(segmentation, dict):
-        run_lengths(segmentation, height, width)
-    else:
-        raise ValueError(f"{shown(segmentation)} is neither polygons nor run lengths")
+        return segmentation
+    if isinstance(segmentation, dict):
+        counts = run_lengths(segmentation, height, width)
+        return [{"size": [height, width], "counts": counts}]
+    raise ValueError(f"{shown(segmentation)} is neither polygons nor run lengths")
 
 
 def region_of(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """(H, W) bool of polygons, or of run lengths as a list or compressed.
+    """Return (H, W) bool of polygons, or of run lengths as a list or compressed.
 
     Raises:
-        ValueError: see `check_segmentation`.
+        ValueError: As for `check_segmentation`.
     """
-    if isinstance(segmentation, dict):
-        counts = run_lengths(segmentation, height, width)
-        inside = np.arange(len(counts)) % 2 == 1
-        return np.repeat(inside, counts).reshape(width, height).T
-    check_segmentation(segmentation, height, width)
-    if not segmentation:
+    parts = check_segmentation(segmentation, height, width)
+    if not parts:
         return np.zeros((height, width), bool)
-    runs = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    runs = coco_mask.merge(coco_mask.frPyObjects(parts, height, width))
     return coco_mask.decode(runs).astype(bool)
 
 
 def run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[int]:
-    """The run lengths, down the columns, of outside and inside in turn; they fill the image.
+    """Return the run lengths, down the columns, of outside and inside in turn.
 
-    Differs from pycocotools, which leaves the pixels after the last run as they are in memory.
+    They fill the image. pycocotools would leave the pixels after the last run as they are in
+    memory, and would read beyond the end of compressed ones that are cut off.
 
     Raises:
-        ValueError: they are of another size, do not fill the image, or are no run lengths.
+        ValueError: They are of another size, do not fill the image, or are no run lengths.
     """
-    if segmentation.get("size") != [height, width]:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if size != [height, width]:
         raise ValueError(
-            f"run lengths of the size {shown(segmentation.get('size'))} (height, width) for an "
-            f"image of {[height, width]}"
+            f"run lengths of the size {shown(size)} (height, width) for an image of "
+            f"{[height, width]}"
         )
-    counts = segmentation.get("counts")
-    if isinstance(counts, str | bytes):
-        counts = _unpacked(
-            counts if isinstance(counts, bytes) else counts.encode("utf-8", "surrogatepass")
-        )
+    if isinstance(counts, str):
+        counts = counts.encode("utf-8", "surrogatepass")
+    if isinstance(counts, bytes):
+        counts = _unpacked(counts)
     if not isinstance(counts, list):
         raise ValueError(f"{shown(counts)} in place of run lengths")
     for count in counts:
@@ -71,29 +76,25 @@ def run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[i
 
 
 def _unpacked(text: bytes) -> list[int]:
-    """COCO's compressed run lengths: signed numbers of 5 bits a character, differences from the
-    fourth on.
+    """Return compressed run lengths as numbers.
+
+    A number has a sign and 5 bits per character, the lowest first. From the fourth on it is the
+    difference to the last but one.
     """
+    numbers = _NUMBER.findall(text)
+    if b"".join(numbers) != text:
+        raise ValueError("compressed run lengths that are damaged or cut off")
     counts: list[int] = []
-    value = shift = 0
-    for code in text:
-        bits = code - 48
-        if not 0 <= bits < 64 or shift > 30:
-            raise ValueError("compressed run lengths that are damaged")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:  # more to come
-            continue
-        if bits & 16:  # negative
-            value -= 1 << shift
+    for number in numbers:
+        value = sum((code - 48 & 31) << 5 * place for place, code in enumerate(number))
+        if number[-1] - 48 & 16:  # negative
+            value -= 1 << 5 * len(number)
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value = shift = 0
-    if shift:
-        raise ValueError("compressed run lengths that are cut off")
     return counts
 
 
 def _check_polygon(polygon: Any, *, reach: int) -> None:
+    """Check that a polygon has three points, all within `reach`, and an outline that fits."""
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         raise ValueError("a polygon of fewer than three points")
     for x in polygon:
@@ -101,10 +102,8 @@ def _check_polygon(polygon: Any, *, reach: int) -> None:
             raise ValueError(f"{shown(x)} is no coordinate of a polygon")
         if not abs(x) < reach:  # nor when it is NaN
             raise ValueError("a polygon far outside the image")
-    if len(polygon) * reach > LONGEST_OUTLINE and _outline(polygon) > LONGEST_OUTLINE:
-        raise ValueError("a polygon with an outline too long")
-
-
-def _outline(polygon: list[float]) -> float:
-    points = [*zip(polygon[::2], polygon[1::2], strict=True), (polygon[0], polygon[1])]
-    return sum(max(abs(c - a), abs(d - b)) for (a, b), (c, d) in pairwise(points))
+    if len(polygon) * reach > LONGEST_OUTLINE:
+        points = np.array(polygon, float).reshape(-1, 2)
+        steps = np.diff(points, axis=0, append=points[:1])
+        if np.abs(steps).max(axis=1).sum() > LONGEST_OUTLINE:
+            raise ValueError("a polygon with an outline too long")
