@@ -100,9 +100,9 @@ def test_an_accelerator_computes_all_classes_with_the_same_result(
 ) -> None:
     batch = make_batch(MIXED)
     some = first_steps(make_method("fbr"), batch)
-    monkeypatch.setattr(terms_of_fbr, "class_slots", lambda label: torch.arange(label.shape[1]))
+    monkeypatch.setattr(terms_of_fbr, "class_ids_of", lambda label: torch.arange(label.shape[1]))
     monkeypatch.setattr(queries, "_most", lambda candidates: candidates.shape[1])
-    whole = property(lambda drawn: lambda: [(0, drawn.chosen.shape[1], len(drawn.slots))])
+    whole = property(lambda drawn: lambda: [(0, drawn.chosen.shape[1], len(drawn.class_ids))])
     monkeypatch.setattr(queries.Queries, "blocks", whole)
     every = first_steps(make_method("fbr"), batch)
     for term in ("nce_fg", "nce_nroi"):

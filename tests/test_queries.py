@@ -11,7 +11,7 @@ from method_cases import cosine, make_cells
 from torch import Tensor
 
 from network.contrast import prototypes
-from network.contrast.cells import class_slots, l2_normalize
+from network.contrast.cells import class_ids_of, l2_normalize
 from network.contrast.queries import (
     Queries,
     draw_queries,
@@ -72,9 +72,9 @@ def test_queries_come_first_and_so_do_the_classes_that_have_most_of_them() -> No
     cells, slots = make_cells(pseudo, num_classes=3), torch.tensor([0, 1, 2])
     candidates = cells.pseudo == slots[:, None] + 1
     queries = draw_queries(cells, candidates, slots, STEP, "q", cap=256)
-    assert queries.slots.tolist() == [1, 2, 0]
+    assert queries.class_ids.tolist() == [1, 2, 0]
     assert queries.chosen.sum(dim=1).tolist() == [90, 70, 5]
-    for slot, cell, chosen in zip(queries.slots, queries.cell, queries.chosen, strict=True):
+    for slot, cell, chosen in zip(queries.class_ids, queries.cell, queries.chosen, strict=True):
         assert (cells.pseudo[cell[chosen]] == slot + 1).all()
     inside = torch.zeros_like(queries.chosen)
     for first, last, slots_inside in queries.blocks():
@@ -137,10 +137,10 @@ def test_query_embeddings_carry_the_gradient_to_the_chosen_cells_of_this_rank() 
         torch.tensor([0]), torch.tensor([[5, 8, 15]]), torch.tensor([[True, True, False]])
     )
     progress = dataclasses.replace(STEP, rank=1, world_size=2)  # global cells 8..15
-    query, here = query_embedding(embedding, queries, progress)
-    assert here.tolist() == [[False, True, False]]
+    query, is_local = query_embedding(embedding, queries, progress)
+    assert is_local.tolist() == [[False, True, False]]
     assert torch.equal(query[0, 1], l2_normalize(embedding[0, :, 0, 0]))
-    query[here][:, 0].sum().backward()
+    query[is_local][:, 0].sum().backward()
     assert embedding.grad[0, :, 0, 0].abs().min() > 0
     others = embedding.grad.clone()
     others[0, :, 0, 0] = 0
@@ -166,7 +166,7 @@ def test_intra_queries_are_a_random_half_and_the_hard_half_of_each_class() -> No
         assert drawn[own].sum() == count // 2
 
 
-def test_class_slots_are_the_classes_of_the_batch() -> None:
+def test_class_ids_of_are_the_classes_of_the_batch() -> None:
     label = torch.tensor([[1.0, 0, 0, 1], [1, 0, 0, 0]])
-    assert class_slots(label).tolist() == [0, 3]
-    assert class_slots(0 * label).tolist() == [0]
+    assert class_ids_of(label).tolist() == [0, 3]
+    assert class_ids_of(0 * label).tolist() == [0]

@@ -8,5 +8,6 @@ width, g cells per side, T = G g g cells, P classes that are computed for, M que
 negatives per class, Q rows of the bank.
 
 No function reads a number back from an accelerator. On the CPU, where reading is free,
-`class_slots`, `draw_queries` and `Queries.blocks` skip work that an accelerator does and masks out.
+`class_ids_of`, `draw_queries` and `Queries.blocks` skip work that an accelerator does and masks
+out.
 """

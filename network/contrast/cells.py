@@ -128,7 +128,7 @@ def view_cells(
     return Cells(flatten_cells(embedding), *flat, len(label), prototype, valid)
 
 
-def class_slots(label: Tensor) -> Tensor:
+def class_ids_of(label: Tensor) -> Tensor:
     """Return the 0-based classes to compute for.
 
     On the CPU these are the classes of the global batch, on an accelerator all K. Reading from an
@@ -139,7 +139,7 @@ def class_slots(label: Tensor) -> Tensor:
         label: (N, K) of this rank.
 
     Returns:
-        (P,) int64. There is always one slot: a batch without any class gives the first class.
+        (P,) int64. There is always one class: a batch without any class gives the first class.
     """
     if reading_is_free(label):
         present = dist.gather(label).amax(dim=0).nonzero()[:, 0]

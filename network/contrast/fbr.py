@@ -12,33 +12,49 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network.contrast.cells import Cells, class_slots, l2_normalize, take
+from network.contrast.cells import Cells, class_ids_of, l2_normalize, take
 from network.contrast.info_nce import class_balanced_mean, class_mean, info_nce, mean_query
 from network.contrast.nroi import NROIBank, kmeans
 from network.contrast.queries import draw_queries, foreground_negatives, hard_cells, query_embedding
 from network.heads import BackgroundSegmentation, projection
 from network.losses import image_cells, mean_of_views, over_maximum, resize
-from network.options import option
 from tool.parallel.dist import gather, global_mean
 from tool.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True)
 class NroiConfig:
-    """FBR's hyper-parameters that do not depend on the host."""
+    """FBR's hyper-parameters that do not depend on the host.
 
-    temperature: float = option(0.5, "temperature T of nce_fg and nce_nroi, at least 0.03")
-    quantile: float = option(0.6, "scores above this quantile are confident, not hard queries")
-    floor: float = option(0.05, "scores above this count for the quantile")
-    max_queries: int = option(256, "queries a class and view at most")
-    num_negatives: int = option(256, "negatives a class and view")
-    num_clusters: int = option(8, "NROIs an image and view (k-means clusters)")
-    kmeans_iterations: int = option(10, "iterations of the k-means")
-    bank_size: int = option(50_000, "NROIs the bank keeps")
-    bg_threshold_seg: float = option(0.05, "cells whose CAM sums to less are background for bg_seg")
-    weight_nce_fg: float = option(0.1, "weight of the intra-foreground contrast")
-    weight_nce_nroi: float = option(0.01, "weight of the pixel-to-NROI contrast")
-    weight_bg_seg: float = option(0.1, "weight of the background segmentation")
+    Attributes:
+        temperature: Temperature T of nce_fg and nce_nroi, at least 0.03. A smaller one weighs the
+            hardest negatives more.
+        quantile: Cells that score above this quantile of their class are confident, not hard
+            queries.
+        floor: Only scores above this count for the quantile.
+        max_queries: Queries per class and view at most.
+        num_negatives: Negatives per class and view.
+        num_clusters: NROIs per image and view: the clusters of k-means.
+        kmeans_iterations: Iterations of k-means.
+        bank_size: NROIs that the bank keeps. Give a quarter of what a run makes, at most.
+        bg_threshold_seg: Cells whose CAM sums to less are background for bg_seg.
+        weight_nce_fg: Weight of the contrast within the foreground.
+        weight_nce_nroi: Weight of the contrast of pixels to NROIs.
+        weight_bg_seg: Weight of the background segmentation.
+    """
+
+    temperature: float = 0.5
+    quantile: float = 0.6
+    floor: float = 0.05
+    max_queries: int = 256
+    num_negatives: int = 256
+    num_clusters: int = 8
+    kmeans_iterations: int = 10
+    bank_size: int = 50_000
+    bg_threshold_seg: float = 0.05
+    weight_nce_fg: float = 0.1
+    weight_nce_nroi: float = 0.01
+    weight_bg_seg: float = 0.1
 
 
 class NroiContrast(nn.Module):
@@ -114,9 +130,9 @@ class NroiContrast(nn.Module):
         Returns:
             The two terms, each the mean of the views.
         """
-        slots = class_slots(label)  # (P,)
+        class_ids = class_ids_of(label)  # (P,)
         views = range(len(embeddings))
-        both = [self.fbr_losses(embeddings[i], cells[i], slots, progress, i) for i in views]
+        both = [self.fbr_losses(embeddings[i], cells[i], class_ids, progress, i) for i in views]
         self._metrics = mean_of_views([metrics for _, metrics in both])
         if progress.micro == 0:  # later micro-batches add to the NROIs of the same step
             self._pending = []
@@ -125,14 +141,14 @@ class NroiContrast(nn.Module):
         return mean_of_views([terms for terms, _ in both])
 
     def fbr_losses(
-        self, embedding: Tensor, cells: Cells, slots: Tensor, progress: Progress, index: int
+        self, embedding: Tensor, cells: Cells, class_ids: Tensor, progress: Progress, index: int
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute `nce_fg` and `nce_nroi` of one view, and the mean cosines of their queries.
 
         Args:
             embedding: (N, D, g, g); receives the gradient.
             cells: The view.
-            slots: (P,) 0-based classes to compute for.
+            class_ids: (P,) 0-based classes to compute for.
             progress: The step, which keys the draws.
             index: Of the view; names its draws.
 
@@ -142,18 +158,18 @@ class NroiContrast(nn.Module):
         """
         config, name = self.config, f"view{index}"
         # Queries: hard cells of each class, of all ranks.
-        hard = hard_cells(cells, slots, quantile=config.quantile, floor=config.floor)  # (P, T)
+        hard = hard_cells(cells, class_ids, quantile=config.quantile, floor=config.floor)  # (P, T)
         queries = draw_queries(
-            cells, hard, slots, progress, f"query.{name}", cap=config.max_queries
+            cells, hard, class_ids, progress, f"query.{name}", cap=config.max_queries
         )
-        slots = queries.slots  # sorted anew
-        query, here = query_embedding(embedding, queries, progress)  # (P, M, D), (P, M)
+        class_ids = queries.class_ids  # sorted anew
+        query, is_local = query_embedding(embedding, queries, progress)  # (P, M, D), (P, M)
         # The positive of a class is its prototype.
-        positive = l2_normalize(cells.prototype[slots + 1])  # (P, D)
+        positive = l2_normalize(cells.prototype[class_ids + 1])  # (P, D)
         # Negatives of `nce_fg`: cells of other classes.
         cell, has_other = foreground_negatives(
             cells,
-            slots,
+            class_ids,
             progress,
             f"fg.{name}",
             count=config.num_negatives,
@@ -162,21 +178,21 @@ class NroiContrast(nn.Module):
         # Negatives of `nce_nroi`: rows of the bank. The draw is made for all K classes, so that
         # that of a class does not depend on the others.
         shape = (len(cells.valid) - 1, config.num_negatives)
-        nroi = self.bank.sample(shape, progress, f"nroi.{name}", rows=slots)  # (P, n, D)
-        has_nroi = (self.bank.filled > 0).expand(len(slots))  # (P,)
+        nroi = self.bank.sample(shape, progress, f"nroi.{name}", rows=class_ids)  # (P, n, D)
+        has_nroi = (self.bank.filled > 0).expand(len(class_ids))  # (P,)
         # Both losses of every query at once, then their means and, to log, the mean cosines.
-        mean, blocks = mean_query(query.detach(), here, queries), queries.blocks()
+        mean, blocks = mean_query(query.detach(), is_local, queries), queries.blocks()
         negatives = [l2_normalize(take(cells.embedding, cell)), l2_normalize(nroi)]
         # Two of (P, M).
         losses = info_nce(query, positive, negatives, temperature=config.temperature, blocks=blocks)
         terms, metrics = {}, {}
-        for term, loss, negative, usable in zip(
+        for term, loss, negative, has_negative in zip(
             ("nce_fg", "nce_nroi"), losses, negatives, (has_other, has_nroi), strict=True
         ):
-            terms[term] = class_balanced_mean(loss, here, queries, usable, progress)
+            terms[term] = class_balanced_mean(loss, is_local, queries, has_negative, progress)
             for side, other in (("positive", positive), ("negative", negative.mean(dim=1))):
                 cosine = (mean * other).sum(dim=1)
-                metrics[f"{term}_cos_{side}"] = class_mean(cosine, queries, usable, progress)
+                metrics[f"{term}_cos_{side}"] = class_mean(cosine, queries, has_negative, progress)
         return terms, metrics
 
     def image_nrois(
@@ -203,9 +219,9 @@ class NroiContrast(nn.Module):
         images, _, *grid = inside.shape
         inside = inside.flatten(1)
         feature, member, priority = [], [], []
-        for index, (here, output) in enumerate(zip(cells, background, strict=True)):
+        for index, (own, output) in enumerate(zip(cells, background, strict=True)):
             feature.append(resize(F.relu(output.detach()), grid).flatten(2).transpose(1, 2))
-            member.append((here.local(here.pseudo, progress).view_as(inside) == 0) & inside)
+            member.append((own.local(own.pseudo, progress).view_as(inside) == 0) & inside)
             priority.append(
                 progress.uniform_per_image(
                     f"kmeans.view{index}", images, inside.shape[1:], inside.device

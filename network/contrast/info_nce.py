@@ -72,11 +72,12 @@ class _InfoNCE(torch.autograd.Function):
         # Sums of exponentials; the ones outside the blocks keep the logarithm finite.
         total = query.new_ones(len(negatives), *query.shape[:2])  # (S, P, M)
         weights = []  # the exponentials, one tensor per block and set
-        for first, last, slots in blocks:
-            rows = scaled[:slots, first:last]  # (slots, rows, D)
+        for first, last, classes in blocks:
+            rows = scaled[:classes, first:last]  # (classes, rows, D)
             for sums, negative in zip(total, negatives, strict=True):
-                weights.append((rows @ negative[:slots].transpose(1, 2)).exp_())  # (slots, rows, n)
-                torch.sum(weights[-1], dim=2, out=sums[:slots, first:last])
+                similarity = rows @ negative[:classes].transpose(1, 2)  # (classes, rows, n)
+                weights.append(similarity.exp_())
+                torch.sum(weights[-1], dim=2, out=sums[:classes, first:last])
         # -log of the softmax share of the positive, as a softplus.
         loss = F.softplus(total.log() - (scaled @ positive[:, :, None])[:, :, 0])
         ctx.save_for_backward(positive, total, loss, *negatives, *weights)
@@ -97,17 +98,17 @@ class _InfoNCE(torch.autograd.Function):
         # A query is pulled to its positive and pushed from the weighted mean of its negatives.
         scale, pull = (share / total)[..., None], share.sum(dim=0)[..., None]
         result = positive.new_zeros(*loss.shape[1:], positive.shape[1])  # (P, M, D)
-        for first, last, slots in ctx.blocks:
-            part = result[:slots, first:last]  # (slots, rows, D)
-            part.addcmul_(positive[:slots, None], pull[:slots, first:last], value=-1)
+        for first, last, classes in ctx.blocks:
+            part = result[:classes, first:last]  # (classes, rows, D)
+            part.addcmul_(positive[:classes, None], pull[:classes, first:last], value=-1)
             for factor, negative in zip(scale, negatives, strict=True):
-                push = next(weights) @ negative[:slots]  # (slots, rows, D)
-                part.addcmul_(push, factor[:slots, first:last])
+                push = next(weights) @ negative[:classes]  # (classes, rows, D)
+                part.addcmul_(push, factor[:classes, first:last])
         return result, *(None for _ in range(len(negatives) + 3))
 
 
 def class_balanced_mean(
-    value: Tensor, here: Tensor, queries: Queries, usable: Tensor, progress: Progress
+    value: Tensor, is_local: Tensor, queries: Queries, has_negative: Tensor, progress: Progress
 ) -> Tensor:
     """Compute this rank's share of the mean over each class's queries, then over classes.
 
@@ -116,36 +117,36 @@ def class_balanced_mean(
 
     Args:
         value: (P, M), of every query.
-        here: (P, M) bool, this rank's queries.
+        is_local: (P, M) bool, this rank's queries.
         queries: The queries of all ranks.
-        usable: (P,) bool, classes with negatives.
+        has_negative: (P,) bool, classes with negatives.
         progress: The step.
 
     Returns:
-        Scalar; exactly 0, attached to the graph, when no class is usable.
+        Scalar; exactly 0, attached to the graph, if no class has negatives.
     """
-    kept = torch.where(here & usable[:, None], value, torch.zeros_like(value))
-    return class_mean(kept.sum(dim=1) / queries.count.clamp(min=1), queries, usable, progress)
+    kept = torch.where(is_local & has_negative[:, None], value, torch.zeros_like(value))
+    return class_mean(kept.sum(dim=1) / queries.count.clamp(min=1), queries, has_negative, progress)
 
 
-def class_mean(value: Tensor, queries: Queries, usable: Tensor, progress: Progress) -> Tensor:
-    """Compute this rank's share of the mean of `value` over usable classes that have queries.
+def class_mean(value: Tensor, queries: Queries, has_negative: Tensor, progress: Progress) -> Tensor:
+    """Compute this rank's share of the mean of `value` over classes with negatives and queries.
 
     Args:
         value: (P,), this rank's part of each class's value.
         queries: The queries of all ranks.
-        usable: (P,) bool, classes with negatives.
+        has_negative: (P,) bool, classes with negatives.
         progress: The step.
 
     Returns:
         Scalar; 0 when no class counts.
     """
-    counted = usable & (queries.count > 0)
+    counted = has_negative & (queries.count > 0)
     return (value * (counted / counted.sum().clamp(min=1))).sum() * progress.world_size
 
 
 @torch.no_grad()
-def mean_query(query: Tensor, here: Tensor, queries: Queries) -> Tensor:
+def mean_query(query: Tensor, is_local: Tensor, queries: Queries) -> Tensor:
     """Compute this rank's part of the mean of each class's queries.
 
     The mean cosine of a class's queries to a unit vector is the product of that vector with the
@@ -153,11 +154,11 @@ def mean_query(query: Tensor, here: Tensor, queries: Queries) -> Tensor:
 
     Args:
         query: (P, M, D), unit vectors.
-        here: (P, M) bool, this rank's queries.
+        is_local: (P, M) bool, this rank's queries.
         queries: The queries of all ranks.
 
     Returns:
         (P, D).
     """
-    share = here / queries.count[:, None].clamp(min=1)
+    share = is_local / queries.count[:, None].clamp(min=1)
     return (share[:, None] @ query)[:, 0]

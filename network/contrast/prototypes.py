@@ -39,7 +39,7 @@ def prototype_cross_entropy(
     flat = flatten_cells(embedding.float())  # (N g g, D)
     # The positive of each cell, and the prototypes in its denominator.
     index = positive.clamp(min=0)
-    has = (positive >= 0) & cells.valid[index]
+    has_positive = (positive >= 0) & cells.valid[index]
     allowed = cells.valid.expand(len(flat), -1)  # (N g g, K+1)
     if negatives is not None:
         own = F.one_hot(index, len(cells.valid)).bool()
@@ -47,9 +47,9 @@ def prototype_cross_entropy(
     logit = l2_normalize(flat) @ l2_normalize(cells.prototype).T / temperature  # (N g g, K+1)
     logit = logit.masked_fill(~allowed, -torch.inf)
     # A row without a positive could be -inf throughout, and its gradient NaN.
-    logit = torch.where(has[:, None], logit, torch.zeros_like(logit))
+    logit = torch.where(has_positive[:, None], logit, torch.zeros_like(logit))
     loss = logit.logsumexp(dim=1) - logit.gather(1, index[:, None])[:, 0]
-    return torch.where(has, loss, torch.zeros_like(loss)), has
+    return torch.where(has_positive, loss, torch.zeros_like(loss)), has_positive
 
 
 @torch.no_grad()

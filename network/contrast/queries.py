@@ -16,7 +16,7 @@ _BLOCK = 32  # rows of queries: on the CPU a matrix product takes a multiple of 
 
 
 @torch.no_grad()
-def hard_cells(cells: Cells, slots: Tensor, *, quantile: float, floor: float) -> Tensor:
+def hard_cells(cells: Cells, class_ids: Tensor, *, quantile: float, floor: float) -> Tensor:
     """Find the foreground cells of each class that are not confident.
 
     A cell is confident if its score exceeds a quantile. The quantile is taken over the cells of the
@@ -24,14 +24,14 @@ def hard_cells(cells: Cells, slots: Tensor, *, quantile: float, floor: float) ->
 
     Args:
         cells: The view.
-        slots: (P,) 0-based classes.
+        class_ids: (P,) 0-based classes.
         quantile: In [0, 1].
         floor: Scores up to this do not count for the quantile.
 
     Returns:
         (P, T) bool.
     """
-    own = cells.pseudo[None] == slots[:, None] + 1  # (P, T)
+    own = cells.pseudo[None] == class_ids[:, None] + 1  # (P, T)
     # The quantile of each image and class, in the scores that count.
     score = cells.score.expand_as(own).unflatten(1, (cells.images, -1))  # (P, G, g g)
     counted = own.unflatten(1, (cells.images, -1)) & (score > floor)
@@ -43,17 +43,17 @@ def hard_cells(cells: Cells, slots: Tensor, *, quantile: float, floor: float) ->
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
-    """Chosen query cells, M for each of P class slots.
+    """Chosen query cells, M for each of P classes.
 
-    `draw_queries` puts the chosen cells of a slot first, and the slots with most of them first.
+    `draw_queries` puts the chosen cells of a class first, and the classes with most of them first.
 
     Attributes:
-        slots: (P,) 0-based classes.
+        class_ids: (P,) 0-based classes.
         cell: (P, M) int64, indices into the global cells.
         chosen: (P, M) bool, which entries of `cell` are queries.
     """
 
-    slots: Tensor
+    class_ids: Tensor
     cell: Tensor
     chosen: Tensor
 
@@ -69,13 +69,13 @@ class Queries:
         everything.
 
         Returns:
-            (first, last, slots) of each block: it spans entries `first` to `last` - 1 of M, in the
-            first `slots` of P.
+            (first, last, classes) of each block: it spans entries `first` to `last` - 1 of M, in
+            the first `classes` of P.
         """
-        slots, rows = self.chosen.shape
+        classes, rows = self.chosen.shape
         if not reading_is_free(self.chosen):
-            return [(0, rows, slots)]
-        # How many slots still have queries at the beginning of each run of _BLOCK rows.
+            return [(0, rows, classes)]
+        # How many classes still have queries at the beginning of each run of _BLOCK rows.
         counts = self.chosen[:, ::_BLOCK].sum(dim=0).tolist()
         # Runs with the same number form one block.
         starts = [i * _BLOCK for i, n in enumerate(counts) if not i or n != counts[i - 1]]
@@ -85,20 +85,20 @@ class Queries:
 
 @torch.no_grad()
 def draw_queries(
-    cells: Cells, candidates: Tensor, slots: Tensor, progress: Progress, name: str, *, cap: int
+    cells: Cells, candidates: Tensor, class_ids: Tensor, progress: Progress, name: str, *, cap: int
 ) -> Queries:
     """Sample queries among each class's candidates, uniformly and without replacement.
 
     Args:
         cells: The view.
         candidates: (P, T) bool.
-        slots: (P,) 0-based classes.
+        class_ids: (P,) 0-based classes.
         progress: The step, which keys the draw.
         name: Of the draw.
         cap: Queries per class at most.
 
     Returns:
-        The queries; the slots with most of them come first.
+        The queries; the classes with most of them come first.
     """
     # The candidates with the highest random priorities; all others have 0.
     priority = progress.uniform(name, (len(cells.pseudo),), cells.pseudo.device)
@@ -107,7 +107,7 @@ def draw_queries(
     chosen = value > 0
     # `Queries.blocks` relies on this order.
     order = chosen.sum(dim=1).argsort(descending=True, stable=True)
-    return Queries(slots[order], cell[order], chosen[order])
+    return Queries(class_ids[order], cell[order], chosen[order])
 
 
 def _most(candidates: Tensor) -> int:
@@ -119,13 +119,19 @@ def _most(candidates: Tensor) -> int:
 
 @torch.no_grad()
 def foreground_negatives(
-    cells: Cells, slots: Tensor, progress: Progress, name: str, *, count: int, temperature: float
+    cells: Cells,
+    class_ids: Tensor,
+    progress: Progress,
+    name: str,
+    *,
+    count: int,
+    temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """Sample cells of other classes, of similar classes more often: FBR's active sampling.
 
     Args:
         cells: The view.
-        slots: (P,) 0-based classes that need negatives; only they are sampled from, too.
+        class_ids: (P,) 0-based classes that need negatives; only they are sampled from, too.
         progress: The step, which keys the draw.
         name: Of the draw.
         count: n, negatives per class.
@@ -144,19 +150,19 @@ def foreground_negatives(
     size = class_sizes(cells.pseudo, num_classes)  # (K+1,)
     start, order = size.cumsum(0) - size, cells.pseudo.argsort(stable=True)  # (K+1,), (T,)
     # The chance of each other class, by the cosine of the prototypes.
-    usable = (size[slots + 1] > 0) & cells.valid[slots + 1]  # (P,)
-    prototype = cells.prototype[slots + 1]
+    has_prototype = (size[class_ids + 1] > 0) & cells.valid[class_ids + 1]  # (P,)
+    prototype = cells.prototype[class_ids + 1]
     similarity = cosine(prototype, prototype) / temperature  # (P, P)
-    same = torch.eye(len(slots), dtype=torch.bool, device=device)
-    similarity = similarity.masked_fill(same | ~usable[None], -torch.inf)
-    any_other = (usable[None] & ~same).any(dim=1)  # (P,); without any, the row would be -inf
+    same = torch.eye(len(class_ids), dtype=torch.bool, device=device)
+    similarity = similarity.masked_fill(same | ~has_prototype[None], -torch.inf)
+    any_other = (has_prototype[None] & ~same).any(dim=1)  # (P,); without any, the row would be -inf
     chance = torch.where(any_other[:, None], similarity, 0.0).softmax(dim=1)
     # The draws are made for all K classes, so that those of a class do not depend on the others.
-    draw = progress.uniform(name, (2, num_classes, count), device)[:, slots]  # (2, P, n)
+    draw = progress.uniform(name, (2, num_classes, count), device)[:, class_ids]  # (2, P, n)
     # The first draw picks the class, on the cumulated chances.
     ladder = chance.cumsum(1)
     column = torch.searchsorted(ladder / ladder[:, -1:], draw[0].contiguous(), right=True)
-    other = slots[column.clamp(max=len(slots) - 1)] + 1  # (P, n) in 1..K
+    other = class_ids[column.clamp(max=len(class_ids) - 1)] + 1  # (P, n) in 1..K
     # The second one picks a cell of that class.
     offset = (draw[1] * size[other]).long().clamp(max=(size[other] - 1).clamp(min=0))
     position = (start[other] + offset).clamp(max=len(order) - 1)
@@ -179,5 +185,5 @@ def query_embedding(
     """
     flat = flatten_cells(embedding.float())  # (N g g, D)
     local = queries.cell - progress.rank * len(flat)  # index in this rank's cells
-    here = queries.chosen & (local >= 0) & (local < len(flat))
-    return take(l2_normalize(flat), local.clamp(0, len(flat) - 1)), here
+    is_local = queries.chosen & (local >= 0) & (local < len(flat))
+    return take(l2_normalize(flat), local.clamp(0, len(flat) - 1)), is_local
