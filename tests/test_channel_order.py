@@ -150,7 +150,7 @@ def test_restore_puts_the_rows_in_our_order(method, rows, fbr, said, expected, t
         backbone=SLIM,
         class_names=CLASSES,
         background=said,
-        tell=lines.append,
+        report=lines.append,
     )
     assert rows_of(made) == expected
     (line,) = lines
@@ -160,7 +160,12 @@ def test_restore_puts_the_rows_in_our_order(method, rows, fbr, said, expected, t
 def test_restore_finds_a_wrapped_file(tmp_path) -> None:
     path = foreign(K, tmp_path / "w.pth")
     plain = torch.load(path, weights_only=True)
-    options = {"method": "cam", "backbone": SLIM, "class_names": CLASSES, "tell": lambda line: None}
+    options = {
+        "method": "cam",
+        "backbone": SLIM,
+        "class_names": CLASSES,
+        "report": lambda line: None,
+    }
     expected = restore(path, **options)[0].state_dict()
     torch.save({"net": {f"module.{n}": t for n, t in plain.items()}, "best": np.float64(1)}, path)
     own = restore(path, **options)[0].state_dict()
@@ -182,14 +187,14 @@ def test_infer_cam_says_what_it_assumed_and_refuses_what_is_open(folder_root, tm
     assert result.returncode == 0, result.stderr
     assert "w.pth: its 3 maps are the classes, without background\n" in result.stdout
     refused = infer(path, folder_root, tmp_path / "e", "--method", "eps")
-    assert_refused(refused, "w.pth", "eps needs a map of the background")
+    assert_refused(refused, "w.pth", "this method needs a map of the background")
     assert_refused(infer(path, folder_root, tmp_path / "e", "--method", "amn"), "one layer")
     foreign(K + 1, path)
     assert_refused(infer(path, folder_root, out, "--method", "eps"), "--background first")
     eps = ["--method", "eps", "--background"]
     assert infer(path, folder_root, tmp_path / "eps", *eps, "first").returncode == 0
     other = infer(path, folder_root, tmp_path / "eps", *eps, "last")
-    assert_refused(other, "background differ")  # two orders never share a folder
+    assert_refused(other, "another background")  # two orders never share a folder
     foreign(K + 2, path)
     assert_refused(infer(path, folder_root, tmp_path / "f", *eps, "last"), "5 maps", "3 classes")
 

@@ -54,7 +54,7 @@ def restored(path: Path, background: str | None = None) -> tuple[Method, str]:
         backbone=SLIM,
         class_names=CLASSES,
         background=background,
-        tell=lines.append,
+        report=lines.append,
     )
     return method, "; ".join(lines)
 

@@ -18,7 +18,7 @@ from data.catalog import open_catalog
 from network.backbones import build_backbone
 from network.methods import build_method
 from network.weights.initialise import class_weights, initialise
-from network.weights.restore import open_checkpoint, restore
+from network.weights.restore import Wanted, open_checkpoint, restore
 from tool.formats.cam import load_cam
 from tool.formats.checkpoint import load_checkpoint, save_checkpoint
 
@@ -107,7 +107,7 @@ def test_a_released_checkpoint_gives_the_released_cams(released, folder_root, tm
 def test_every_tensor_of_a_released_checkpoint_has_a_place(tmp_path) -> None:
     path, names = tmp_path / "released.pth", tuple("abcde")
     torch.save(released_state(5), path)
-    checkpoint, _ = open_checkpoint(path, method="fbr", backbone=SLIM, class_names=names)
+    checkpoint, _ = open_checkpoint(path, Wanted("fbr", SLIM, names, None), print)
     state = checkpoint["model"]
     config = {"method": "fbr", "backbone": SLIM, "output_stride": 8, "num_classes": 5}
     own = build_method(config | {"pretrained": True, "method_config": {}}).state_dict()

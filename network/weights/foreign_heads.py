@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from network.methods import released_heads, released_unused
+from network.weights.channel_order import background_place, our_classifier
 from tool.train.run_directory import COUNTER
 
 CLASSIFIER = "classifier.weight"
@@ -29,6 +30,67 @@ def our_names(heads: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in heads.items()
         if not name.startswith(released_unused()) and not name.endswith(COUNTER)
     }
+
+
+def split_heads(
+    tensors: dict[str, Tensor], *, width: int, num_classes: int
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Separate the classifier of a foreign checkpoint from its other heads.
+
+    Args:
+        tensors: The tensors besides the backbone.
+        width: D, the channels of the backbone's deepest map.
+        num_classes: K.
+
+    Returns:
+        The other heads under the names of this codebase, and the result of `classifier_names`.
+    """
+    names = classifier_names(tensors, width=width, num_classes=num_classes)
+    apart = {*names, *map(bias_of, names)}
+    heads = our_names({n: t for n, t in tensors.items() if n not in apart})
+    heads.pop(CLASSIFIER, None)
+    return heads, names
+
+
+def fitted_classifier(
+    name: str,
+    tensors: dict[str, Tensor],
+    own: Tensor,
+    num_classes: int,
+    *,
+    background: str | None,
+    what: str,
+    keep_own: bool,
+) -> tuple[Tensor, str]:
+    """Fit a foreign classifier to that of a method.
+
+    Args:
+        name: Name of the foreign classifier.
+        tensors: The tensors besides the backbone.
+        own: (K or K+1, D, 1, 1), the method's classifier.
+        num_classes: K.
+        background: Value of `--background`; None if it was not given.
+        what: Name of the file, for messages.
+        keep_own: The method may keep its own map of the background if the file has none.
+
+    Returns:
+        The weight, and a line that says what was assumed.
+
+    Raises:
+        ValueError: As `background_place`, or the file has no map of the background, and the method
+            needs one.
+    """
+    weight = as_maps(tensors[name])
+    place, line = background_place(
+        len(weight), num_classes, background=background, names=tensors, what=what
+    )
+    if place == "none" and len(own) > num_classes:
+        if not keep_own:
+            raise ValueError(
+                f"{line}: this method needs a map of the background (--method cam does not)"
+            )
+        line += "; the background's map keeps its initial weights"
+    return our_classifier(weight, own, place), line + classifier_note(name, tensors)
 
 
 def classifier_names(heads: dict[str, Tensor], *, width: int, num_classes: int) -> list[str]:

@@ -9,17 +9,9 @@ import torch
 from torch import Tensor
 
 from network.methods import Method
-from network.weights.channel_order import background_place, our_classifier
-from network.weights.foreign_heads import (
-    CLASSIFIER,
-    as_maps,
-    bias_of,
-    classifier_names,
-    classifier_note,
-    our_names,
-)
+from network.weights.foreign_heads import CLASSIFIER, as_maps, fitted_classifier, split_heads
 from network.weights.pretrained import NEEDED, read_named_weights, too_few
-from network.weights.unwrap import OURS, find_backbone
+from network.weights.unwrap import OURS, find_backbone, quoted
 from tool.train.run_directory import COUNTER, weight_names
 
 
@@ -100,9 +92,9 @@ def _our_heads(
     """
     if known is None or class_names is None or known == list(class_names):
         return heads, []
-    left = [name for name in class_weights(method) if name in heads]
-    notes = [f"left out, as its classes are others: {', '.join(left)}"] if left else []
-    return {name: tensor for name, tensor in heads.items() if name not in left}, notes
+    omitted = [name for name in class_weights(method) if name in heads]
+    notes = [f"left out, as its classes are others: {', '.join(omitted)}"] if omitted else []
+    return {name: tensor for name, tensor in heads.items() if name not in omitted}, notes
 
 
 def _foreign_heads(
@@ -124,14 +116,11 @@ def _foreign_heads(
             is ambiguous where the classifier has the background.
     """
     width = method.backbone.taps["high"].channels
-    names = classifier_names(found, width=width, num_classes=method.num_classes)
-    kept = {n: t for n, t in found.items() if n not in names and n not in map(bias_of, names)}
-    heads = our_names(kept)
-    heads.pop(CLASSIFIER, None)
+    heads, names = split_heads(found, width=width, num_classes=method.num_classes)
     if len(names) == 1:
         weight, note = _fitted(method, names[0], found, path.name, background)
         return heads | ({} if weight is None else {CLASSIFIER: weight}), [note]
-    choice = ", ".join(repr(name)[:80] for name in names[:5])
+    choice = quoted(names, 5)
     if background is not None:
         reason = f"several classifiers: {choice}" if names else f"no classifier of {width} channels"
         raise ValueError(f"--background {background}: {path} has {reason}")
@@ -162,14 +151,11 @@ def _fitted(
     if own is None or own.shape[1:] != foreign.shape[1:]:
         return None, "its classifier is left out: the method's is another"
     if len(foreign) not in (classes, classes + 1):
-        left = f"its classifier of {len(foreign)} maps is left out"
-        return None, f"{left}: this run has {classes} classes"
-    place, note = background_place(
-        len(foreign), classes, background=background, names=heads, what=what
+        note = f"its classifier of {len(foreign)} maps is left out"
+        return None, f"{note}: this run has {classes} classes"
+    return fitted_classifier(
+        name, heads, own, classes, background=background, what=what, keep_own=True
     )
-    if place == "none" and len(own) > classes:
-        note += "; the background's map keeps its initial weights"
-    return our_classifier(foreign, own, place), note + classifier_note(name, heads)
 
 
 def class_weights(method: Method) -> list[str]:

@@ -13,6 +13,7 @@ from network.backbones import Backbone
 from network.backbones.resnet38d import name_from_mxnet
 from network.weights.published import published_file
 from network.weights.unwrap import OURS, Found, find_backbone, plain_name
+from tool.files import first_few
 from tool.formats.checkpoint import are_names, load_safetensors, load_tensors
 from tool.formats.mxnet import read_params
 from tool.train.run_directory import COUNTER
@@ -88,9 +89,7 @@ def too_few(backbone: Backbone, found: Found) -> str:
     return (
         f"only {found.count} of the {found.total} tensors of {backbone.name} are in it "
         f"({math.ceil(NEEDED * found.total)} are needed); missing or of another shape: "
-        f"{', '.join(missing[:5])}"
-        + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        + f"; the file holds {found.content}"
+        f"{first_few(missing, 5)}; the file holds {found.content}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,10 @@ from torch import Tensor
 from network.backbones import build_backbone
 from network.methods import Method, build_method, find_method
 from network.options import inference_options
-from network.weights.channel_order import background_place, our_classifier
-from network.weights.foreign_heads import (
-    CLASSIFIER,
-    as_maps,
-    bias_of,
-    classifier_names,
-    classifier_note,
-    our_names,
-)
-from network.weights.unwrap import Found, described, find_backbone, plain_name
+from network.weights.foreign_heads import CLASSIFIER, fitted_classifier, split_heads
+from network.weights.unwrap import Found, described, find_backbone, plain_name, quoted
 from tool.cli import one_line
+from tool.files import first_few
 from tool.formats.checkpoint import as_checkpoint, load_checkpoint, load_safetensors, load_tensors
 from tool.train.run_directory import COUNTER, check_sizes, load_state, state_names
 
@@ -38,6 +32,34 @@ _CONFIG = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a file must hold; None for anything. The arguments of `restore` of these names."""
+
+    method: str | None
+    backbone: str | None
+    class_names: tuple[str, ...] | None
+    background: str | None
+
+    def check(self, config: dict[str, Any], path: Path | str) -> None:
+        """Check that a file's configuration fits, and that it has one name per class."""
+        names = self.class_names
+        if self.method not in (None, config["method"]):
+            raise ValueError(f"{path} is of method {config['method']}, not {self.method}")
+        if self.backbone not in (None, config["backbone"]):
+            raise ValueError(f"{path} has the backbone {config['backbone']}, not {self.backbone}")
+        if names is not None and config["num_classes"] != len(names):
+            raise ValueError(
+                f"{path} has {config['num_classes']} classes, the dataset has {len(names)}"
+            )
+        if names is not None and list(config["class_names"]) != list(names):
+            raise ValueError(f"{path} was trained on classes of other names than the dataset's")
+        if config["num_classes"] != len(config["class_names"]) or not config["class_names"]:
+            raise ValueError(
+                f"{path} has {config['num_classes']} classes and {len(config['class_names'])} names"
+            )
+
+
 def restore(
     path: Path | str,
     *,
@@ -46,7 +68,7 @@ def restore(
     class_names: tuple[str, ...] | None = None,
     options: Sequence[str] = (),
     background: str | None = None,
-    tell: Callable[[str], object] = print,
+    report: Callable[[str], object] = print,
 ) -> tuple[Method, dict[str, Any]]:
     """Build the method of a file and load its weights.
 
@@ -61,7 +83,7 @@ def restore(
             The configuration that is returned contains them.
         background: Position of the background in the classifier of a foreign state dict; see
             `network.weights.channel_order`.
-        tell: Takes a line that says what was assumed about a foreign state dict.
+        report: Takes a line that says what was assumed about a foreign state dict.
 
     Returns:
         The method and its configuration.
@@ -72,17 +94,11 @@ def restore(
             class names; the method does not have an option; or the position of the background is
             ambiguous.
     """
-    checkpoint, may_lack = open_checkpoint(
-        path,
-        method=method,
-        backbone=backbone,
-        class_names=class_names,
-        background=background,
-        tell=tell,
-    )
+    wanted = Wanted(method, backbone, class_names, background)
+    checkpoint, may_lack = open_checkpoint(Path(path), wanted, report)
     config = checkpoint["config"]
     check_config(config, path)
-    _check_wanted(config, path, method=method, backbone=backbone, class_names=class_names)
+    wanted.check(config, path)
     restored = _built(config, checkpoint["model"], path)
     if options:
         changed = inference_options(type(restored).Config, options)
@@ -90,7 +106,7 @@ def restore(
         try:
             restored = build_method(config)
         except ValueError as error:
-            raise ValueError(f"--option {' '.join(options)}: {error}") from error
+            raise ValueError(f"--set {' '.join(options)}: {error}") from error
     if may_lack is None:
         may_lack = state_names(restored) if checkpoint.get("may_lack") else ()
     load_state(restored, checkpoint["model"], path, may_lack=may_lack)
@@ -110,31 +126,6 @@ def check_config(config: dict[str, Any], path: Path | str) -> None:
         raise ValueError(f"{path} has an incomplete configuration: no right {', '.join(lacking)}")
     if config["output_stride"] < 1:
         raise ValueError(f"{path} has an output stride of {config['output_stride']}")
-
-
-def _check_wanted(
-    config: dict[str, Any],
-    path: Path | str,
-    *,
-    method: str | None,
-    backbone: str | None,
-    class_names: tuple[str, ...] | None,
-) -> None:
-    """Check that a file fits the arguments of `restore`, and that it has one name per class."""
-    if method not in (None, config["method"]):
-        raise ValueError(f"{path} is of method {config['method']}, not {method}")
-    if backbone not in (None, config["backbone"]):
-        raise ValueError(f"{path} has the backbone {config['backbone']}, not {backbone}")
-    if class_names is not None and config["num_classes"] != len(class_names):
-        raise ValueError(
-            f"{path} has {config['num_classes']} classes, the dataset has {len(class_names)}"
-        )
-    if class_names is not None and list(config["class_names"]) != list(class_names):
-        raise ValueError(f"{path} was trained on classes of other names than the dataset's")
-    if config["num_classes"] != len(config["class_names"]) or not config["class_names"]:
-        raise ValueError(
-            f"{path} has {config['num_classes']} classes and {len(config['class_names'])} names"
-        )
 
 
 def _built(config: dict[str, Any], model: dict[str, Tensor], path: Path | str) -> Method:
@@ -167,15 +158,14 @@ def _naming(path: Path | str) -> Iterator[None]:
 
 
 def open_checkpoint(
-    path: Path | str,
-    *,
-    method: str | None,
-    backbone: str | None,
-    class_names: tuple[str, ...] | None,
-    background: str | None = None,
-    tell: Callable[[str], object] = print,
+    path: Path, wanted: Wanted, report: Callable[[str], object]
 ) -> tuple[dict[str, Any], tuple[str, ...] | None]:
-    """Read a file as a checkpoint of this codebase; the arguments are those of `restore`.
+    """Read a file as a checkpoint of this codebase.
+
+    Args:
+        path: The file.
+        wanted: What it must hold. A foreign file needs its method, backbone and class names.
+        report: Takes a line that says what was assumed about a foreign state dict.
 
     Returns:
         The checkpoint, and the beginnings of names that a foreign file may lack. These are None for
@@ -183,16 +173,18 @@ def open_checkpoint(
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is unreadable, or is foreign and does not fit the arguments, or
-            `background` is given for a file of this codebase.
+        ValueError: The file is unreadable, or is foreign and does not fit what is wanted, or the
+            position of the background is given for a file of this codebase.
     """
-    path = Path(path)
     content, ours = _read(path)
     if ours is not None:
-        if background is not None:
-            raise ValueError(f"--background {background}: {path} is ours, its background is first")
+        if wanted.background is not None:
+            raise ValueError(
+                f"--background {wanted.background}: {path} is ours, its background is first"
+            )
         return ours, None
-    if method is None or backbone is None or class_names is None:
+    method, names = wanted.method, wanted.class_names
+    if method is None or wanted.backbone is None or names is None:
         raise ValueError(
             f"{path} is not a checkpoint of train_fbr.py: it lacks method and config; weights "
             "of other code need --method and --backbone (infer_cam.py); the file holds "
@@ -200,17 +192,16 @@ def open_checkpoint(
         )
     config = {
         "method": method,
-        "backbone": backbone,
+        "backbone": wanted.backbone,
         "output_stride": 8,
-        "num_classes": len(class_names),
-        "class_names": list(class_names),
+        "num_classes": len(names),
+        "class_names": list(names),
         "pretrained": True,
         "method_config": {},
     }
-    model = _foreign_model(content, config, path, background, tell)
-    return {"method": method, "config": config, "step": 0, "model": model}, find_method(
-        method
-    ).training_only
+    model = _foreign_model(content, config, path, wanted.background, report)
+    checkpoint = {"method": method, "config": config, "step": 0, "model": model}
+    return checkpoint, find_method(method).training_only
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -230,46 +221,43 @@ def _foreign_model(
     config: dict[str, Any],
     path: Path,
     background: str | None,
-    tell: Callable[[str], object],
+    report: Callable[[str], object],
 ) -> dict[str, Tensor]:
     """Return a foreign state dict under the names of this codebase, background first.
 
-    Heads that the method does not have are left out. The line for `tell` names them.
+    Heads that the method does not have are left out. The line for `report` names them.
     """
-    # The shapes that the method needs, and the backbone and classifier that the file has.
+    # The shapes that the method needs, and the backbone and heads that the file has.
     own, classes = outline_of(config, path).state_dict(), config["num_classes"]
-    found, name = _backbone_and_classifier(content, config, path)
+    found, others, name = _backbone_and_heads(content, config, path)
     if CLASSIFIER not in own:
         raise ValueError(f"{path} has a classifier of one layer, method {config['method']} has not")
-    weight = as_maps(found.rest[name])
-    place, line = background_place(
-        len(weight), classes, background=background, names=found.rest, what=path.name
+    weight, line = fitted_classifier(
+        name,
+        found.rest,
+        own[CLASSIFIER],
+        classes,
+        background=background,
+        what=path.name,
+        keep_own=False,
     )
-    if place == "none" and len(own[CLASSIFIER]) > classes:
-        raise ValueError(
-            f"{line}: method {config['method']} needs a map of the background (--method cam does "
-            "not)"
-        )
-    # The other heads, renamed; only those that the method has are kept.
-    others = our_names({n: t for n, t in found.rest.items() if n not in (name, bias_of(name))})
-    heads = {n: t for n, t in others.items() if n in own and n != CLASSIFIER}
-    left = [n for n in others if n not in heads]
-    heads[CLASSIFIER] = our_classifier(weight, own[CLASSIFIER], place)
+    # Of the other heads only those that the method has are kept.
+    heads = {n: t for n, t in others.items() if n in own} | {CLASSIFIER: weight}
+    omitted = [n for n in others if n not in heads]
     # One line about everything that was assumed or left out.
-    line += classifier_note(name, found.rest) + (f"; {found.place}" if found.place else "")
-    if left:
-        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
-        shown = ", ".join(repr(n)[:80] for n in left[:5])
-        line += f"; left out, as method {config['method']} has no such tensors: {shown}{more}"
-    tell(line)
+    line += f"; {found.place}" if found.place else ""
+    if omitted:
+        shown = quoted(omitted, 5)
+        line += f"; left out, as method {config['method']} has no such tensors: {shown}"
+    report(line)
     weights = {f"backbone.{n}": t for n, t in found.backbone.items() if not n.endswith(COUNTER)}
     return heads | weights
 
 
-def _backbone_and_classifier(
+def _backbone_and_heads(
     content: dict[str, Any], config: dict[str, Any], path: Path
-) -> tuple[Found, str]:
-    """Find the backbone in a foreign state dict, and the name of its one classifier.
+) -> tuple[Found, dict[str, Tensor], str]:
+    """Find the backbone in a foreign state dict, its heads, and the name of its one classifier.
 
     Raises:
         ValueError: A tensor of the backbone is missing, or there is not exactly one classifier.
@@ -278,15 +266,16 @@ def _backbone_and_classifier(
         outline = build_backbone(config["backbone"], output_stride=config["output_stride"])
     found = find_backbone(outline, content, path)
     classes, width = config["num_classes"], outline.taps["high"].channels
-    names = classifier_names(found.rest, width=width, num_classes=classes)
+    heads, names = split_heads(found.rest, width=width, num_classes=classes)
     lacking = [*map(plain_name, found.missing), *([] if names else [CLASSIFIER])]
     if lacking:
         raise ValueError(
             f"{path} does not fit {config['backbone']} and {classes} classes: it lacks "
-            f"{len(lacking)} tensors or has them in another shape, first {', '.join(lacking[:3])}; "
+            f"{len(lacking)} tensors or has them in another shape, first {first_few(lacking)}; "
             f"the file holds {found.content}"
         )
     if len(names) > 1:
-        choice = ", ".join(repr(name)[:80] for name in names[:5])
-        raise ValueError(f"{path} has several classifiers: {choice}: keep one of them in the file")
-    return found, names[0]
+        raise ValueError(
+            f"{path} has several classifiers: {quoted(names, 5)}: keep one of them in the file"
+        )
+    return found, heads, names[0]

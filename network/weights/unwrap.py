@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from network.backbones import Backbone
+from tool.files import first_few
 from tool.formats.beside import Skipped
 from tool.formats.checkpoint import plain_tensors
 from tool.train.run_directory import COUNTER
@@ -25,7 +26,6 @@ from tool.train.run_directory import COUNTER
 OURS = "backbone.net."  # the prefix of a backbone's tensors in the files of this codebase
 _AVERAGES = ("ema", "teacher", "average")  # preferred if several places fit equally well
 _DEEPEST = 4  # levels of dictionaries
-_SHOWN = 3  # names in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,16 +130,16 @@ def _containers(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict
 
 def _dictionaries(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """Yield the named entries of every dictionary, with the keys that lead to it."""
-    left: list[tuple[tuple[str, ...], dict]] = [((), content)]
+    remaining: list[tuple[tuple[str, ...], dict]] = [((), content)]
     seen = {id(content)}
-    while left:
-        keys, value = left.pop(0)
+    while remaining:
+        keys, value = remaining.pop(0)
         named = {n: item for n, item in value.items() if isinstance(n, str)}
         yield keys, named
         for name, item in named.items() if len(keys) < _DEEPEST else ():
             if isinstance(item, dict) and id(item) not in seen:
                 seen.add(id(item))
-                left.append(((*keys, name), item))
+                remaining.append(((*keys, name), item))
 
 
 def _places(containers: list, own: dict[str, tuple[str, Any]]) -> list[_Place]:
@@ -233,9 +233,9 @@ def described(content: dict[str, Any], own: Collection[str] = ()) -> str:
         own: Plain names of the backbone's tensors. NumPy arrays under these names are counted.
     """
     _, tensors = max(_containers(content), key=lambda item: len(item[1]), default=((), {}))
-    parts = [_first(content)]
+    parts = [quoted(content)]
     if tensors and not set(tensors) <= set(content):
-        parts.append(f"tensors {_first(tensors)}")
+        parts.append(f"tensors {quoted(tensors)}")
     arrays = max(_count_arrays(named, own) for _, named in _dictionaries(content))
     if arrays:
         parts.append(f"its {arrays} values are NumPy arrays, not tensors: save them with torch")
@@ -248,6 +248,6 @@ def _count_arrays(named: dict[str, Any], own: Collection[str]) -> int:
     return sum(any(_unflattened(n[i:]) in own for i in _starts(n)) for n in skipped)
 
 
-def _first(names: dict[str, Any]) -> str:
-    shown = ", ".join(repr(name)[:80] for name in list(names)[:_SHOWN]) or "nothing"
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+def quoted(names: Collection[str], shown: int = 3) -> str:
+    """Return the first names of a file for a message, each cut to 80 characters."""
+    return first_few([repr(name)[:80] for name in names], shown) or "nothing"
