@@ -28,10 +28,13 @@ class Bench:
     """What is measured.
 
     Attributes:
-        batches: of the loader, at least 2 * (`repeats` + `UNTIMED`).
-        finish: makes a batch on the device what the method expects.
-        amp: bf16 autocast.
-        repeats: timed steps of each measurement.
+        method: The method, on the device.
+        optimizer: The optimizer of its parameters.
+        batches: Batches of the loader, at least 2 * (`repeats` + `UNTIMED`).
+        finish: Turns a batch on the device into one that the method expects.
+        device: The device that computes.
+        amp: Use bf16 autocast.
+        repeats: Timed steps of each measurement.
     """
 
     method: Method
@@ -47,9 +50,10 @@ class Detached(nn.Module):
     """A backbone cut off from what follows: the taps that it gives are leaves.
 
     Attributes:
-        taps: as the backbone declares them.
-        real, leaves: since `begin`, the backbone's maps and what was given in their place.
-        calls: since `begin`.
+        taps: Those that the backbone declares.
+        real: The backbone's maps since `begin`.
+        leaves: What was given in their place.
+        calls: The calls since `begin`.
     """
 
     def __init__(self, backbone: nn.Module, timer: Timer) -> None:
@@ -64,7 +68,7 @@ class Detached(nn.Module):
         self.calls: list[Call] = []
 
     def forward(self, image: Tensor, names: Sequence[str] = ("high",)) -> dict[str, Tensor]:
-        """See `Backbone.forward`."""
+        """Return the taps as leaves; see `Backbone.forward`."""
         with self.timer.part("backbone forward"):
             taps = self.backbone(image, names)
         leaves = {name: tap.detach().requires_grad_() for name, tap in taps.items()}
@@ -75,8 +79,8 @@ class Detached(nn.Module):
 
 
 def apart(bench: Bench) -> tuple[Timer, list[Call]]:
-    """The times of the parts of steps, and how a step calls the backbone."""
-    method, timer = bench.method, Timer(bench.device)
+    """Return the times of the parts of steps, and how a step calls the backbone."""
+    method, timer = bench.method, Timer()
     cut = Detached(method.backbone, timer)
     users = [sys.modules[item.__module__] for item in type(method).__mro__]
     method.backbone = cut
@@ -93,7 +97,7 @@ def apart(bench: Bench) -> tuple[Timer, list[Call]]:
 
 
 def one_step(bench: Bench, cut: Detached, progress: Progress) -> None:
-    """What the engine does in a step, and each term's backward by itself."""
+    """Take a step as the engine does, and the backward of each term by itself."""
     method, timer = bench.method, cut.timer
     with timer.part("load"):
         batch = next(bench.batches)
@@ -125,6 +129,6 @@ def one_step(bench: Bench, cut: Detached, progress: Progress) -> None:
 
 
 def head_parameters(method: Method, cut: Detached) -> list[nn.Parameter]:
-    """The trained parameters outside the backbone."""
+    """Return the trained parameters outside the backbone."""
     inside = {id(parameter) for parameter in cut.backbone.parameters()}
     return [p for p in method.parameters() if p.requires_grad and id(p) not in inside]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections import Counter
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from network.backbones import Backbone, build_backbone
+from network.backbones import Backbone
 
 # dense bf16 TFLOP/s (of the V100: fp16) by a part of the name that torch gives the card
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "V100": 125, "RTX 4090": 165}
@@ -27,28 +28,24 @@ class Call:
 
 
 def backbone_flops(
-    backbone: Backbone, calls: Sequence[Call], *, output_stride: int, backward: bool = True
+    backbone: Backbone, calls: Sequence[Call], *, backward: bool = True
 ) -> tuple[int, int]:
-    """Operations of the forward and of the backward of some calls; a multiply-add counts 2.
+    """Return the operations of the forward and of the backward of some calls.
 
-    Only convolutions and matrix products count. They are counted on a copy without data, in which
-    the same parameters are frozen, so that it is instant and independent of the machine.
+    A multiply-add counts 2. Only convolutions and matrix products count. They are counted on a copy
+    without data, so that it is instant and independent of the machine.
     """
-    trained = {name for name, p in backbone.named_parameters() if p.requires_grad}
-    with torch.device("meta"):
-        copy = build_backbone(backbone.name, output_stride=output_stride).eval()
-    for name, parameter in copy.named_parameters():
-        parameter.requires_grad_(name in trained)
+    without_data = copy.deepcopy(backbone).to("meta").eval()
     forward = backward_too = 0
     for call, times in Counter(calls).items():
-        one, one_backward = flops_of(copy, call, backward=backward)
+        one, one_backward = flops_of(without_data, call, backward=backward)
         forward += times * one
         backward_too += times * one_backward
     return forward, backward_too
 
 
 def flops_of(module: nn.Module, call: Call, *, backward: bool) -> tuple[int, int]:
-    """Operations of the forward and of the backward of one call of a module on `meta`."""
+    """Return the operations of the forward and of the backward of one call of a `meta` module."""
     mapping = {torch.ops.aten.convolution_backward: convolution_backward_flops}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         maps = module(torch.empty(call.shape, device="meta"), call.taps)
@@ -61,7 +58,7 @@ def flops_of(module: nn.Module, call: Call, *, backward: bool) -> tuple[int, int
 def convolution_backward_flops(
     grad: Sequence[int], feature: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any
 ) -> int:
-    """Operations of a convolution's gradients, from the shapes of what it is called with.
+    """Return the operations of a convolution's gradients, from the shapes of its arguments.
 
     Each of the two, of the input and of the weight, costs what the forward costs. (torch's own
     count takes a depthwise convolution for a full one.)
@@ -72,7 +69,7 @@ def convolution_backward_flops(
 
 
 def peak_tflops(device: torch.device, given: float | None) -> float | None:
-    """The `given` peak, else that of a known card, else None."""
+    """Return the `given` peak, else that of a known card, else None."""
     if given is not None or device.type != "cuda":
         return given
     name = torch.cuda.get_device_name(device)
@@ -80,17 +77,13 @@ def peak_tflops(device: torch.device, given: float | None) -> float | None:
 
 
 def share_of_peak(flops: float, milliseconds: float, peak: float | None) -> str:
-    """In words: what was reached, and its share of `peak` TFLOP/s."""
+    """Return in words what was reached, and its share of `peak` TFLOP/s."""
     found = reached(flops, milliseconds, peak)
-    if found["share_of_peak"] is None:
-        return f"{found['tflops']:.3g} TFLOP/s; share of peak: give --peak-tflops"
-    return (
-        f"{found['tflops']:.3g} TFLOP/s; share of peak: {found['share_of_peak']:.1%} of "
-        f"{peak:g} TFLOP/s"
-    )
+    share = f"{found['share_of_peak']:.1%} of {peak:g} TFLOP/s" if peak else "give --peak-tflops"
+    return f"{found['tflops']:.3g} TFLOP/s; share of peak: {share}"
 
 
 def reached(flops: float, milliseconds: float, peak: float | None) -> dict[str, float | None]:
-    """TFLOP/s, and their share of `peak` TFLOP/s where that is known."""
+    """Return the TFLOP/s, and their share of `peak` TFLOP/s if that is known."""
     tflops = flops / milliseconds / 1e9
     return {"tflops": tflops, "share_of_peak": tflops / peak if peak else None}

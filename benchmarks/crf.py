@@ -1,86 +1,88 @@
-"""`python -m benchmarks.crf`: the CRF in torch against pydensecrf, time and agreement.
+"""Compare the CRF in torch with pydensecrf: time and agreement.
 
-On the photographs of a folder, or on an image that it draws: seconds per image for each preset, on
-one thread of a CPU (and on a GPU with --device cuda, `--batch` images at once), for numbers of
-labels, and how far the two are apart.
+The images are photographs of a folder, or one image that is drawn. The figures are the seconds per
+image for each preset and number of labels, on one thread of a CPU (or a GPU), and how far the two
+are apart.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import importlib.util
 import itertools
+import math
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.drawn import structured_noise
-from benchmarks.record import add_json_flag, write_record
+from benchmarks.drawn import soft_blobs, structured_noise
+from benchmarks.record import JsonFlags, Rows, row
+from benchmarks.timing import repeated
 from data.files import IMAGE_SUFFIXES
-from tool.cli import Parser, positive_int, run_stage
+from tool.cli import positive_int, run_stage
 from tool.crf.dense import PRESETS, Preset, label_unary, score_unary
+from tool.flags import flag, parse_flags
 from tool.formats.image import decode
 
 DRAWN = (375, 500)
+REPEATS = 3
+COLUMNS = ("preset", "labels", "pydensecrf s", "torch s", "ratio", "argmax agrees")
+COLUMNS += ("mean difference",)
+CELLS = ("{preset}", "{labels}", "{pydensecrf:.2f}", "{torch:.3f}", "{ratio:.2f}")
+CELLS += ("{argmax_agrees:.3%}", "{mean_difference:.1e}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command(JsonFlags):
+    """What the command line says.
+
+    Attributes:
+        images: Folder of photographs. Without one an image is drawn.
+        size: Height and width to resize to. By default photographs keep their size.
+        count: Number of photographs, the first by name.
+        labels: Numbers of labels, background included.
+        presets: Presets of the CRF to measure.
+        batch: Copies of an image that torch computes at once. A GPU needs some.
+        device: Where torch computes.
+    """
+
+    images: Path | None = None
+    size: tuple[int, int] | None = flag(None, type=positive_int, nargs=2, metavar=("H", "W"))
+    count: int = flag(4, type=positive_int, metavar="N")
+    labels: list[int] = flag(lambda: [3], type=positive_int, metavar="L")
+    presets: list[str] = flag(lambda: ["psa80", "label50", "dlv2"], choices=tuple(PRESETS))
+    batch: int = flag(1, type=positive_int, metavar="N")
+    device: str = flag("cpu", choices=("cpu", "cuda"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a table."""
-    args = parse(argv)
+    command = parse_flags(Command, argv, example="--size 375 500 --labels 3 21")
     torch.set_num_threads(1)
-    size = tuple(args.size) if args.size else None
-    images = (
-        photographs(args.images, args.count, size)
-        if args.images
-        else [structured_noise(np.random.default_rng(0), size or DRAWN)]
-    )
-    installed = importlib.util.find_spec("pydensecrf") is not None
-    of_size = "x".join(map(str, size)) if size else "own sizes" if args.images else "375x500"
-    print(f"{len(images)} images of {of_size}, torch on {args.device}, batch {args.batch}")
-    print("| preset | labels | pydensecrf s | torch s | ratio | argmax agrees | mean difference |")
-    print("|---|---|---|---|---|---|---|")
-    found = []
-    for name, labels in itertools.product(args.presets, args.labels):
-        rows = [compare(PRESETS[name], image, labels, args, installed) for image in images]
-        theirs, ours, agree, apart = (
-            statistics.median(column) for column in zip(*rows, strict=True)
-        )
-        print(
-            f"| {name} | {labels} | {theirs:.2f} | {ours:.3f} | {ours / theirs:.2f} | {agree:.3%} "
-            f"| {apart:.1e} |"
-        )
-        row = {
-            "preset": name,
-            "labels": labels,
-            "pydensecrf": theirs,
-            "torch": ours,
-            "images_per_s": 1 / ours,
-        }
-        found.append(row | {"argmax_agrees": agree, "mean_difference": apart})
-        write_record(args.json, {"unit": "s per image", "batch": args.batch, "rows": found})
+    size = command.size or (None if command.images else DRAWN)
+    if command.images:
+        images = photographs(command.images, command.count, size)
+    else:
+        images = [structured_noise(np.random.default_rng(0), size)]
+    of_size = "{}x{}".format(*size) if size else "own sizes"
+    print(f"{len(images)} images of {of_size}, torch on {command.device}, batch {command.batch}")
+    rows = Rows(command.json, row(*CELLS), *COLUMNS, unit="s per image", batch=command.batch)
+    for name, labels in itertools.product(command.presets, command.labels):
+        found = [compare(PRESETS[name], image, labels, command) for image in images]
+        middle = {key: statistics.median(one[key] for one in found) for key in found[0]}
+        speed, ratio = 1 / middle["torch"], middle["torch"] / middle["pydensecrf"]
+        rows.add(preset=name, labels=labels, **middle, ratio=ratio, images_per_s=speed)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
-    parser = Parser(prog="benchmarks.crf", description=__doc__)
-    add = parser.add_argument
-    add("--images", type=Path, help="folder of photographs; None: draw one")
-    add("--size", type=positive_int, nargs=2, metavar=("H", "W"), help="resize to this size")
-    add("--count", type=positive_int, default=4, help="photographs, the first by name")
-    add("--labels", type=positive_int, nargs="+", default=[3], help="labels, with background")
-    add("--presets", nargs="+", choices=tuple(PRESETS), default=["psa80", "label50", "dlv2"])
-    add("--batch", type=positive_int, default=1, help="copies of an image at once, in torch")
-    add("--device", default="cpu", choices=("cpu", "cuda"), help="of torch")
-    add_json_flag(parser)
-    return parser.parse_args(argv)
+def photographs(folder: Path, count: int, size: Sequence[int] | None) -> list[np.ndarray]:
+    """Return the first images of a folder, (H, W, 3) uint8, resized if a size (H, W) is given.
 
-
-def photographs(folder: Path, count: int, size: tuple[int, int] | None) -> list[np.ndarray]:
-    """The first images of a folder, (H, W, 3) uint8, resized where a size (H, W) is given."""
+    Raises:
+        FileNotFoundError: The folder has no photographs.
+    """
     paths = sorted(path for path in folder.iterdir() if path.suffix in IMAGE_SUFFIXES)[:count]
     if not paths:
         raise FileNotFoundError(f"{folder} has no photographs")
@@ -89,47 +91,36 @@ def photographs(folder: Path, count: int, size: tuple[int, int] | None) -> list[
 
 
 def energies(preset: Preset, image: np.ndarray, labels: int) -> np.ndarray:
-    """(L, H, W): blurred blobs, as a CAM has them."""
-    rng = np.random.default_rng(1)
-    height, width = image.shape[:2]
-    y, x = np.mgrid[:height, :width]
-    blobs = []
-    for _ in range(labels):
-        distance = np.hypot(y - rng.uniform(0, height), x - rng.uniform(0, width))
-        blobs.append(np.exp(-((distance / (0.3 * height)) ** 2)))
-    score = np.stack(blobs).astype(np.float32)
+    """Return the unary (L, H, W) of blurred blobs."""
+    score = soft_blobs(np.random.default_rng(1), labels, image.shape[:2], 0.3)
     if preset.from_labels:
         return label_unary(score.argmax(0), n_labels=labels, gt_prob=preset.gt_prob)
     return score_unary(score)
 
 
-def compare(
-    preset: Preset, image: np.ndarray, labels: int, args: argparse.Namespace, installed: bool
-) -> tuple[float, float, float, float]:
-    """Seconds of pydensecrf and of torch an image, agreement, mean difference; NaN where absent."""
+def compare(preset: Preset, image: np.ndarray, labels: int, command: Command) -> dict[str, float]:
+    """Return the seconds per image of both, their agreement and their mean difference.
+
+    What needs pydensecrf is NaN if it is not installed.
+    """
     unary, crf = energies(preset, image, labels), preset.crf
 
     def in_torch() -> np.ndarray:
-        copies = [image] * args.batch, [unary] * args.batch
-        return crf.batch(*copies, device=args.device)[0]
+        copies = [image] * command.batch, [unary] * command.batch
+        return crf.batch(*copies, device=command.device)[0]
 
-    ours, seconds = timed(in_torch)
-    seconds /= args.batch
-    if not installed:
-        return float("nan"), seconds, float("nan"), float("nan")
-    theirs, their_seconds = timed(lambda: crf(image, unary, backend="pydensecrf"))
-    agree = float((ours.argmax(0) == theirs.argmax(0)).mean())
-    return their_seconds, seconds, agree, float(np.abs(ours - theirs).mean())
+    def in_pydensecrf() -> np.ndarray:
+        return crf(image, unary, backend="pydensecrf")
 
-
-def timed(call: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
-    """The result, and the median of three runs after one that is not counted."""
-    result, seconds = call(), []
-    for _ in range(3):
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return result, statistics.median(seconds)
+    ours, times = repeated(in_torch, REPEATS, untimed=1)
+    found = dict.fromkeys(("pydensecrf", "torch", "argmax_agrees", "mean_difference"), math.nan)
+    found["torch"] = statistics.median(times) / command.batch
+    if importlib.util.find_spec("pydensecrf") is not None:
+        theirs, times = repeated(in_pydensecrf, REPEATS, untimed=1)
+        found["pydensecrf"] = statistics.median(times)
+        found["argmax_agrees"] = float((ours.argmax(0) == theirs.argmax(0)).mean())
+        found["mean_difference"] = float(np.abs(ours - theirs).mean())
+    return found
 
 
 if __name__ == "__main__":

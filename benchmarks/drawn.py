@@ -1,8 +1,9 @@
-"""Images that the benchmarks draw with Pillow alone: a photograph's structure, and a dataset."""
+"""What the benchmarks draw, with Pillow alone: photographs, a dataset, and scores like a CAM's."""
 
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ from PIL import Image, ImageDraw
 
 from tool.formats.mask import save_mask
 
+Rng = np.random.Generator
+Size = tuple[int, int]  # (H, W)
 OBJECT = (0.25, 0.55)  # range of an object's side, as a share of the image's shorter side
 
 
-def structured_noise(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
-    """An image (H, W, 3) uint8: smooth light, areas with sharp edges, and grain.
+def structured_noise(rng: Rng, size: Size) -> np.ndarray:
+    """Return an image (H, W, 3) uint8: smooth light, areas with sharp edges, and grain.
 
     The number of distinct colours and places, on which the cost of a CRF depends, is then about a
     photograph's; noise of each pixel by itself has far more, a constant far fewer.
@@ -34,13 +37,13 @@ def structured_noise(rng: np.random.Generator, size: tuple[int, int]) -> np.ndar
     return (mixed + rng.normal(0, 6, mixed.shape)).clip(0, 255).astype(np.uint8)
 
 
-def write_drawn(root: Path, *, images: int, size: tuple[int, int], num_classes: int) -> None:
-    """A `folder` dataset: one or two objects per image, in their class's colour.
+def write_drawn(root: Path, *, images: int, sizes: Sequence[Size], num_classes: int) -> None:
+    """Write a `folder` dataset: one or two objects per image, in their class's colour.
 
     Args:
-        root: a folder that is made.
-        images: how many; list `train` holds all of them.
-        size: (H, W) of each.
+        root: A folder that is made.
+        images: Number of images; list `train` holds all of them.
+        sizes: (H, W) of the images, one after the other and again from the first.
         num_classes: K.
     """
     for name in ("images", "masks", "saliency", "lists"):
@@ -50,7 +53,7 @@ def write_drawn(root: Path, *, images: int, size: tuple[int, int], num_classes: 
     rows = ["image_id,classes\n"]
     for number in range(images):
         rng = np.random.default_rng([number])
-        image, mask = draw_objects(rng, size, num_classes)
+        image, mask = draw_objects(rng, sizes[number % len(sizes)], num_classes)
         Image.fromarray(image).save(root / "images" / f"{number:04d}.jpg", quality=92)
         save_mask(root / "masks" / f"{number:04d}.png", mask)
         saliency = np.where(mask > 0, 230, 15).astype(np.uint8)
@@ -62,10 +65,8 @@ def write_drawn(root: Path, *, images: int, size: tuple[int, int], num_classes: 
     (root / "lists" / "train.txt").write_text(ids)
 
 
-def draw_objects(
-    rng: np.random.Generator, size: tuple[int, int], num_classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """An image (H, W, 3) uint8 and its mask (H, W) uint8."""
+def draw_objects(rng: Rng, size: Size, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image (H, W, 3) uint8 and its mask (H, W) uint8."""
     image = 0.5 * structured_noise(rng, size).astype(np.float32)
     mask = Image.new("L", size[::-1])
     for value in rng.permutation(num_classes)[: rng.integers(1, 3)] + 1:
@@ -78,10 +79,25 @@ def draw_objects(
     return mixed.clip(0, 255).astype(np.uint8), inside
 
 
-def _blob(
-    rng: np.random.Generator, size: tuple[int, int], radius: float
-) -> list[tuple[float, float]]:
-    """The corners of a round outline of about this radius that lies inside the image."""
+def soft_blobs(rng: Rng, count: int, size: Size, radius: float) -> np.ndarray:
+    """Return blurred blobs (count, H, W) float32 in [0, 1], as a CAM has them.
+
+    Args:
+        rng: Draws their centres.
+        count: Number of blobs.
+        size: (H, W).
+        radius: At which a blob has 1 / e, as a share of the image's height.
+    """
+    y, x = np.mgrid[: size[0], : size[1]]
+    blobs = []
+    for _ in range(count):
+        distance = np.hypot(y - rng.uniform(0, size[0]), x - rng.uniform(0, size[1]))
+        blobs.append(np.exp(-((distance / (radius * size[0])) ** 2)))
+    return np.stack(blobs).astype(np.float32)
+
+
+def _blob(rng: Rng, size: Size, radius: float) -> list[tuple[float, float]]:
+    """Return the corners of a round outline of about this radius that lies inside the image."""
     height, width = size
     x, y = (rng.uniform(min(radius, s / 2), max(s - radius, s / 2)) for s in (width, height))
     angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Callable
 from typing import Any
 
+from benchmarks.record import head, row
+
+Result = dict[str, Any]
+Show = Callable[[Result], str]
 TITLES = {
     "train_step": "ResNet38-d, `fbr`, crop 448, batch 8, bf16",
     "infer_cam": "ResNet38-d, CAM of 375x500, scales .5, 1, 1.5, 2 and mirrors, bf16",
@@ -13,7 +18,7 @@ TITLES = {
 
 
 def tables(record: dict[str, Any]) -> str:
-    """All that was measured; a part without figures is a dash, with its reason at the end."""
+    """Return all that was measured; a part without figures is a dash, with its reason below."""
     parts, tiny = record["parts"], record["tiny"]
     results = collections.defaultdict(dict)
     results |= {name: part["result"] or {} for name, part in parts.items()}
@@ -25,18 +30,23 @@ def tables(record: dict[str, Any]) -> str:
         crf_table(titles["crf"], results["crf"]),
         other_table(results),
     ]
-    failed = [
-        f"- {name}: {part['status']}{reason(part)}"
-        for name, part in parts.items()
-        if part["status"] != "ok"
-    ]
+    failed = [f"- {ended(*item)}" for item in parts.items() if item[1]["status"] != "ok"]
     if failed:
         blocks.append("\n".join(["Without figures, or without all of them:", "", *failed]))
     return "\n\n".join(blocks) + "\n"
 
 
+def ended(name: str, part: dict[str, Any]) -> str:
+    """Return in a line how a part ended."""
+    if part["status"] == "not run":
+        return f"{name}: not run, no time left"
+    line = f"{name}: {part['status']}, {part['seconds']:.1f} s"
+    reason = part["last_line"] if part["status"] != "ok" else ""
+    return f"{line}: {reason}" if reason else line
+
+
 def machine_line(machine: dict[str, Any], record: dict[str, Any]) -> str:
-    """What the figures are from."""
+    """Return what the figures are from."""
     versions = machine.get("packages", {})
     names = [
         machine.get("gpu") or f"{machine.get('cpu')}, no GPU",
@@ -52,12 +62,11 @@ def machine_line(machine: dict[str, Any], record: dict[str, Any]) -> str:
     )
 
 
-def step_table(title: str, plain: dict[str, Any], compiled: dict[str, Any]) -> str:
-    """A training step, without and with torch.compile of the backbone."""
-    backend = compiled.get("compile") or "torch.compile"
+def step_table(title: str, plain: Result, compiled: Result) -> str:
+    """Return the table of a training step, without and with torch.compile of the backbone."""
     rows = {
         "step, median (fastest, slowest), ms": lambda r: spread(r["step"]),
-        "images/s": lambda r: f"{r['images_per_s']:.1f}",
+        "images/s": speed,
         "backbone forward / backward, ms": lambda r: "{:.1f} / {:.1f}".format(
             r["parts"]["backbone forward"], r["parts"]["backbone backward"]
         ),
@@ -66,73 +75,79 @@ def step_table(title: str, plain: dict[str, Any], compiled: dict[str, Any]) -> s
         "peak GPU memory, GiB": lambda r: f"{r['gpu_gib']:.1f}",
         "steps apart and whole, with compiling, s": lambda r: f"{r['seconds']:.0f}",
     }
-    lines = [f"| {title} | eager | {backend} |", "|---|---|---|"]
-    for name, cell in rows.items():
-        lines.append(f"| {name} | {cell_of(cell, plain)} | {cell_of(cell, compiled)} |")
-    return "\n".join(lines)
+    backend = compiled.get("compile") or "torch.compile"
+    return table(title, {"eager": plain, backend: compiled}, rows)
 
 
-def cam_table(title: str, result: dict[str, Any]) -> str:
-    """Images per second by batch size."""
+def cam_table(title: str, result: Result) -> str:
+    """Return the table of images per second by batch size."""
+    columns = {f"batch {found['batch_size']}": found for found in result.get("rows", [])}
+    return table(title, columns, {"images/s": speed, "share of peak": share})
+
+
+def crf_table(title: str, result: Result) -> str:
+    """Return the table of images per second by preset and labels."""
     rows = result.get("rows", [])
-    head = " | ".join(f"batch {row['batch_size']}" for row in rows) or "-"
-    speeds = " | ".join(f"{row['images_per_s']:.1f}" for row in rows) or "-"
-    shares = " | ".join(share(row) for row in rows) or "-"
-    lines = [f"| {title} | {head} |", "|---" * (max(1, len(rows)) + 1) + "|"]
-    return "\n".join([*lines, f"| images/s | {speeds} |", f"| share of peak | {shares} |"])
+    columns = {f"`{found['preset']}`, {found['labels']} labels": found for found in rows}
+    return table(title, columns, {"images/s": speed})
 
 
-def crf_table(title: str, result: dict[str, Any]) -> str:
-    """Images per second by preset and labels."""
-    lines = [f"| {title} | labels | images/s |", "|---|---|---|"]
-    for row in result.get("rows", []):
-        lines.append(f"| {row['preset']} | {row['labels']} | {row['images_per_s']:.1f} |")
-    return "\n".join(lines if len(lines) > 2 else [*lines, "| - | - | - |"])
-
-
-def other_table(results: dict[str, dict[str, Any]]) -> str:
-    """Contrast, random walk and the short run."""
-    lines = ["| other | median (fastest, slowest) |", "|---|---|"]
-    for row in results["contrast"].get("rows", []):
-        lines.append(f"| contrast alone, {row['classes']} classes, ms | {spread(row)} |")
-    for row in results["random_walk"].get("rows", []):
-        size = "x".join(map(str, row["size"]))
-        milliseconds = {name: 1000 * row[name] for name in ("median", "fastest", "slowest")}
-        lines.append(f"| random walk of {size} at stride 4, ms | {spread(milliseconds)} |")
-    run = results["short_run"]
-    if run:
-        lines.append(
-            f"| `fbr`, {run['steps']} steps from scratch on {run['dataset']}: loss, first to last "
-            f"fifth | {cell(run['first_loss'])} to {cell(run['last_loss'])} |"
-        )
+def other_table(results: dict[str, Result]) -> str:
+    """Return the table of contrast, random walk and the short run."""
+    lines = [head("other", "median (fastest, slowest)")]
+    for found in results["contrast"].get("rows", []):
+        lines.append(row(f"contrast alone, {found['classes']} classes, ms", spread(found)))
+    for found in results["random_walk"].get("rows", []):
+        name = "random walk of {}x{} at stride 4, ms".format(*found["size"])
+        lines.append(row(name, spread(found, unit=1000)))
+    if run := results["short_run"]:
+        name = f"`fbr`, {run['steps']} steps from scratch on {run['dataset']}: loss, first to last"
+        losses = f"{cell(run['first_loss'])} to {cell(run['last_loss'])}"
+        lines.append(row(f"{name} fifth", losses))
     return "\n".join(lines)
 
 
-def cell_of(show: Any, result: dict[str, Any]) -> str:
-    """The figure, or a dash where the part did not come to it."""
+def table(title: str, columns: dict[str, Result], rows: dict[str, Show]) -> str:
+    """Return a table with a column for each result; a dash where there is no figure.
+
+    Args:
+        title: Stands above the names of the rows.
+        columns: Name -> result.
+        rows: Name -> what shows its figure of a result.
+    """
+    columns = columns or {"-": {}}
+    lines = [head(title, *columns)]
+    for name, show in rows.items():
+        lines.append(row(name, *(cell_of(show, result) for result in columns.values())))
+    return "\n".join(lines)
+
+
+def cell_of(show: Show, result: Result) -> str:
+    """Return the figure, or a dash if the part did not come to it."""
     try:
         return show(result)
     except KeyError:
         return "-"
 
 
+def speed(found: Result) -> str:
+    """Return the images per second."""
+    return f"{found['images_per_s']:.1f}"
+
+
 def cell(value: float | None) -> str:
-    """A figure that may not be finite."""
+    """Return a figure that may not be finite."""
     return "-" if value is None else f"{value:.2f}"
 
 
-def spread(times: dict[str, float]) -> str:
-    """Median, fastest and slowest."""
-    return "{median:.1f} ({fastest:.1f}, {slowest:.1f})".format(**times)
+def spread(times: dict[str, float], *, unit: float = 1.0) -> str:
+    """Return median, fastest and slowest, each times `unit`."""
+    median, *ends = (f"{unit * times[name]:.1f}" for name in ("median", "fastest", "slowest"))
+    return f"{median} ({', '.join(ends)})"
 
 
-def share(found: dict[str, float | None]) -> str:
-    """TFLOP/s, and their share of the peak where it is known."""
+def share(found: Result) -> str:
+    """Return the TFLOP/s, and their share of the peak if that is known."""
     tflops = f"{found['tflops']:.3g} TFLOP/s"
     known = found["share_of_peak"]
     return tflops if known is None else f"{tflops}, {known:.0%}"
-
-
-def reason(part: dict[str, Any]) -> str:
-    """The last line of a part that was run."""
-    return f" ({part['last_line']})" if part.get("last_line") else ""

@@ -1,237 +1,210 @@
-"""`python -m benchmarks.infer_cam`: images a second of CAM inference, and whether memory is flat.
+"""Measure images per second of CAM inference, or whether its memory is flat.
 
-Speed: network and merge at all scales with flip, without CRF and without writing, for each
-`--batch-size`; on a dataset (the embedded one by default) or, with `--size`, on noise. Weights are
-random, which costs the same.
+Speed is that of the network and the merge at all scales with flip, without CRF and without writing,
+for each batch size. The images are those of a dataset, by default the embedded one, or are drawn
+with --size. The weights are random, which costs the same.
 
-Memory: `--memory N` takes N tiny noise images through what infer_cam.py does (loader with workers,
-network, merge, CAM files written in the background) and prints the memory of the processes.
+With --memory N, N tiny drawn images go through infer_cam.py (loader with workers, network, merge,
+CAM files written in the background), and the memory of the processes is printed.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import functools
 import itertools
 import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
+import infer_cam
+import train_fbr
 from benchmarks.arithmetic import Call, backbone_flops, peak_tflops, reached, share_of_peak
-from benchmarks.record import add_json_flag, write_record
-from benchmarks.train_step import add_network_flags, build, device_name
-from data.catalog import add_dataset_flags, catalog_from, open_catalog
+from benchmarks.drawn import write_drawn
+from benchmarks.record import JsonFlags, Rows, row
+from benchmarks.timing import repeated
+from benchmarks.training import build, headline, parse_with_training
 from data.dataset import InferDataset
-from data.loader import infer_loader
-from network.methods import Method, find_method
-from tool.cli import Parser, positive_int, run_stage
-from tool.formats.cam import save_cam
+from data.readable import open_list
+from network.methods import Method
+from tool.cli import positive_float, positive_int, run_stage
+from tool.flags import flag
 from tool.infer.multiscale import infer_images, present_rows
-from tool.infer.scales import Views, at_scale
+from tool.infer.outputs import Outputs, Plan
+from tool.infer.scales import Views
 from tool.parallel.dist import pick_device
-from tool.parallel.writer import BackgroundWriter
 
-Samples = list[dict[str, Any]]
+Sample = dict[str, Any]
 DISTINCT = 50  # images of the memory run, taken again and again
 TINY = ((32, 32), (32, 40), (40, 32), (24, 48), (33, 31))  # (H, W), so that sizes vary
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command(JsonFlags):
+    """What the command line says beside the flags of `train_fbr.py`.
+
+    Attributes:
+        scales: Factors on the size of an image. By default the recipe's.
+        batch_size: Numbers of images at once, a row for each.
+        images: Number of images, the first of the list.
+        size: Draw images of this height and width.
+        classes: Number of classes of drawn images, each of which shows one or two.
+        memory: Measure the memory over N images instead of the speed.
+        num_workers: Loader processes of --memory.
+        peak_tflops: Peak of the device in TFLOP/s. By default that of a known card.
+    """
+
+    scales: tuple[float, ...] | None = flag(None, metavar="FACTOR")
+    batch_size: list[int] = flag(lambda: [1, 4, 8], type=positive_int, metavar="N")
+    images: int = flag(32, type=positive_int, metavar="N")
+    size: tuple[int, int] | None = flag(None, type=positive_int, nargs=2, metavar=("H", "W"))
+    classes: int = flag(20, type=positive_int, metavar="K")
+    memory: int | None = flag(None, type=positive_int, metavar="N")
+    num_workers: int = flag(2, metavar="N")
+    peak_tflops: float | None = flag(None, type=positive_float, metavar="T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is measured: a method that infers the images of a dataset on a device."""
+
+    stage: train_fbr.Command
+    method: Method
+    dataset: InferDataset
+    device: torch.device
+
+    def headline(self, *facts: str) -> str:
+        """Return a line that says what is measured; the scales are its last fact."""
+        scales = f"scales {', '.join(map(str, self.dataset.views.scales))} and flip"
+        return headline(self.stage, self.device, *facts, scales)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure one of the two."""
-    args = parse(argv)
-    device = pick_device(args.device)
-    if args.memory is None:
-        speed(args, device)
-    else:
-        memory(args, device)
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
-    parser = Parser(prog="benchmarks.infer_cam", description=__doc__)
-    add = parser.add_argument
-    add_dataset_flags(parser)
-    add_network_flags(parser)
-    add("--scales", type=float, nargs="+", help="None: the method's recipe")
-    add("--batch-size", type=positive_int, nargs="+", default=[1, 4, 8], help="images at once")
-    add("--images", type=positive_int, default=32, help="images, the first of the list")
-    add("--size", type=positive_int, nargs=2, metavar=("H", "W"), help="noise of this size")
-    add("--classes", type=positive_int, default=20, help="K of noise; two are present")
-    add("--memory", type=positive_int, metavar="N", help="measure memory over N images instead")
-    add("--num-workers", type=int, default=2, help="loader processes of --memory")
-    add_json_flag(parser)
-    return parser.parse_args(argv)
-
-
-def speed(args: argparse.Namespace, device: torch.device) -> None:
-    """Print a row for each batch size."""
-    scales = tuple(args.scales or find_method(args.method).recipe.scales)
-    samples, num_classes = noise(args, scales) if args.size else photographs(args, scales)
-    method = build(args, num_classes, device).eval()
-    print(
-        f"{args.method}, {args.backbone}, output stride {args.output_stride}, {len(samples)} "
-        f"images, {num_classes} classes, scales {', '.join(map(str, scales))} and flip, "
-        f"{'bf16' if args.amp else 'float32'}, {device_name(device)}"
-    )
-    calls = [Call((2, *image.shape), ("high",)) for sample in samples for image in sample["images"]]
-    flops, _ = backbone_flops(
-        method.backbone, calls, output_stride=args.output_stride, backward=False
-    )
-    peak = peak_tflops(device, args.peak_tflops)
-    print(f"backbone: {flops / len(samples) / 1e9:.1f} GFLOP an image")
-    print("| batch size | images a batch, mean | images/s | backbone's operations |")
-    print("|---|---|---|---|")
-    rows = []
-    for size in args.batch_size:
-        batches = batches_of(samples, size)
-        seconds = timed(method, batches, device, amp=args.amp)
-        print(
-            f"| {size} | {len(samples) / len(batches):.1f} | {len(samples) / seconds:.2f} "
-            f"| {share_of_peak(flops, 1000 * seconds, peak)} |"
-        )
-        rows.append({"batch_size": size, "images_per_s": len(samples) / seconds})
-        rows[-1] |= reached(flops, 1000 * seconds, peak)
-        write_record(args.json, {"gflop_per_image": flops / len(samples) / 1e9, "rows": rows})
-
-
-def photographs(args: argparse.Namespace, scales: Sequence[float]) -> tuple[Samples, int]:
-    """The first images of a list, and K; prints what loading them takes."""
-    catalog = catalog_from(args)
-    ids = catalog.ids(args.list)[: args.images]
-    dataset = InferDataset(catalog, ids, views=Views(tuple(scales)))
-    started = time.perf_counter()
-    samples = [dataset[index] for index in range(len(dataset))]
-    milliseconds = 1000 * (time.perf_counter() - started) / len(samples)
-    print(f"decoding and resizing, in one process: {milliseconds:.1f} ms an image")
-    return samples, catalog.num_classes
-
-
-def noise(args: argparse.Namespace, scales: Sequence[float]) -> tuple[Samples, int]:
-    """Images of random colours with two classes, or the one there is, as `InferDataset` has them;
-    and K.
-    """
-    rng = np.random.default_rng(0)
-    samples = []
-    for number in range(args.images):
-        image = random_image(rng, args.size)
-        label = torch.zeros(args.classes)
-        label[rng.permutation(args.classes)[:2]] = 1
-        images = [at_scale(image, scale) for scale in scales]
-        samples.append(
-            {"image_id": str(number), "size": tuple(args.size), "images": images, "label": label}
-        )
-    return samples, args.classes
-
-
-def random_image(rng: np.random.Generator, size: Sequence[int]) -> Image.Image:
-    """An image (H, W) of random colours."""
-    return Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8))
-
-
-def batches_of(samples: Samples, size: int) -> list[Samples]:
-    """At most `size` samples of one size each."""
-    of_size: dict[tuple[int, int], Samples] = {}
-    for sample in samples:
-        of_size.setdefault(tuple(sample["size"]), []).append(sample)
-    return [
-        same[first : first + size]
-        for same in of_size.values()
-        for first in range(0, len(same), size)
-    ]
-
-
-def timed(method: Method, batches: list[Samples], device: torch.device, *, amp: bool) -> float:
-    """Seconds until the maps of all batches are in the main memory; once before, uncounted.
-
-    On a CPU the run before is the first batch alone.
-    """
-    for warm_up in (True, False):
-        started = time.perf_counter()
-        for samples in batches[:1] if warm_up and device.type == "cpu" else batches:
-            merged = infer_images(method, samples, device=device, amp=amp)
-            for sample, maps in zip(samples, merged, strict=True):
-                for values in maps.values():
-                    present_rows(values, sample["label"], has_background=method.has_background)
-    return time.perf_counter() - started
-
-
-def memory(args: argparse.Namespace, device: torch.device) -> None:
-    """Print the memory of the processes ten times on the way through N images."""
+    command, stage = parse(argv)
     with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        ids = write_noise(root, args.classes)
-        catalog = open_catalog("folder", root)
-        method = build(args, args.classes, device).eval()
-        scales = tuple(args.scales or method.recipe.scales)
-        repeated = list(itertools.islice(itertools.cycle(ids), args.memory))
-        dataset = InferDataset(catalog, repeated, views=Views(scales), inputs=method.infer_inputs)
-        batches = dataset.batches(range(args.memory), args.batch_size[0])
-        loader = infer_loader(dataset, batches=batches, num_workers=args.num_workers)
-        print(
-            f"{args.method}, {args.backbone}, scales {', '.join(map(str, scales))} and flip, batch "
-            f"{args.batch_size[0]}, {args.num_workers} workers, {device_name(device)}"
+        if command.size or command.memory:
+            root = Path(name) / "drawn"
+            data = dataclasses.replace(stage.data, dataset="folder", root=root, list="train")
+            stage = dataclasses.replace(stage, data=data)
+            images, sizes = (DISTINCT, TINY) if command.memory else (command.images, [command.size])
+            write_drawn(root, images=images, sizes=sizes, num_classes=command.classes)
+        setting = prepare(command, stage)
+        if command.memory:
+            memory(command, setting, Path(name) / "cam")
+        else:
+            speed(command, setting)
+
+
+def parse(argv: Sequence[str] | None) -> tuple[Command, train_fbr.Command]:
+    """Return what the command line says, of the benchmark and of the training."""
+    return parse_with_training(Command, __name__, argv, example="--size 375 500")
+
+
+def prepare(command: Command, stage: train_fbr.Command) -> Setting:
+    """Return the method and the images; of these `--memory` takes each several times."""
+    device = pick_device(stage.run.device)
+    catalog, images = open_list(stage.data)
+    method = build(stage, catalog, images, device).eval()
+    ids = itertools.cycle(images.ids) if command.memory else images.ids
+    dataset = InferDataset(
+        catalog,
+        list(itertools.islice(ids, command.memory or command.images)),
+        views=Views(command.scales or method.recipe.scales),
+        inputs=method.infer_inputs,
+        previous=stage.previous,
+    )
+    return Setting(stage, method, dataset, device)
+
+
+def speed(command: Command, setting: Setting) -> None:
+    """Print a row for each batch size."""
+    method, dataset, device = setting.method, setting.dataset, setting.device
+    images, peak = len(dataset), peak_tflops(device, command.peak_tflops)
+    samples, (seconds,) = repeated(lambda: [dataset[index] for index in range(images)], 1)
+    print(f"decoding and resizing, in one process: {1000 * seconds / images:.1f} ms an image")
+    stride = f"output stride {setting.stage.recipe.output_stride}"
+    print(setting.headline(stride, f"{images} images", f"{method.num_classes} classes"))
+    calls = [Call((2, *image.shape), ("high",)) for sample in samples for image in sample["images"]]
+    flops, _ = backbone_flops(method.backbone, calls, backward=False)
+    print(f"backbone: {flops / images / 1e9:.1f} GFLOP an image")
+    names = ("batch size", "images a batch, mean", "images/s", "backbone's operations")
+    line = row("{batch_size}", "{images_per_batch:.1f}", "{images_per_s:.2f}", "{operations}")
+    rows = Rows(command.json, line, *names, gflop_per_image=flops / images / 1e9)
+    for size in command.batch_size:
+        batches = [[samples[i] for i in batch] for batch in dataset.batches(range(images), size)]
+        infer_all(setting, batches[:1] if device.type == "cpu" else batches)
+        _, (seconds,) = repeated(functools.partial(infer_all, setting, batches), 1)
+        rows.add(
+            batch_size=size,
+            images_per_batch=images / len(batches),
+            images_per_s=images / seconds,
+            operations=share_of_peak(flops, 1000 * seconds, peak),
+            **reached(flops, 1000 * seconds, peak),
         )
-        print("| images | this process, MiB | a worker, MiB | s |")
-        print("|---|---|---|---|")
-        seen = run(method, loader, root / "cam", device, args)
-    late = [row for row in seen if row[0] >= args.memory / 5]
-    grown = [late[-1][column] - late[0][column] for column in (1, 2)]
+
+
+def infer_all(setting: Setting, batches: list[list[Sample]]) -> None:
+    """Infer all batches, until their maps are in the main memory."""
+    method, amp = setting.method, setting.stage.run.amp
+    for samples in batches:
+        merged = infer_images(method, samples, device=setting.device, amp=amp)
+        for sample, maps in zip(samples, merged, strict=True):
+            for values in maps.values():
+                present_rows(values, sample.get("label"), has_background=method.has_background)
+
+
+def memory(command: Command, setting: Setting, out: Path) -> None:
+    """Print the memory of the processes ten times on the way through N images."""
+    method, dataset = setting.method, setting.dataset
+    batch, workers = command.batch_size[0], command.num_workers
+    print(setting.headline(f"batch {batch}", f"{workers} workers"))
+    flags = ["--checkpoint", "unused", "--out", out, "--batch-size", batch]
+    flags += ["--num-workers", workers, *["--amp"] * setting.stage.run.amp]
+    stage = infer_cam.parse(list(map(str, flags)))
+    line = row("{images}", "{process:.1f}", "{worker:.1f}", "{seconds:.0f}")
+    rows = Rows(command.json, line, "images", "this process, MiB", "a worker, MiB", "s")
+    outputs = Watched(dataset, infer_cam.plan_from(stage, method), rows)
+    infer_cam.infer(stage, setting.device, method, dataset, outputs)
+    late = [seen for seen in rows.record["rows"] if seen["images"] >= command.memory / 5]
+    grown = [late[-1][name] - late[0][name] for name in ("process", "worker")]
     print(
-        f"from image {late[0][0]} to image {late[-1][0]}: this process {grown[0]:+.1f} MiB, the "
-        f"largest worker {grown[1]:+.1f} MiB"
+        f"from image {late[0]['images']} to image {late[-1]['images']}: this process "
+        f"{grown[0]:+.1f} MiB, the largest worker {grown[1]:+.1f} MiB"
     )
 
 
-def run(
-    method: Method,
-    loader: Iterator[Samples],
-    out: Path,
-    device: torch.device,
-    args: argparse.Namespace,
-) -> list[tuple[int, float, float]]:
-    """What infer_cam.py does with its loader; (images, MiB, MiB of the largest worker) rows."""
-    rows, done, started = [], 0, time.perf_counter()
-    with BackgroundWriter() as writer:
-        for samples in loader:
-            merged = infer_images(method, samples, device=device, amp=args.amp)
-            for sample, maps in zip(samples, merged, strict=True):
-                cam = present_rows(
-                    maps["cam"], sample.get("label"), has_background=method.has_background
-                )
-                writer.submit(save_cam, out / f"{sample['image_id']}.npy", cam)
-            done += len(samples)
-            if done * 10 // args.memory > len(rows):
-                workers = [child.pid for child in multiprocessing.active_children()]
-                rows.append((done, resident(os.getpid()), max(map(resident, workers), default=0)))
-                seconds = time.perf_counter() - started
-                print("| {} | {:.1f} | {:.1f} | {:.0f} |".format(*rows[-1], seconds), flush=True)
-    return rows
+class Watched(Outputs):
+    """Outputs that note the memory of the processes ten times on the way through a dataset."""
 
+    def __init__(self, dataset: InferDataset, plan: Plan, rows: Rows) -> None:
+        super().__init__(dataset.catalog, plan)
+        self.total, self.done, self.rows = len(dataset), 0, rows
+        self.started = time.perf_counter()
 
-def write_noise(root: Path, num_classes: int) -> list[str]:
-    """A `folder` dataset of tiny noise images with a class or two each; its ids."""
-    rng = np.random.default_rng(0)
-    (root / "images").mkdir()
-    classes = [f"class {number}" for number in range(num_classes)]
-    (root / "classes.txt").write_text("".join(f"{name}\n" for name in classes))
-    rows = []
-    for number in range(DISTINCT):
-        random_image(rng, TINY[number % len(TINY)]).save(root / "images" / f"{number}.jpg")
-        present = rng.permutation(num_classes)[: rng.integers(1, 3)]
-        rows.append(f"{number},{';'.join(classes[index] for index in present)}\n")
-    (root / "labels.csv").write_text("image_id,classes\n" + "".join(rows))
-    return [str(number) for number in range(DISTINCT)]
+    def put(self, image_id: str, label: Tensor | None, maps: dict[str, Tensor]) -> None:
+        """Write the maps of an image, and count it."""
+        super().put(image_id, label, maps)
+        self.done += 1
+        if self.done * 10 // self.total > len(self.rows.record["rows"]):
+            workers = [child.pid for child in multiprocessing.active_children()]
+            self.rows.add(
+                images=self.done,
+                process=resident(os.getpid()),
+                worker=max(map(resident, workers), default=0.0),
+                seconds=time.perf_counter() - self.started,
+            )
 
 
 def resident(pid: int) -> float:
-    """MiB of a process that lie in memory, pages that it shares included; 0 for one that ended."""
+    """Return the MiB of a process that lie in memory, shared pages included; 0 if it ended."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except FileNotFoundError:

@@ -1,23 +1,23 @@
-"""`python -m benchmarks.machine`: what machine and which versions the figures are from."""
+"""Print what machine and which versions the figures are from."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import platform
-import shutil
 import subprocess
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.arithmetic import peak_tflops
-from benchmarks.record import add_json_flag, write_record
-from tool.cli import Parser, run_stage
+from benchmarks.record import JsonFlags, write_record
+from tool.cli import run_stage
+from tool.flags import parse_flags
 from tool.parallel.machine import cpp_compiler
+from tool.provenance import version
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "triton", "tensorboard")
@@ -25,17 +25,15 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "triton", "tensor
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a line for each fact."""
-    parser = Parser(prog="benchmarks.machine", description=__doc__)
-    add_json_flag(parser)
-    args = parser.parse_args(argv)
+    command = parse_flags(JsonFlags, argv, example="--json machine.json", module=__name__)
     found = facts()
     for name, value in found.items():
         print(f"{name}: {value}")
-    write_record(args.json, found)
+    write_record(command.json, found)
 
 
 def facts() -> dict[str, Any]:
-    """Return plain values; None for what the machine does not tell."""
+    """Return plain values, with None for what the machine does not tell."""
     gpu = torch.cuda.is_available()
     properties = torch.cuda.get_device_properties(0) if gpu else None
     return {
@@ -48,7 +46,7 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "opencv": importlib.util.find_spec("cv2") is not None,
-        "cpu": cpu_name(),
+        "cpu": output("sed", "-n", r"s/^model name\s*: //p", "/proc/cpuinfo") or platform.machine(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "cpp_compiler": cpp_compiler(),
@@ -57,35 +55,14 @@ def facts() -> dict[str, Any]:
 
 
 def output(*command: str) -> str | None:
-    """Return the first line that a program prints; None if it is missing or fails."""
-    if shutil.which(command[0]) is None:
-        return None
+    """Return the first line that a program prints; None if it is missing, fails or has none."""
     try:
         ended = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False
+            command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=True
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.SubprocessError):
         return None
-    lines = ended.stdout.splitlines()
-    return lines[0].strip() if ended.returncode == 0 and lines else None
-
-
-def version(package: str) -> str | None:
-    """Return the installed version of a package, or None."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def cpu_name() -> str:
-    """Return the model of the CPU as Linux names it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
+    return next((line.strip() for line in ended.stdout.splitlines()), None)
 
 
 if __name__ == "__main__":

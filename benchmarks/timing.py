@@ -1,18 +1,56 @@
-"""Nested stopwatches, also on a GPU, and functions that run under one."""
+"""Repeated runs, and nested stopwatches and functions that run under one, also on a GPU."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
+
+Run = Callable[[], Any]
+
+
+def clock() -> float:
+    """Return the time in seconds, after the GPU, if this process uses one, has done all its work.
+
+    (`torch.utils.benchmark.timer` is the same, but importing it takes setuptools and a second.)
+    """
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def repeated(
+    call: Run, repeats: int, *, untimed: int = 0, prepare: Run = lambda: None
+) -> tuple[Any, list[float]]:
+    """Return what the last of some runs of `call` returned, and the seconds of each.
+
+    Args:
+        call: What is timed.
+        repeats: Number of runs.
+        untimed: Number of runs before them, which do not count.
+        prepare: Is called before each run, and not timed.
+    """
+    seconds = []
+    for _ in range(untimed + repeats):
+        prepare()
+        started = clock()
+        result = call()
+        seconds.append(clock() - started)
+    return result, seconds[untimed:]
+
+
+def spread(values: Sequence[float], *, unit: float = 1.0) -> dict[str, float]:
+    """Return the median, the fastest and the slowest of some times, each times `unit`."""
+    found = {"median": statistics.median(values), "fastest": min(values), "slowest": max(values)}
+    return {name: unit * value for name, value in found.items()}
 
 
 class Timer:
@@ -21,8 +59,7 @@ class Timer:
     A part waits for the device when it begins and when it ends.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self) -> None:
         self.laps: list[dict[str, float]] = []
         self._lap: dict[str, float] = {}
         self._inside: list[float] = []  # of each open part, the time of the parts in it
@@ -30,23 +67,16 @@ class Timer:
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Time what runs inside, under `name`; parts of one name add up within a lap."""
-        self.wait()
         self._inside.append(0.0)
-        started = time.perf_counter()
+        started = clock()
         try:
             yield
         finally:
-            self.wait()
-            took = 1000 * (time.perf_counter() - started)
+            took = 1000 * (clock() - started)
             own = took - self._inside.pop()
             if self._inside:
                 self._inside[-1] += took
             self._lap[name] = self._lap.get(name, 0.0) + own
-
-    def wait(self) -> None:
-        """Until the device has done all its work."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def end_lap(self) -> None:
         """Close one repetition."""
@@ -54,49 +84,35 @@ class Timer:
         self._lap = {}
 
     def medians(self) -> dict[str, float]:
-        """{name: milliseconds} over the laps, in the order of first sight; absent counts as 0."""
+        """Return {name: milliseconds} over the laps, in the order of first sight; absent is 0."""
         names = dict.fromkeys(name for lap in self.laps for name in lap)
         return {name: statistics.median(lap.get(name, 0.0) for lap in self.laps) for name in names}
 
 
 @contextlib.contextmanager
 def timed_functions(
-    timer: Timer, users: Iterable[ModuleType], libraries: Iterable[ModuleType]
+    timer: Timer, users: Sequence[ModuleType], libraries: Sequence[ModuleType]
 ) -> Iterator[None]:
-    """Inside, every public function that `libraries` define is a part of `timer`, `MODULE.NAME`.
+    """Make every public function that `libraries` define a part `MODULE.NAME` of `timer`, inside.
 
-    The methods of their networks likewise, `MODULE.CLASS.NAME`. A function is replaced wherever
-    a module of `users` or `libraries` has imported it.
+    So are the methods of their networks, `MODULE.CLASS.NAME`. A function is replaced wherever a
+    module of `users` or `libraries` has imported it.
     """
-    libraries = list(libraries)
     names = {module.__name__ for module in libraries}
     owners: list[Any] = [*users, *libraries]
     for module in libraries:
         owners += [item for item in vars(module).values() if _is_network_of(module, item)]
-    replaced: list[tuple[Any, str, Callable]] = []
-    try:
+    with contextlib.ExitStack() as replaced:
         for owner in owners:
             for name, function in list(vars(owner).items()):
                 if inspect.isfunction(function) and function.__module__ in names and name[0] != "_":
-                    replaced.append((owner, name, function))
-                    setattr(owner, name, _timed(timer, function))
+                    module = function.__module__.split(".")[-1]
+                    timed = timer.part(f"{module}.{function.__qualname__}")(function)
+                    replaced.enter_context(mock.patch.object(owner, name, timed))
         yield
-    finally:
-        for owner, name, function in replaced:
-            setattr(owner, name, function)
 
 
 def _is_network_of(module: ModuleType, item: object) -> bool:
+    """Return whether `item` is a class of networks that the module defines."""
     is_network = inspect.isclass(item) and issubclass(item, nn.Module)
     return is_network and item.__module__ == module.__name__
-
-
-def _timed(timer: Timer, function: Callable) -> Callable:
-    name = f"{function.__module__.split('.')[-1]}.{function.__qualname__}"
-
-    @functools.wraps(function)
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        with timer.part(name):
-            return function(*args, **kwargs)
-
-    return timed

@@ -1,18 +1,17 @@
-"""`python -m benchmarks.train_step`: where a training step's time goes, in milliseconds.
+"""Measure where the time of a training step goes, in milliseconds.
 
-On a dataset, the embedded one by default, twice. Taken *apart*: loading in this process, the
-device's part of the augmentation, the backbone, every function that heads and terms call (without
-the functions in it), the backward of each term down to the backbone's taps, the backbone's
-backward, optimizer and bank. And *whole*, as the engine takes it, waiting for the device at its end
-only: images a second. The share of the card's peak arithmetic is that of the convolutions and
-matrix products of the backbone.
+The step is taken on a dataset, by default the embedded one, in two ways. Taken apart: loading in
+this process, the device's part of the augmentation, the backbone, every function that heads and
+terms call (without the functions in it), the backward of each term down to the backbone's taps, the
+backbone's backward, the optimizer and the bank. And whole, as the engine takes it, waiting for the
+device at its end only: images per second. The share of the card's peak arithmetic is that of the
+convolutions and matrix products of the backbone.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import statistics
+import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Sequence
@@ -20,152 +19,97 @@ from typing import Any
 
 import torch
 
+import train_fbr
 from benchmarks.apart import STEPS, UNTIMED, Bench, apart
-from benchmarks.arithmetic import Call, backbone_flops, peak_tflops, reached, share_of_peak
-from benchmarks.record import add_json_flag, spread, write_record
-from benchmarks.timing import Timer
-from data.catalog import add_dataset_flags, catalog_from
-from data.colour import Finish
-from data.dataset import TrainDataset
-from data.loader import step_batches
-from data.transforms import RandomLongSide
-from network.methods import Method, build_method, method_names
-from network.weights.pretrained import load_pretrained
-from tool.cli import Parser, positive_int, run_stage
-from tool.infer.previous import add_previous_flags, previous_outputs_from
+from benchmarks.arithmetic import backbone_flops, peak_tflops, reached, share_of_peak
+from benchmarks.record import TIMES, JsonFlags, write_record
+from benchmarks.timing import repeated, spread
+from benchmarks.training import build, headline, parse_with_training
+from data.colour import DeviceTransform
+from tool.cli import positive_float, positive_int, run_stage
+from tool.flags import flag
 from tool.parallel.dist import pick_device
-from tool.parallel.machine import cpp_compiler
 from tool.progress import Progress
 from tool.train.engine import History, Settings, take_step, to_device
 
 PARTS = ("load", "to device", "finish", "backbone forward", "heads and terms forward")
 PARTS += ("backward of all terms", "backbone backward", "optimizer", "bank")
+MEMORY = {"gpu_gib": "GPU", "process_gib": "process"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command(JsonFlags):
+    """What the command line says beside the flags of `train_fbr.py`.
+
+    Attributes:
+        repeats: Number of timed steps.
+        peak_tflops: Peak of the device in TFLOP/s. By default that of a known card.
+    """
+
+    repeats: int = flag(10, type=positive_int, metavar="N")
+    peak_tflops: float | None = flag(None, type=positive_float, metavar="T")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the breakdown of one method's step."""
-    args = parse(argv)
-    bench = prepare(args)
+    command, stage = parse(argv)
+    bench = prepare(command, stage)
     started = time.perf_counter()
     timer, calls = apart(bench)
     if bench.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    steps = whole(bench)
-    print(
-        f"{args.method}, {args.backbone}, output stride {args.output_stride}, crop {args.crop}, "
-        f"batch {args.batch_size}, {'bf16' if args.amp else 'float32'}"
-        f"{f', compiled by {args.compile}' if args.compile else ''}, {device_name(bench.device)}; "
-        f"medians of {args.repeats} steps"
-    )
-    report_parts(timer.medians())
-    memory = peak_memory(bench.device)
-    report_step(args, steps, memory)
-    arithmetic = report_arithmetic(args, bench, calls, timer.medians(), statistics.median(steps))
-    record = {"unit": "ms", "step": spread(steps), "parts": timer.medians(), **arithmetic}
-    record |= {"images_per_s": 1000 * args.batch_size / statistics.median(steps), **memory}
-    record |= {"compile": args.compile, "seconds": time.perf_counter() - started}
-    write_record(args.json, record)
+    step, parts = spread(whole(bench), unit=1000), timer.medians()
+    recipe, compiler = stage.recipe, stage.run.compile
+    facts = [f"output stride {recipe.output_stride}", f"crop {recipe.crop}"]
+    facts += [f"batch {recipe.batch_size}", *[f"compiled by {compiler}"] * bool(compiler)]
+    print(f"{headline(stage, bench.device, *facts)}; medians of {command.repeats} steps")
+    report_parts(parts)
+    speed, memory = 1000 * recipe.batch_size / step["median"], peak_memory(bench.device)
+    print(f"step, without load: {TIMES.format(**step)}, {speed:.2f} images/s")
+    for name, gib in memory.items():
+        print(f"peak {MEMORY[name]} memory: {gib:.2f} GiB")
+    record = {"unit": "ms", "step": step, "parts": parts, "images_per_s": speed, **memory}
+    flops = backbone_flops(bench.method.backbone, calls)
+    own = parts["backbone forward"] + parts["backbone backward"]
+    peak = peak_tflops(bench.device, command.peak_tflops)
+    record |= report_arithmetic(flops, own, step["median"], peak)
+    record |= {"compile": compiler, "seconds": time.perf_counter() - started}
+    write_record(command.json, record)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
-    parser = Parser(prog="benchmarks.train_step", description=__doc__)
-    add = parser.add_argument
-    add_dataset_flags(parser)
-    add_previous_flags(parser)
-    add_network_flags(parser)
-    add("--crop", type=positive_int, default=224, help="pixels")
-    add("--batch-size", type=positive_int, default=8, help="images")
-    add("--repeats", type=positive_int, default=10, help="timed steps")
-    add(
-        "--compile",
-        nargs="?",
-        const="inductor",
-        choices=("inductor", "cudagraphs", "aot_eager"),
-        help="torch.compile the backbone, as in train_fbr.py",
-    )
-    add_json_flag(parser)
-    args = parser.parse_args(argv)
-    if args.compile == "inductor" and not (torch.cuda.is_available() or cpp_compiler()):
-        parser.error("--compile needs a C++ compiler on a CPU: install g++, or set CXX")
-    return args
+def parse(argv: Sequence[str] | None) -> tuple[Command, train_fbr.Command]:
+    """Return what the command line says, of the benchmark and of the training."""
+    return parse_with_training(Command, __name__, argv, example="--repeats 5")
 
 
-def add_network_flags(parser: Parser) -> None:
-    """What network, and where it runs."""
-    add = parser.add_argument
-    add("--method", default="fbr", choices=method_names(), help="as in train_fbr.py")
-    add("--backbone", default="timm:tf_efficientnet_lite0", help="as in train_fbr.py")
-    add("--output-stride", type=positive_int, default=16, help="pixels a cell")
-    add("--weights", metavar="W", help="as in train_fbr.py; None: random ones, frozen likewise")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
-    add("--amp", action="store_true", help="bf16 autocast")
-    add("--peak-tflops", type=float, help="the device's, dense; None: that of a known card")
-
-
-def build(args: argparse.Namespace, num_classes: int, device: torch.device) -> Method:
-    """The method of `add_network_flags`, frozen where training freezes pretrained weights."""
-    config = {
-        "method": args.method,
-        "backbone": args.backbone,
-        "output_stride": args.output_stride,
-        "num_classes": num_classes,
-        "pretrained": True,
-        "method_config": {},
-    }
-    method = build_method(config)
-    if args.weights is not None:
-        load_pretrained(method.backbone, args.weights)
-    return method.to(device, memory_format=torch.channels_last)
-
-
-def prepare(args: argparse.Namespace) -> Bench:
-    """Method, optimizer and loader as train_fbr.py has them; the rate is 0."""
-    device, catalog = pick_device(args.device), catalog_from(args)
-    method = build(args, catalog.num_classes, device).train()
-    if args.compile:
-        method.backbone.compile(backend=args.compile, dynamic=False)
-    recipe = method.recipe
-    dataset = TrainDataset(
-        catalog,
-        catalog.ids(args.list),
-        inputs=method.inputs,
-        crop=args.crop,
-        resize=RandomLongSide(*recipe.long_side_for(args.crop)),
-        seed=0,
-        previous=previous_outputs_from(args),
-    )
-    steps = 2 * (args.repeats + UNTIMED)
-    return Bench(
-        method,
-        torch.optim.SGD(
-            method.param_groups(0.0, recipe.weight_decay),
-            momentum=recipe.momentum,
-            fused=device.type == "cuda",
-        ),
-        step_batches(dataset, batch_size=args.batch_size, start_step=0, steps=steps, seed=0),
-        Finish(method.backbone.mean, method.backbone.std, device),
-        device,
-        args.amp,
-        args.repeats,
-    )
+def prepare(command: Command, stage: train_fbr.Command) -> Bench:
+    """Return the method, the optimizer and the batches as train_fbr.py has them."""
+    device = pick_device(stage.run.device)
+    catalog, images = train_fbr.open_images(stage)
+    method = build(stage, catalog, images, device).train()
+    train_fbr.study(method, catalog, images, device)
+    recipe = dataclasses.replace(stage.recipe, steps=2 * (command.repeats + UNTIMED))
+    dataset = train_fbr.dataset_from(stage, catalog, images.ids)
+    batches = train_fbr.batches_from(dataset, recipe, stage.run, 0, device)
+    optimizer = train_fbr.build_optimizer(method, recipe, device)
+    finish = DeviceTransform(method.backbone.mean, method.backbone.std, device)
+    return Bench(method, optimizer, batches, finish, device, stage.run.amp, command.repeats)
 
 
 def whole(bench: Bench) -> list[float]:
-    """Milliseconds of steps as the engine takes them, from a batch on the device."""
-    timer, history = Timer(bench.device), History()
+    """Return the seconds of steps as the engine takes them, from a batch on the device."""
+    method, history, batch = bench.method, History(), {}
     settings = Settings(steps=STEPS, batch_size=0, amp=bench.amp)
-    milliseconds = []
-    for step in range(bench.repeats + UNTIMED):
-        batch = to_device(next(bench.batches), bench.device)
-        progress = Progress(step=step, steps=STEPS)
-        timer.wait()
-        started = time.perf_counter()
-        batch = bench.finish(batch)
-        take_step(bench.method, bench.method, bench.optimizer, batch, progress, settings, history)
-        timer.wait()
-        milliseconds.append(1000 * (time.perf_counter() - started))
-    return milliseconds[UNTIMED:]
+    progress = (Progress(step=step, steps=STEPS) for step in itertools.count())
+
+    def load() -> None:
+        batch.update(to_device(next(bench.batches), bench.device))
+
+    def step() -> None:
+        finished = bench.finish(batch)
+        take_step(method, method, bench.optimizer, finished, next(progress), settings, history)
+
+    return repeated(step, bench.repeats, untimed=UNTIMED, prepare=load)[1]
 
 
 def report_parts(medians: dict[str, float]) -> None:
@@ -193,56 +137,35 @@ def line(name: str, milliseconds: float, *, indent: int) -> None:
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """{name: GiB}: of the GPU since the steps taken whole began, and of the process."""
+    """Return {name: GiB}, of the GPU since the steps taken whole began, and of the process."""
     import resource  # POSIX only; elsewhere `run_stage` has said so by now
 
     unit = 1 if sys.platform == "darwin" else 1024  # bytes, or KiB
-    found = {"process_gib": unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30}
-    if device.type == "cuda":
-        found["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    return found
-
-
-def report_step(args: argparse.Namespace, steps: list[float], memory: dict[str, float]) -> None:
-    """Print what the whole step takes."""
-    median = statistics.median(steps)
-    print(
-        f"step, without load: median {median:.1f} ms (fastest {min(steps):.1f}, slowest "
-        f"{max(steps):.1f}), {1000 * args.batch_size / median:.2f} images/s"
-    )
-    if "gpu_gib" in memory:
-        print(f"peak GPU memory: {memory['gpu_gib']:.2f} GiB")
-    print(f"peak process memory: {memory['process_gib']:.2f} GiB")
+    process = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
+    gpu = {"gpu_gib": torch.cuda.max_memory_allocated() / 2**30} if device.type == "cuda" else {}
+    return gpu | {"process_gib": process}
 
 
 def report_arithmetic(
-    args: argparse.Namespace,
-    bench: Bench,
-    calls: Sequence[Call],
-    medians: dict[str, float],
-    step: float,
+    flops: tuple[int, int], own: float, step: float, peak: float | None
 ) -> dict[str, Any]:
-    """Print and return the backbone's operations, and the share of the peak that they reach."""
-    backbone, peak = bench.method.backbone, peak_tflops(bench.device, args.peak_tflops)
-    forward, backward = backbone_flops(backbone, calls, output_stride=args.output_stride)
-    print(
-        f"backbone: {forward / 1e9:.1f} GFLOP forward, {backward / 1e9:.1f} GFLOP backward a step"
-    )
-    alone = medians["backbone forward"] + medians["backbone backward"]
-    print(f"  in its own time: {share_of_peak(forward + backward, alone, peak)}")
-    print(f"  in the whole step: {share_of_peak(forward + backward, step, peak)}")
+    """Print and return the backbone's operations, and the share of the peak that they reach.
+
+    Args:
+        flops: Operations of the forward and of the backward of a step.
+        own: The backbone's milliseconds in a step.
+        step: The milliseconds of the whole step.
+        peak: What the device can do at most, TFLOP/s; None if that is not known.
+    """
+    forward, backward = (one / 1e9 for one in flops)
+    print(f"backbone: {forward:.1f} GFLOP forward, {backward:.1f} GFLOP backward a step")
+    print(f"  in its own time: {share_of_peak(sum(flops), own, peak)}")
+    print(f"  in the whole step: {share_of_peak(sum(flops), step, peak)}")
     return {
-        "gflop": {"forward": forward / 1e9, "backward": backward / 1e9},
-        "backbone": reached(forward + backward, alone, peak),
-        "whole_step": reached(forward + backward, step, peak),
+        "gflop": {"forward": forward, "backward": backward},
+        "backbone": reached(sum(flops), own, peak),
+        "whole_step": reached(sum(flops), step, peak),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """The card, or the processor and its threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 if __name__ == "__main__":

@@ -7,30 +7,20 @@
 # each). Every setting of script_contrast.sh holds here. Finished runs are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON="$(bash scripts/setup.sh)"
-export PYTHON_READY="$PYTHON"
+source scripts/comparison.sh
 METHODS="${METHODS:-fill cam eps ppc fbr}"
-SEEDS="${SEEDS:-0 1 2}"
-COMPARE_OUT="${OUT:-out/compare-${DATASET:-toy}}"
-JOBS="${JOBS:-1}"
-if [ "$JOBS" -gt 1 ]; then export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"; fi
-if [ "${DATASET:-toy}" = toy ]; then "$PYTHON" -m data.toy --root "${ROOT:-out/toy-data}"; fi
+export COMPARE_OUT="${OUT:-out/compare-${DATASET:-toy}}"
 
 mkdir -p "$COMPARE_OUT"
-one() {
-  local method="${1%%:*}" flags="" seed="$2" out="$COMPARE_OUT/$1-seed$2"
+one() {  # method, seed
+  local method="${1%%:*}" flags="" out="$COMPARE_OUT/$1-seed$2"
   [[ "$1" == *:* ]] && flags="${1#*:}"
   [ -f "$out/miou.json" ] && return 0
-  echo "$1, seed $seed -> $out"
-  METHOD="$method" SEED="$seed" OUT="$out" METHOD_FLAGS="${flags//,/ }" bash scripts/script_contrast.sh >"$out.log" 2>&1 || {
-    echo "$1, seed $seed failed: $out.log ends with" >&2
-    tr '\r' '\n' <"$out.log" | tail -n 3 >&2
-    return 1
-  }
+  METHOD="$method" SEED="$2" OUT="$out" METHOD_FLAGS="${flags//,/ }" \
+    logged "$1, seed $2" "$out" bash scripts/script_contrast.sh
 }
 export -f one
 failed=0
-export COMPARE_OUT
 for seed in $SEEDS; do
   for method in $METHODS; do
     [ "$method" = fill ] && [ "$seed" != "${SEEDS%% *}" ] && continue   # it has no randomness

@@ -7,32 +7,22 @@
 # script_amn.sh holds here. Finished runs are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON="$(bash scripts/setup.sh)"
-export PYTHON_READY="$PYTHON"
-METHODS="${METHODS:-cam amn fbr_amn}"
-SEEDS="${SEEDS:-0 1 2}"
-COMPARE_OUT="${OUT:-out/compare-amn-${DATASET:-toy}}"
-JOBS="${JOBS:-1}"
-if [ "$JOBS" -gt 1 ]; then export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"; fi
-if [ "${DATASET:-toy}" = toy ]; then "$PYTHON" -m data.toy --root "${ROOT:-out/toy-data}"; fi
+source scripts/comparison.sh
+export METHODS="${METHODS:-cam amn fbr_amn}"
+export COMPARE_OUT="${OUT:-out/compare-amn-${DATASET:-toy}}"
 
 mkdir -p "$COMPARE_OUT/runs"
 one() {  # method, seed
   local run="$COMPARE_OUT/runs/$1-seed$2" first="$COMPARE_OUT/runs/cam-seed$2/1-cam" own
   own="$run/2-$1"
   [ "$1" = cam ] && own="$first"
-  echo "$1, seed $2 -> $run"
-  METHOD="$1" SEED="$2" OUT="$run" CAM_OUT="$first" bash scripts/script_amn.sh >"$run.log" 2>&1 || {
-    echo "$1, seed $2 failed: $run.log ends with" >&2
-    tr '\r' '\n' <"$run.log" | tail -n 3 >&2
-    return 1
-  }
+  METHOD="$1" SEED="$2" OUT="$run" CAM_OUT="$first" \
+    logged "$1, seed $2" "$run" bash scripts/script_amn.sh || return 1
   mkdir -p "$COMPARE_OUT/$1-seed$2" "$COMPARE_OUT/$1+irn-seed$2"
   cp "$own"/miou*.json "$COMPARE_OUT/$1-seed$2"
   cp "$run"/3-irn/miou*.json "$COMPARE_OUT/$1+irn-seed$2"
 }
 export -f one
-export COMPARE_OUT
 failed=0
 seed_of() {  # seed: its methods one after the other, as they share the first stage
   local failed=0
@@ -43,7 +33,6 @@ seed_of() {  # seed: its methods one after the other, as they share the first st
   return "$failed"
 }
 export -f seed_of
-export METHODS
 # shellcheck disable=SC2086  # SEEDS is a list of words
 printf '%s\n' $SEEDS | xargs -P "$JOBS" -L 1 bash -c 'seed_of "$1"' seed_of || failed=1
 rows=()

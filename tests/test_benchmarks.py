@@ -67,7 +67,7 @@ def test_the_operations_of_the_real_backbone() -> None:
     """The field's 811 GFLOP at 448 px have FBR's heads in them, 13 GFLOP."""
     with torch.device("meta"):
         backbone = build_backbone("resnet38d")
-    forward, backward = backbone_flops(backbone, [Call((1, 3, 448, 448), TAPS)], output_stride=8)
+    forward, backward = backbone_flops(backbone, [Call((1, 3, 448, 448), TAPS)])
     assert forward == pytest.approx(811e9, rel=0.02)
     assert backward == pytest.approx(2 * forward, rel=0.02)
 
@@ -76,14 +76,9 @@ def test_what_is_frozen_needs_no_backward() -> None:
     frozen, free = build_backbone("resnet38d_slim"), build_backbone("resnet38d_slim")
     frozen.freeze()
     calls = [Call((1, 3, 64, 64), TAPS)]
-    assert (
-        backbone_flops(frozen, calls, output_stride=8)[0]
-        == (backbone_flops(free, calls, output_stride=8)[0])
-    )
-    assert backbone_flops(frozen, calls, output_stride=8)[1] < (
-        0.95 * backbone_flops(free, calls, output_stride=8)[1]
-    )
-    assert backbone_flops(frozen, calls, output_stride=8, backward=False)[1] == 0
+    assert backbone_flops(frozen, calls)[0] == backbone_flops(free, calls)[0]
+    assert backbone_flops(frozen, calls)[1] < 0.95 * backbone_flops(free, calls)[1]
+    assert backbone_flops(frozen, calls, backward=False)[1] == 0
 
 
 def test_the_share_of_the_peak(monkeypatch) -> None:
@@ -98,7 +93,7 @@ def test_the_share_of_the_peak(monkeypatch) -> None:
 
 
 def test_exclusive_times_sum_to_the_total() -> None:
-    timer = timing.Timer(CPU)
+    timer = timing.Timer()
     started = time.perf_counter()
     for _ in range(2):
         with timer.part("outer"):
@@ -117,7 +112,7 @@ def test_exclusive_times_sum_to_the_total() -> None:
 
 def test_functions_are_timed_where_they_were_imported_and_put_back() -> None:
     before = [vars(module).copy() for module in (losses, *apart.LIBRARIES)]
-    timer = timing.Timer(CPU)
+    timer = timing.Timer()
     with timing.timed_functions(timer, [], apart.LIBRARIES):
         from network.heads import resize
 
@@ -136,7 +131,7 @@ def test_a_step_apart_has_the_gradients_of_a_whole_one(name) -> None:
             module.probability = 0.0
     batch, progress = make_batch(MIXED), Progress(step=0, steps=10)
     total_loss(other(batch, progress), other.weights()).backward()
-    parts = apart.Detached(method.backbone, timing.Timer(CPU))
+    parts = apart.Detached(method.backbone, timing.Timer())
     method.backbone = parts
     optimizer = torch.optim.SGD(method.parameters(), lr=0.0)
     bench = apart.Bench(method, optimizer, iter([batch]), dict, CPU, amp=False, repeats=1)

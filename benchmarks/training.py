@@ -1,0 +1,67 @@
+"""Methods as `train_fbr.py` makes them from its flags, in networks with random weights."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+
+import train_fbr
+from data.catalog import Catalog
+from data.readable import ImageList
+from network.methods import Method, build_method
+from tool.cli import Parser
+from tool.flags import add_flags, flags_as
+
+Own = TypeVar("Own")
+DEFAULTS = "--backbone timm:tf_efficientnet_lite0 --output-stride 16 --weights none "
+DEFAULTS += "--crop 224 --batch-size 8 --lr 0 --num-workers 0"
+
+
+def parse_with_training(
+    kind: type[Own],
+    module: str,
+    argv: Sequence[str] | None,
+    *,
+    example: str,
+    defaults: str = DEFAULTS,
+) -> tuple[Own, train_fbr.Command]:
+    """Parse the flags of a benchmark together with those of `train_fbr.py`.
+
+    Args:
+        kind: Dataclass of the flags of the benchmark, which win over those of the same name.
+        module: Name of the module that is the program.
+        argv: The command line; None for that of the process.
+        example: Flags of a useful call.
+        defaults: Flags of `train_fbr.py`; the command line may give others.
+    """
+    more = "All flags of train_fbr.py are flags here too, and its --help explains them. "
+    parser = Parser(module, example=example, more=f"{more}Here their defaults are {defaults}.")
+    add_flags(parser, kind)
+    own, others = parser.parse_known_args(argv)
+    stage = train_fbr.parse([*defaults.split(), *others, "--out", "unused"])
+    return flags_as(kind, own), stage
+
+
+def build(
+    stage: train_fbr.Command, catalog: Catalog, images: ImageList, device: torch.device
+) -> Method:
+    """Return the method of a run, on the device.
+
+    What is frozen with pretrained weights is frozen with random ones, too.
+    """
+    config = train_fbr.run_config(stage, stage.recipe, catalog, images)
+    method = build_method(config | {"pretrained": True})
+    weights = train_fbr.start_file(method, stage.start)
+    return train_fbr.prepared(method, stage, config, weights, device)
+
+
+def headline(stage: train_fbr.Command, device: torch.device, *facts: str) -> str:
+    """Return a line that says what is measured, and on what."""
+    number = "bf16" if stage.run.amp else "float32"
+    machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    return ", ".join([stage.method_name, stage.recipe.backbone, *facts, number, machine])
