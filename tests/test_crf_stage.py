@@ -82,20 +82,20 @@ def test_masks_without_crf_are_the_cams_over_a_threshold(
     folder_dataset: Path, tmp_path: Path
 ) -> None:
     cams = write_cams(folder_dataset)
-    masks = run(folder_dataset, tmp_path / "mask", "--no-crf", 0.45)
+    masks = run(folder_dataset, tmp_path / "mask", "--threshold", 0.45)
     for image_id, mask in masks.items():
         cam = load_cam(cams / f"{image_id}.npy")
         expected = cam_mask(cam, 0.45) if cam.class_index.size else np.zeros_like(mask)
         assert (mask == expected).all()
     assert sum(mask.any() for mask in masks.values()) > 3
     with pytest.raises(ValueError, match="another threshold"):
-        run(folder_dataset, tmp_path / "mask", "--no-crf", 0.3)
+        run(folder_dataset, tmp_path / "mask", "--threshold", 0.3)
     with pytest.raises(ValueError, match="another preset"):
         run(folder_dataset, tmp_path / "mask")
-    with pytest.raises(ValueError, match=r"--no-crf 2"):
-        run(folder_dataset, tmp_path / "other", "--no-crf", 2)
-    with pytest.raises(ValueError, match=r"not with --seed"):
-        run(folder_dataset, tmp_path / "other", "--no-crf", 0.3, "--seed", 0.3, 0.05)
+    with pytest.raises(ValueError, match=r"--threshold 2"):
+        run(folder_dataset, tmp_path / "other", "--threshold", 2)
+    with pytest.raises(ValueError, match=r"not with --seeds"):
+        run(folder_dataset, tmp_path / "other", "--threshold", 0.3, "--seeds", 0.3, 0.05)
 
 
 def test_the_default_is_the_recipe_of_fbr(folder_dataset: Path, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_background_row_takes_the_place_of_alpha(
 
 def test_seeds(folder_dataset: Path, tmp_path: Path) -> None:
     write_cams(folder_dataset)
-    seeds = run(folder_dataset, tmp_path / "seed", "--seed", 0.8, 0.05)
+    seeds = run(folder_dataset, tmp_path / "seed", "--seeds", 0.8, 0.05)
     values = set(np.unique(np.concatenate([seed.ravel() for seed in seeds.values()])))
     assert values == {0, 1, 2, 3, 255}
     assert not seeds["empty"].any()
@@ -179,7 +179,7 @@ def test_masks_of_other_settings_or_origin_are_not_taken_over(
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     fails(folder_dataset, out, "another alpha", "--alpha", 4)
     fails(folder_dataset, out, "another preset", "--iterations", 6)
-    fails(folder_dataset, out, "another .*seed", "--seed", 0.3, 0.05)
+    fails(folder_dataset, out, "seed", "--seeds", 0.3, 0.05)
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
     truth = folder_dataset / "masks"
     before = {file.name: file.read_bytes() for file in truth.glob("*.png")}
@@ -243,11 +243,11 @@ def test_bad_files_are_named(folder_dataset: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--seed", 0.1, 0.3), "seed"),
-        (("--seed", 1.3, 0.3), "seed"),
-        (("--seed", 0.3, -0.1), "seed"),
-        (("--seed", math.nan, 0.1), "seed"),
-        (("--seed", 0.3, 0.05, "--preset", "psa80"), "label50"),
+        (("--seeds", 0.1, 0.3), "seed"),
+        (("--seeds", 1.3, 0.3), "seed"),
+        (("--seeds", 0.3, -0.1), "seed"),
+        (("--seeds", math.nan, 0.1), "seed"),
+        (("--seeds", 0.3, 0.05, "--preset", "psa80"), "label50"),
         (("--alpha", 0), "alpha"),
         (("--alpha", math.nan), "alpha"),
     ],
@@ -271,7 +271,7 @@ def test_an_error_in_a_worker_is_one_line_and_status_2(
     np.save(cams / "v1.2.x.npy", array, allow_pickle=True)
     done = program(*flags_of(folder_dataset, tmp_path / "mask", "--workers", 2))
     assert done.returncode == 2
-    assert done.stderr.startswith("crf_postprocess.py: error: ")
+    assert done.stderr.startswith("python crf_postprocess.py: error: ")
     assert "v1.2.x.npy: refused" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "ran").exists()

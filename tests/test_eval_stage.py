@@ -230,7 +230,7 @@ def test_missing_predictions_are_named_and_counted(folder_dataset: Path, tmp_pat
     masks = write_masks(folder_dataset, tmp_path / "mask")
     for image_id in ids_of(folder_dataset)[1:6]:
         (masks / f"{image_id}.png").unlink()
-    first = "2007_000032, v1.2.x, my photo, ..."
+    first = "2007_000032, v1.2.x, my photo and 2 more"
     fails(folder_dataset, masks, rf"5 of 8 predictions are missing .*{first}")
     fails(folder_dataset, tmp_path / "none", "infer_cam.py")
     cams = write_cams(folder_dataset, tmp_path / "cam")
@@ -244,7 +244,7 @@ def test_bad_masks_are_named(folder_dataset: Path, tmp_path: Path) -> None:
     masks = write_masks(folder_dataset, tmp_path / "mask")
     mask = load_mask(masks / "b-4.png")
     save_mask(masks / "b-4.png", mask[:-1])
-    fails(folder_dataset, masks, r"b-4\.png: the prediction is 80x47, its ground truth 80x48")
+    fails(folder_dataset, masks, r"b-4\.png: the prediction is 80x47, its ground truth is 80x48")
     save_mask(masks / "b-4.png", np.where(mask > 0, np.uint8(4), mask))
     fails(folder_dataset, masks, r"b-4\.png has class 4: there are 3 classes")
     (masks / "b-4.png").write_bytes(b"no image")
@@ -288,7 +288,7 @@ def test_bad_ground_truth_and_context_are_named(folder_dataset: Path, tmp_path: 
     masks = write_masks(folder_dataset, tmp_path / "mask")
     context = write_masks(folder_dataset, tmp_path / "context")
     save_mask(context / "c5.png", np.zeros((3, 3), np.uint8))
-    fails(folder_dataset, masks, "differ", "--context", context)
+    fails(folder_dataset, masks, r"c5\.png: .* its context is 3x3", "--context", context)
     (context / "c5.png").unlink()
     fails(folder_dataset, masks, r"1 of 8 context masks .*c5", "--context", context)
     (folder_dataset / "masks" / "c5.png").unlink()
@@ -324,6 +324,6 @@ def test_an_error_is_one_line_and_status_2(folder_dataset: Path, tmp_path: Path)
     flags = ["--dataset", "folder", "--root", folder_dataset, "--pred-dir", tmp_path / "none"]
     done = program(*flags)
     assert done.returncode == 2
-    assert done.stderr.startswith("eval_miou.py: error: ")
+    assert done.stderr.startswith("python eval_miou.py: error: ")
     assert done.stderr.count("\n") == 1
     assert "Traceback" in program(*flags, "--traceback").stderr

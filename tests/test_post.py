@@ -16,7 +16,7 @@ from tool.crf.dense import PRESETS
 from tool.crf.post import Post, post_of
 from tool.formats.cam import Cam, save_cam
 from tool.formats.mask import load_mask
-from tool.provenance import claim, note_of, origin
+from tool.provenance import POST, claim, fingerprint, note_of
 
 MADE = {"checkpoint_sha256": "0" * 64, "scales": [1.0]}
 
@@ -44,14 +44,14 @@ def test_the_settings_of_a_method_are_the_defaults_of_stages_3_and_4(
     folder_dataset, cams, tmp_path
 ) -> None:
     post = Post(preset=None, threshold=0.6, alpha=3.0, seeds=(0.8, 0.2))
-    claim(cams, MADE, post=post.as_note())
+    claim(cams, MADE, remarks={POST: post.as_note()})
     assert post_of(cams) == post
     assert stage_3(folder_dataset, cams, tmp_path / "mask")["threshold"] == 0.6
     width = FOLDER_IMAGES["a1"][1][0]
     mask = load_mask(tmp_path / "mask" / "a1.png")
     assert (mask > 0).all(axis=0).tolist() == (np.linspace(0, 1, width) > 0.6).tolist()
-    assert stage_3(folder_dataset, cams, tmp_path / "seed", "--seed")["seed"] == [0.8, 0.2]
-    won = stage_3(folder_dataset, cams, tmp_path / "own", "--seed", 0.5, 0.1)
+    assert stage_3(folder_dataset, cams, tmp_path / "seed", "--seeds")["seed"] == [0.8, 0.2]
+    won = stage_3(folder_dataset, cams, tmp_path / "own", "--seeds", 0.5, 0.1)
     assert won["seed"] == [0.5, 0.1]
     crf = stage_3(folder_dataset, cams, tmp_path / "crf", "--preset", "dlv2")
     assert crf["alpha"] == 3.0
@@ -77,20 +77,20 @@ def test_foreign_cams_get_those_of_fbr(folder_dataset, cams, tmp_path) -> None:
 def test_the_settings_are_no_part_of_the_origin(tmp_path) -> None:
     """A folder of an older version has none: a restart goes on there and adds them."""
     claim(tmp_path, MADE)
-    before = origin(tmp_path)
-    claim(tmp_path, MADE, post=Post(alpha=2.0).as_note())
+    before = fingerprint(tmp_path)
+    claim(tmp_path, MADE, remarks={POST: Post(alpha=2.0).as_note()})
     assert post_of(tmp_path).alpha == 2.0
-    assert origin(tmp_path) == note_of(tmp_path) == before == MADE
-    claim(tmp_path, MADE, post=Post(alpha=3.0).as_note())
+    assert fingerprint(tmp_path) == note_of(tmp_path) == before == MADE
+    claim(tmp_path, MADE, remarks={POST: Post(alpha=3.0).as_note()})
     assert post_of(tmp_path).alpha == 3.0
-    with pytest.raises(ValueError, match="scales differ"):
-        claim(tmp_path, MADE | {"scales": [2.0]}, post=Post().as_note())
+    with pytest.raises(ValueError, match="another scales"):
+        claim(tmp_path, MADE | {"scales": [2.0]}, remarks={POST: Post().as_note()})
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_settings_of_every_method_travel(name: str, tmp_path: Path) -> None:
     post = find_method(name).recipe.post
-    claim(tmp_path, MADE, post=post.as_note())
+    claim(tmp_path, MADE, remarks={POST: post.as_note()})
     assert post_of(tmp_path) == post
 
 
@@ -121,8 +121,8 @@ def test_damaged_settings_are_one_line(folder_dataset, cams, tmp_path, post, wor
 @pytest.mark.parametrize("numbers", [[0.3], [0.3, 0.2, 0.1]])
 def test_seeds_take_two_numbers_or_none(folder_dataset, cams, tmp_path, numbers) -> None:
     base = ["--dataset", "folder", "--root", folder_dataset, "--cam-dir", cams]
-    result = run("crf_postprocess.py", *base, "--out", tmp_path / "seed", "--seed", *numbers)
-    assert_refused(result, "--seed takes FG and BG")
+    result = run("crf_postprocess.py", *base, "--out", tmp_path / "seed", "--seeds", *numbers)
+    assert_refused(result, "--seeds takes FG and BG")
 
 
 def test_a_bare_seed_flag_is_refused_on_a_folder_of_an_older_version(
@@ -130,16 +130,16 @@ def test_a_bare_seed_flag_is_refused_on_a_folder_of_an_older_version(
 ) -> None:
     claim(cams, MADE)
     base = ["--dataset", "folder", "--root", folder_dataset, "--cam-dir", cams]
-    bare = run("crf_postprocess.py", *base, "--out", tmp_path / "seed", "--seed")
-    assert_refused(bare, "older version", "--seed FG BG")
+    bare = run("crf_postprocess.py", *base, "--out", tmp_path / "seed", "--seeds")
+    assert_refused(bare, "older version", "--seeds FG BG")
     assert stage_3(folder_dataset, cams, tmp_path / "mask")["alpha"] == 8.0
-    assert stage_3(folder_dataset, cams, tmp_path / "seed", "--seed", 0.3, 0.05)["alpha"] == 8.0
+    assert stage_3(folder_dataset, cams, tmp_path / "seed", "--seeds", 0.3, 0.05)["alpha"] == 8.0
 
 
 def test_converted_to_a_background_row_seeds_are_factors_on_it(
     folder_dataset, cams, tmp_path
 ) -> None:
-    claim(cams, MADE, post=Post(alpha=3.0, seeds=(0.4, 0.1)).as_note())
+    claim(cams, MADE, remarks={POST: Post(alpha=3.0, seeds=(0.4, 0.1)).as_note()})
     for layout, seeds in (("sfc", (1.0, 0.5)), ("irn", (0.4, 0.1))):
         flags = ["--cam-dir", cams, "--out", tmp_path / layout, "--to", layout]
         flags += ["--dataset", "folder", "--root", folder_dataset]

@@ -74,9 +74,9 @@ def work(rank: int, folder: str, world_size: int) -> None:
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size
     )
     results = {name: train(name, rank, world_size) for name in METHODS}
-    agreed = dist.agree(rank == 1)  # one says yes: all stop
+    agreed = dist.any_rank(rank == 1)  # one says yes: all stop
     assert agreed
-    assert not dist.agree(False)
+    assert not dist.any_rank(False)
     if dist.is_main():
         torch.save(results, f"{folder}/results.pth")
     dist.stop()

@@ -188,7 +188,7 @@ def forever():
 
 def main(argv):
     try:
-        with dist.ranks(), dist.agreed():
+        with dist.ranks(), dist.all_or_none():
             if dist.rank() == 1:
                 {what}
             {others}
@@ -200,7 +200,7 @@ run_stage(main)
 
 
 def run_program(
-    tmp_path: Path, what: str, others: str = "sum(dist.watched(forever()))"
+    tmp_path: Path, what: str, others: str = "sum(dist.until_a_rank_fails(forever()))"
 ) -> RanksResult:
     """Three ranks that would go on forever, if `what` did not happen on the second."""
     script = tmp_path / "program.py"
@@ -231,7 +231,7 @@ def test_a_wrong_flag_is_told_by_the_first_rank(monkeypatch, capsys) -> None:
     for rank, lines in (("0", 1), ("1", 0)):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit) as end:
-            Parser().parse_args(["--no-such-flag"])
+            Parser(__name__, example="").parse_args(["--no-such-flag"])
         assert end.value.code == 2
         assert capsys.readouterr().err.count("--no-such-flag") == lines
 

@@ -11,6 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,8 +100,20 @@ def list_hash(image_ids: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(image_ids).encode()).hexdigest()
 
 
-def write_json(path: Path, document: dict) -> None:
+def first_few(names: Sequence[str], shown: int = 3) -> str:
+    """Return the first names for a message, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def as_json(value: Any) -> Any:
+    """Return a value as JSON gives it back: tuples become lists, paths become strings."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write `document` as JSON, whole or not at all."""
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # A path that is no UTF-8 has surrogates, whose replacement is their escape in JSON.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

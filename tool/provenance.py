@@ -1,13 +1,16 @@
-"""Provenance: each stage notes beside its files what they were made from."""
+"""Provenance: each stage notes beside its files what they were made from, and never mixes two."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tool.files import atomic_path
+from tool.files import as_json, write_json
 
 MADE_FROM = "made_from.json"  # stage 2's note
 SETTINGS = "crf.json"  # stage 3's note
@@ -36,7 +39,7 @@ def note_of(folder: Path) -> Any:
     return {k: v for k, v in note.items() if k != POST} if isinstance(note, dict) else note
 
 
-def origin(folder: Path) -> Any:
+def fingerprint(folder: Path) -> Any:
     """Return the note in a folder, or a hash of its files: folders that differ differ in this."""
     note = note_of(folder)
     if note is not None:
@@ -50,43 +53,79 @@ def origin(folder: Path) -> Any:
 
 
 def claim(
-    directory: Path | str, made_from: dict[str, Any], *, post: dict[str, Any] | None = None
+    directory: Path | str,
+    made_from: Mapping[str, Any],
+    *,
+    name: str = MADE_FROM,
+    remarks: Mapping[str, Any] | None = None,
 ) -> None:
-    """Note in `made_from.json` what a folder is made from, so that a restart cannot mix two runs.
+    """Note what a folder is made from, so that a restart cannot mix two runs.
 
     Args:
+        directory: The folder.
         made_from: Plain types; must equal what an earlier note says.
-        post: How the maps become masks, for stages 3 and 4. It is not compared, because it changes
-            no map; the newest is kept.
+        name: File name of the note.
+        remarks: What is noted too, but not compared, such as `post`: how the maps become masks,
+            which changes no map. The newest is kept.
 
     Raises:
         ValueError: The folder holds files made from something else; names what differs.
     """
-    differ = differing(directory, made_from)
+    remarks = remarks or {}
+    differ = differing(directory, made_from, name=name, apart=remarks)
     if differ:
         raise ValueError(
-            f"{directory} holds files of another run ({', '.join(differ)} differ): "
-            "choose another --out, or remove it"
+            f"{directory} holds files of another run, made with another {', '.join(differ)} "
+            f"({name}): choose another --out, or remove it"
         )
-    path = Path(directory) / MADE_FROM
-    text = json.dumps(made_from | ({POST: post} if post else {}), indent=1) + "\n"
-    if differ is None or path.read_text(encoding="utf-8") != text:
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    path, note = Path(directory) / name, as_json({**made_from, **remarks})
+    if differ is None or json.loads(path.read_text(encoding="utf-8")) != note:
+        write_json(path, note)
 
 
-def differing(directory: Path | str, made_from: dict[str, Any]) -> list[str] | None:
-    """Return the names in which a folder's note differs from `made_from`; None without a note."""
-    path = Path(directory) / MADE_FROM
+def differing(
+    directory: Path | str,
+    made_from: Mapping[str, Any],
+    *,
+    name: str = MADE_FROM,
+    apart: Mapping[str, Any] | None = None,
+) -> list[str] | None:
+    """Return the names in which a folder's note differs from `made_from`; None without a note.
+
+    Args:
+        directory: The folder.
+        made_from: Plain types.
+        name: File name of the note.
+        apart: Names that are not compared; `post` never is.
+    """
+    path = Path(directory) / name
     if not path.exists():
         return None
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
+        noted = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
-        there = None
-    if not isinstance(there, dict):
+        noted = None
+    if not isinstance(noted, dict):
         return list(made_from)
-    there.pop(POST, None)
-    wanted = json.loads(json.dumps(made_from))
-    names = dict.fromkeys((*wanted, *there))
-    return [n for n in names if n not in there or n not in wanted or there[n] != wanted[n]]
+    wanted = as_json(dict(made_from))
+    names = [n for n in dict.fromkeys((*wanted, *noted)) if n not in (POST, *(apart or {}))]
+    return [n for n in names if n not in noted or n not in wanted or noted[n] != wanted[n]]
+
+
+def commit() -> str | None:
+    """Return the commit of the code, None if git cannot tell."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    folder = Path(__file__).parent
+    try:
+        answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()
+
+
+def version(package: str) -> str | None:
+    """Return the version of an installed package, None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

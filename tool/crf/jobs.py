@@ -9,6 +9,7 @@ import numpy as np
 
 from tool.crf.dense import DenseCRF, Preset, label_unary, score_unary
 from tool.formats.cam import Cam, cam_mask
+from tool.formats.image import check_size
 
 
 def with_background(cam: Cam, alpha: float) -> np.ndarray:
@@ -52,7 +53,7 @@ def mask_task(image: np.ndarray, cam: Cam, preset: Preset, *, alpha: float) -> T
     index = cam.foreground().class_index
     if not index.size:
         return _nothing_to_ask(image)
-    _same_size(image, cam)
+    check_size("the CAM", cam.size, "its image", image.shape[:2])
     score = with_background(cam, alpha)
     if preset.from_labels:
         unary = label_unary(score.argmax(0), n_labels=len(score), gt_prob=preset.gt_prob)
@@ -74,7 +75,7 @@ def threshold_task(image: np.ndarray, cam: Cam, threshold: float) -> Task:
     """
     if not cam.foreground().class_index.size:
         return _nothing_to_ask(image)
-    _same_size(image, cam)
+    check_size("the CAM", cam.size, "its image", image.shape[:2])
     return Task([], lambda _: cam_mask(cam, threshold))
 
 
@@ -104,7 +105,7 @@ def seed_task(
     foreground = cam.foreground()
     if not foreground.class_index.size:
         return _nothing_to_ask(image)
-    _same_size(image, cam)
+    check_size("the CAM", cam.size, "its image", image.shape[:2])
     row = cam.cam[0] if cam.has_background else np.ones(cam.size, np.float32)
     values = _values(foreground.class_index)
 
@@ -162,9 +163,3 @@ def _nothing_to_ask(image: np.ndarray) -> Task:
 def _values(index: np.ndarray) -> np.ndarray:
     """Return the mask value of each CRF label: background, then the present classes."""
     return np.concatenate([np.zeros(1, np.uint8), index])
-
-
-def _same_size(image: np.ndarray, cam: Cam) -> None:
-    """Check that the CAM has the image's size."""
-    if cam.size != image.shape[:2]:
-        raise ValueError(f"a CAM of {cam.size} (H, W) for an image of {image.shape[:2]}")

@@ -86,8 +86,8 @@ def check_noted(folder: Path) -> None:
     note = read_note(folder)
     if isinstance(note, dict) and "checkpoint_sha256" in note and POST not in note:
         raise ValueError(
-            f"{folder} was made by an older version, which noted no thresholds: give --seed FG BG, "
-            "or run infer_cam.py again, which adds them and makes no CAM anew"
+            f"{folder} was made by an older version, which noted no thresholds: give --seeds FG "
+            "BG, or run infer_cam.py again, which adds them and makes no CAM anew"
         )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,23 +12,21 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from tool.cli import positive_int
-from tool.crf.dense import BACKENDS, PRESETS, Preset, pick_backend, preset_of
+from tool.crf.dense import Preset
 from tool.crf.jobs import Task, mask_task, seed_task, solve, solve_batch, threshold_task
-from tool.crf.post import Post
-from tool.files import atomic_path
 from tool.formats.cam import Cam, as_stored, at_size, load_cam
-from tool.formats.mask import load_mask, save_mask
+from tool.formats.image import batches_of_one_size
+from tool.formats.mask import is_whole, save_mask
 from tool.formats.predictions import check_classes
 from tool.parallel.processes import map_processes
-from tool.provenance import SETTINGS, note_of
+from tool.provenance import SETTINGS, claim, note_of
 
 
 class Images(Protocol):
     """The part of a dataset that stage 3 uses."""
 
-    num_classes: int
-
+    @property
+    def num_classes(self) -> int: ...
     def read_image(self, image_id: str) -> Image.Image: ...
     def image_size(self, image_id: str) -> tuple[int, int]: ...
     def label(self, image_id: str) -> np.ndarray: ...
@@ -46,15 +42,15 @@ class PostProcess:
         out: The folder that receives ID.png for each image.
         preset: Kernels and iterations of the CRF.
         alpha: Exponent of the background score (1 - max)^alpha of CAMs without a background row.
-        seed: (FG, BG), the thresholds of a confident seed; None for a mask.
+        seeds: (FG, BG), the thresholds of a confident seed; None for a mask.
         threshold: For a mask without a CRF, what the best class must exceed to be foreground; None
             for a CRF.
         backend: The library that computes the CRF, as `tool.crf.dense.pick_backend` returns it.
         device: The torch device that computes.
 
     Raises:
-        ValueError: A setting is out of range, `seed` and `threshold` are both given, or `seed` is
-            given with a preset that is not on labels.
+        ValueError: A setting is out of range, `seeds` and `threshold` are both given, or `seeds`
+            is given with a preset that is not on labels.
     """
 
     images: Images
@@ -62,7 +58,7 @@ class PostProcess:
     out: Path
     preset: Preset
     alpha: float
-    seed: tuple[float, float] | None = None
+    seeds: tuple[float, float] | None = None
     threshold: float | None = None
     backend: str = "auto"
     device: str = "cpu"
@@ -70,13 +66,13 @@ class PostProcess:
     def __post_init__(self) -> None:
         if not self.alpha > 0:
             raise ValueError(f"alpha {self.alpha:g} is not above 0")
-        if self.seed is not None and not 0 <= self.seed[1] <= self.seed[0] <= 1:
+        if self.seeds is not None and not 0 <= self.seeds[1] <= self.seeds[0] <= 1:
             raise ValueError(
-                f"seed thresholds FG {self.seed[0]:g} BG {self.seed[1]:g}: 0<=BG<=FG<=1"
+                f"seed thresholds FG {self.seeds[0]:g} BG {self.seeds[1]:g}: 0<=BG<=FG<=1"
             )
-        if self.threshold is not None and (self.seed or not 0 <= self.threshold <= 1):
-            raise ValueError(f"--no-crf {self.threshold:g}: within [0, 1], and not with --seed")
-        if self.seed is not None and not self.preset.from_labels:
+        if self.threshold is not None and (self.seeds or not 0 <= self.threshold <= 1):
+            raise ValueError(f"--threshold {self.threshold:g}: within [0, 1], and not with --seeds")
+        if self.seeds is not None and not self.preset.from_labels:
             raise ValueError("a seed needs a preset on labels: label50, label20 or aff80")
 
     def __call__(self, image_id: str) -> bool:
@@ -88,11 +84,9 @@ class PostProcess:
         Raises:
             ValueError: The CAM or the image is broken, or their sizes differ; names the file.
         """
-        source, target = self.cam_dir / f"{image_id}.npy", self.out / f"{image_id}.png"
-        if self._is_done(image_id, source, target):
+        if self._is_done(image_id):
             return False
-        image, task = self.load(image_id)
-        save_mask(target, solve(image, task, self.preset.crf, backend=self.backend))
+        self.write(image_id)
         return True
 
     def load(self, image_id: str, cam: Cam | None = None) -> tuple[np.ndarray, Task]:
@@ -115,12 +109,15 @@ class PostProcess:
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
 
-    def write(self, image_id: str, cam: Cam) -> None:
-        """Write the file of an image from a CAM in memory.
+    def write(self, image_id: str, cam: Cam | None = None) -> None:
+        """Write the file of an image.
 
-        The result is the same as if the CAM had been stored and read again.
+        Args:
+            image_id: The image.
+            cam: The CAM of the image in memory; the result is the same as if it had been stored and
+                read again. None to read it from `cam_dir`.
         """
-        image, task = self.load(image_id, as_stored(cam))
+        image, task = self.load(image_id, cam and as_stored(cam))
         mask = solve(image, task, self.preset.crf, backend=self.backend)
         save_mask(self.out / f"{image_id}.png", mask)
 
@@ -128,13 +125,13 @@ class PostProcess:
         """Return the task of an image (H, W, 3) uint8: its mask or its seed."""
         if self.threshold is not None:
             return threshold_task(image, cam, self.threshold)
-        if self.seed is None:
+        if self.seeds is None:
             return mask_task(image, cam, self.preset, alpha=self.alpha)
         labels = len(cam.foreground().class_index) + 1
-        fg, bg = self.seed
+        fg, bg = self.seeds
         return seed_task(image, cam, self.preset, fg=fg, bg=bg, n_labels=labels)
 
-    def over(self, image_ids: Sequence[str], *, workers: int) -> Iterator[bool]:
+    def write_all(self, image_ids: Sequence[str], *, workers: int) -> Iterator[bool]:
         """Write the file of every image; yield for each whether it was written.
 
         Args:
@@ -168,40 +165,32 @@ class PostProcess:
 
     def _load_if_needed(self, image_id: str) -> tuple[np.ndarray, Task] | None:
         """Return what `load` does, or None if the file of the image is done."""
-        source, target = self.cam_dir / f"{image_id}.npy", self.out / f"{image_id}.png"
-        return None if self._is_done(image_id, source, target) else self.load(image_id)
+        return None if self._is_done(image_id) else self.load(image_id)
 
     def _solve_chunk(
         self, loaded: list[tuple[str, tuple[np.ndarray, Task] | None]], batch: int
     ) -> Iterator[bool]:
         """Write the files of loaded images, grouped by size; None is an image that is done."""
-        sizes: dict[tuple[int, ...], list[tuple[str, np.ndarray, Task]]] = {}
-        for image_id, content in loaded:
-            if content is None:
-                yield False
-            else:
-                sizes.setdefault(content[0].shape, []).append((image_id, *content))
-        for same in sizes.values():
-            for first in range(0, len(same), batch):
-                ids, images, tasks = zip(*same[first : first + batch], strict=True)
-                masks = solve_batch(images, tasks, self.preset.crf, device=self.device)
-                for image_id, mask in zip(ids, masks, strict=True):
-                    save_mask(self.out / f"{image_id}.png", mask)
-                    yield True
+        needed = [(image_id, *content) for image_id, content in loaded if content is not None]
+        yield from [False] * (len(loaded) - len(needed))
+        for same in batches_of_one_size(needed, lambda one: one[1].shape, batch):
+            ids, images, tasks = zip(*same, strict=True)
+            masks = solve_batch(images, tasks, self.preset.crf, device=self.device)
+            for image_id, mask in zip(ids, masks, strict=True):
+                save_mask(self.out / f"{image_id}.png", mask)
+                yield True
 
-    def _is_done(self, image_id: str, source: Path, target: Path) -> bool:
-        """Return whether the file `target` is whole and not older than the CAM `source`."""
+    def _is_done(self, image_id: str) -> bool:
+        """Return whether the file of an image is whole and not older than its CAM."""
+        source, target = self.cam_dir / f"{image_id}.npy", self.out / f"{image_id}.png"
         if not target.is_file() or target.stat().st_mtime_ns < source.stat().st_mtime_ns:
             return False
         return self.is_whole(image_id)
 
     def is_whole(self, image_id: str) -> bool:
         """Return whether the file of an image exists, is readable and has the image's size."""
-        try:
-            mask = load_mask(self.out / f"{image_id}.png")
-        except (FileNotFoundError, ValueError):
-            return False
-        return mask.shape[::-1] == self.images.image_size(image_id)
+        size = self.images.image_size(image_id)[::-1]
+        return is_whole(self.out / f"{image_id}.png", size)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that determine a mask, in plain types.
@@ -213,113 +202,18 @@ class PostProcess:
         return {
             "preset": dataclasses.asdict(self.preset),
             "alpha": self.alpha,
-            "seed": list(self.seed) if self.seed else None,
+            "seed": list(self.seeds) if self.seeds else None,
         }
 
     def claim(self, image_ids: Sequence[str]) -> None:
         """Note in `out` how its masks are made; if there is a note, check that it says the same.
 
         Raises:
-            ValueError: `out` has masks made with other settings, masks without a note, or a broken
-                note.
+            ValueError: `out` has masks made with other settings, or masks without a note.
         """
         settings = {"cam_dir": os.path.relpath(self.cam_dir, self.out)} | self.settings()
-        path = self.out / SETTINGS
-        if path.is_file():
-            _check_settings(path, settings)
-        elif any((self.out / f"{image_id}.png").exists() for image_id in image_ids):
+        noted = (self.out / SETTINGS).is_file()
+        if not noted and any((self.out / f"{image_id}.png").exists() for image_id in image_ids):
             raise ValueError(f"{self.out} has masks of another origin: choose another --out")
         # The note of the CAMs is not compared, because masks older than their CAM are made anew.
-        settings |= {"cams": note_of(self.cam_dir)}
-        with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1) + "\n")
-
-
-def _check_settings(path: Path, settings: dict) -> None:
-    """Check that the note in `path` says the same as `settings`."""
-    try:
-        before = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is broken: {error}; choose another --out") from error
-    if not isinstance(before, dict):
-        raise ValueError(f"{path} is broken: it holds no settings; choose another --out")
-    differ = [name for name in settings if before.get(name) != settings[name]]
-    if differ:
-        raise ValueError(
-            f"{path.parent} has masks made with another {', '.join(differ)} ({path.name}): "
-            "choose another --out or remove that folder"
-        )
-
-
-def add_crf_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that determine how a mask is made; `crf_settings` reads them.
-
-    Their defaults come from the method that made the CAMs (`tool.crf.post`).
-    """
-    add = parser.add_argument
-    add(
-        "--preset",
-        choices=tuple(PRESETS),
-        help="kernels of the CRF; by default those of the method that made the CAMs (fbr80 for "
-        "most and for foreign CAMs; none for irn, whose masks are thresholded), or label50 with "
-        "--seed",
-    )
-    add("--iterations", type=positive_int, help="mean-field steps; by default the preset's own")
-    add(
-        "--alpha",
-        type=float,
-        help="background score is (1 - best class)^alpha; by default the method's, 8 for most",
-    )
-    add(
-        "--seed",
-        type=float,
-        nargs="*",
-        metavar="FG BG",
-        help="write seeds: foreground above FG, background below BG, else 255; without numbers the "
-        "thresholds of the method that made the CAMs (cam: 0.30 0.05); for CAMs with a background "
-        "row, factors on that row (SFC: 1 0.5)",
-    )
-    add(
-        "--no-crf",
-        type=float,
-        metavar="T",
-        help="masks without CRF: foreground where the best class is above T (IRN's: 0.25)",
-    )
-    add(
-        "--backend",
-        choices=BACKENDS,
-        default="auto",
-        help="what computes the CRF; auto: torch on a GPU, else pydensecrf where it is installed, "
-        "else torch",
-    )
-
-
-def crf_settings(args: argparse.Namespace, post: Post) -> dict[str, Any]:
-    """Return the settings of a `PostProcess`, by name.
-
-    Args:
-        args: Values of the flags of `add_crf_flags`.
-        post: Settings of the method that made the CAMs. They hold for flags that were not given.
-
-    Raises:
-        ValueError: `--seed` has one number or more than two, or the backend is not installed.
-    """
-    if args.seed is not None and len(args.seed) not in (0, 2):
-        raise ValueError(f"--seed takes FG and BG, or no number, not {len(args.seed)} numbers")
-    seeds = None if args.seed is None else tuple(args.seed) or post.seeds
-    threshold, preset, iterations = args.no_crf, args.preset, args.iterations
-    if preset is None:
-        crf_wanted = seeds is not None or iterations is not None or args.alpha is not None
-        if post.preset is None and threshold is None and not crf_wanted:
-            threshold = post.threshold
-        preset = "label50" if seeds else post.preset or Post.preset
-        iterations = iterations or (None if seeds else post.iterations)
-    backend, device = pick_backend(args.backend)
-    return {
-        "preset": preset_of(preset, iterations),
-        "alpha": post.alpha if args.alpha is None else args.alpha,
-        "seed": seeds,
-        "threshold": threshold,
-        "backend": backend,
-        "device": device,
-    }
+        claim(self.out, settings, name=SETTINGS, remarks={"cams": note_of(self.cam_dir)})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tool.files import write_npy
+from tool.formats.image import check_size
 from tool.formats.npy import load_npy
 
 Label = np.ndarray | Callable[[], np.ndarray] | None
@@ -57,7 +58,7 @@ def at_size(cam: Cam, size: tuple[int, int]) -> Cam:
     Raises:
         ValueError: The maps have another size.
     """
-    check_size(cam, size)
+    check_maps(cam, size)
     if cam.size == size or not cam.class_index.size:
         return cam
     import cv2
@@ -67,25 +68,23 @@ def at_size(cam: Cam, size: tuple[int, int]) -> Cam:
     return Cam(cam.class_index, np.stack(maps))
 
 
-def check_size(cam: Cam, size: tuple[int, int]) -> None:
+def check_maps(cam: Cam, size: tuple[int, int], path: Path | str = "the CAM") -> None:
     """Check that the maps have the image's size, or that of a stored stride of it.
 
     Args:
         cam: A CAM without classes always passes.
         size: (H, W) of the image.
+        path: The file, as the message names it.
 
     Raises:
         ValueError: The maps have another size.
     """
-    if not cam.class_index.size or cam.size == size:
-        return
-    if not any(cam.size == strided_size(size, stride) for stride in range(2, 33)):
-        raise ValueError(
-            f"the CAM is {cam.size[1]}x{cam.size[0]}, its image is {size[1]}x{size[0]}"
-        )
+    strided = any(cam.size == strided_size(size, stride) for stride in range(1, 33))
+    if cam.class_index.size and not strided:
+        check_size(path, cam.size, "its image", size)
 
 
-def strided_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
+def strided_size(size: Sequence[int], stride: int) -> tuple[int, int]:
     """Return the number of cells (h, w) of maps that store one value per `stride` pixels."""
     return -(-size[0] // stride), -(-size[1] // stride)
 

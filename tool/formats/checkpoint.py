@@ -26,29 +26,12 @@ _DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bo
 _DTYPES |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 _DEEPEST, _MOST = 8, 100_000  # limits of a configuration: its levels, its values
 LARGEST_INT = 2**62
-# What torch.load raises on a damaged file; found by damaging files at random.
-_UNREADABLE = (
-    RuntimeError,
-    ValueError,
-    EOFError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    AssertionError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    zipfile.BadZipFile,
-)
-# What safetensors raises on one. A deeply nested text raises RecursionError, a RuntimeError.
-_NO_SAFETENSORS = (
-    safetensors.SafetensorError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    LookupError,
-    MemoryError,
-)
+# What torch and safetensors raise on a damaged file; found by damaging files at random. A deeply
+# nested text raises RecursionError, a RuntimeError.
+_DAMAGED = (RuntimeError, ValueError, TypeError, LookupError, MemoryError)
+_UNREADABLE = (*_DAMAGED, EOFError, AttributeError, AssertionError, OverflowError)
+_UNREADABLE += (struct.error, zipfile.BadZipFile)
+_NO_SAFETENSORS = (*_DAMAGED, safetensors.SafetensorError)
 
 
 def save_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
@@ -220,9 +203,9 @@ def _is_plain(config: dict[Any, Any]) -> bool:
 
     That is: names map to numbers, text and lists, nested a few levels deep.
     """
-    left, seen = [(config, 0)], 0
-    while left:
-        value, depth = left.pop()
+    remaining, seen = [(config, 0)], 0
+    while remaining:
+        value, depth = remaining.pop()
         if isinstance(value, dict | list | tuple):
             seen += len(value)
             if depth > _DEEPEST or seen > _MOST:
@@ -230,7 +213,7 @@ def _is_plain(config: dict[Any, Any]) -> bool:
             if isinstance(value, dict) and not all(isinstance(key, str) for key in value):
                 return False
             inside = value.values() if isinstance(value, dict) else value
-            left.extend((item, depth + 1) for item in inside)
+            remaining.extend((item, depth + 1) for item in inside)
         elif isinstance(value, int):
             if abs(value) > LARGEST_INT:
                 return False

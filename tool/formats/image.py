@@ -1,14 +1,21 @@
-"""Images of a dataset; the error for a broken file names it."""
+"""Images of a dataset, and what all images share; the error for a broken file names it."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
+Item = TypeVar("Item")
+
+# What Pillow raises for a broken file.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# Of each channel of an RGB image in [0, 1]: how networks trained on ImageNet take their input.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def decode(path: Path, mode: str, *, long_side: int | None = None) -> Image.Image:
@@ -36,6 +43,20 @@ def decode(path: Path, mode: str, *, long_side: int | None = None) -> Image.Imag
         raise _broken(path, error) from error
 
 
+def batches_of_one_size(
+    items: Iterable[Item], size: Callable[[Item], Hashable], limit: int
+) -> list[list[Item]]:
+    """Split items into lists of at most `limit`, each of one size, in the order of the items."""
+    same: dict[Hashable, list[Item]] = {}
+    for item in items:
+        same.setdefault(size(item), []).append(item)
+    return [
+        group[first : first + limit]
+        for group in same.values()
+        for first in range(0, len(group), limit)
+    ]
+
+
 def size_of(path: Path) -> tuple[int, int]:
     """Return (W, H) from the header of an image.
 
@@ -47,6 +68,22 @@ def size_of(path: Path) -> tuple[int, int]:
             return image.size
     except BROKEN as error:
         raise _broken(path, error) from error
+
+
+def check_size(what: object, size: tuple[int, ...], other: object, wanted: tuple[int, ...]) -> None:
+    """Check that two things have one size.
+
+    Args:
+        what: The first thing, such as its path, as the message names it.
+        size: Its (H, W).
+        other: The second thing.
+        wanted: Its (H, W).
+
+    Raises:
+        ValueError: The sizes differ; names both things and both sizes, as WxH.
+    """
+    if tuple(size) != tuple(wanted):
+        raise ValueError(f"{what} is {size[1]}x{size[0]}, {other} is {wanted[1]}x{wanted[0]}")
 
 
 def _broken(path: Path, error: Exception) -> ValueError:

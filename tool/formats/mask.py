@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from tool.files import atomic_path
+from tool.formats.image import BROKEN
 
 UNKNOWN = 255
 
@@ -69,12 +71,22 @@ def load_mask(path: Path | str) -> np.ndarray:
             return np.array(image)
     except FileNotFoundError:
         raise
-    except (
-        UnidentifiedImageError,
-        Image.DecompressionBombError,
-        OSError,
-        SyntaxError,
-        ValueError,
-    ) as error:
+    except BROKEN as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path}: not a whole mask image: {reason}") from error
+
+
+def is_whole(
+    path: Path, size: tuple[int, ...], *, read: Callable[[Path], np.ndarray] = load_mask
+) -> bool:
+    """Return whether a mask is there whole, so that a restarted command may skip it.
+
+    Args:
+        path: The mask.
+        size: The (H, W) that it must have.
+        read: Reads the file, (H, W); raises `ValueError` or `FileNotFoundError` if it cannot.
+    """
+    try:
+        return read(path).shape == size
+    except (FileNotFoundError, ValueError):
+        return False

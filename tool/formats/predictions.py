@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tool.files import first_few
 from tool.formats.cam import Cam, Label, load_cam
 from tool.formats.mask import UNKNOWN, load_mask
-
-_SHOWN = 3
 
 
 def require_files(
@@ -33,10 +32,9 @@ def require_files(
         raise FileNotFoundError(f"folder of {what} {directory} does not exist: run {stage} first")
     missing = [name for name in image_ids if not (directory / f"{name}{suffix}").is_file()]
     if missing:
-        first = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
         raise FileNotFoundError(
-            f"{len(missing)} of {len(image_ids)} {what} are missing in {directory} ({first}): "
-            f"run {stage} first"
+            f"{len(missing)} of {len(image_ids)} {what} are missing in {directory} "
+            f"({first_few(missing)}): run {stage} first"
         )
 
 
@@ -61,11 +59,6 @@ class Predictions:
                 predictions, and how many.
             ValueError: The folder holds both kinds.
         """
-        if not directory.is_dir():
-            raise FileNotFoundError(
-                f"folder of predictions {directory} does not exist: "
-                "run infer_cam.py (CAMs) or crf_postprocess.py (masks) first"
-            )
         has_cam, has_mask = (
             any((directory / f"{name}{suffix}").is_file() for name in image_ids)
             for suffix in (".npy", ".png")

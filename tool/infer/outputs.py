@@ -14,7 +14,7 @@ from tool.crf.stage import Images, PostProcess
 from tool.formats.cam import is_whole, save_cam
 from tool.infer.multiscale import present_rows
 from tool.parallel.writer import BackgroundWriter
-from tool.provenance import claim
+from tool.provenance import POST, claim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Outputs(contextlib.ExitStack):
             made_from = made_from | {"cam_stride": plan.map_stride}
         for name in plan.maps if plan.map_dir is not None else ():
             which = {} if name == plan.maps[0] else {"map": name}  # folders differ in their origin
-            claim(self._folder(name), made_from | which, post=plan.post.as_note())
+            claim(self._folder(name), made_from | which, remarks={POST: plan.post.as_note()})
         if self.masks is not None:
             claim(plan.mask_dir, made_from | self.masks.settings())
 

@@ -10,9 +10,9 @@ import contextlib
 import datetime
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Item = TypeVar("Item")
+Module = TypeVar("Module", bound="nn.Module")
 
 # A rank whose share is done waits for a rank whose share is not.
 PATIENCE = datetime.timedelta(days=7)
@@ -28,7 +29,7 @@ _FAILED = "a_rank_failed"
 
 
 class _Stopped(Exception):
-    """The end of a loop in `watched` because another rank failed."""
+    """The end of a loop in `until_a_rank_fails` because another rank failed."""
 
 
 def start(device: torch.device | None = None, *, timeout: datetime.timedelta | None = None) -> None:
@@ -67,7 +68,7 @@ def ranks(device: torch.device | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def agreed() -> Iterator[None]:
+def all_or_none() -> Iterator[None]:
     """Make the block succeed on all ranks, or end all of them with one message.
 
     Leaving the block waits for every rank. Inside it, ranks must not wait for each other, because a
@@ -90,7 +91,7 @@ def agreed() -> Iterator[None]:
     except Exception as caught:
         error = caught
     try:
-        failed = _tell_of_failure(error is not None)
+        failed = _announce_failure(error is not None)
     except ChildProcessError:
         if error is None:
             raise
@@ -101,25 +102,25 @@ def agreed() -> Iterator[None]:
         raise SystemExit(2)
 
 
-def _tell_of_failure(mine: bool) -> np.ndarray:
+def _announce_failure(mine: bool) -> np.ndarray:
     """Return which ranks failed, (world_size,) int64, and let ranks still at work know of this one.
 
     Args:
         mine: Whether this rank failed.
     """
     if mine:
-        with _others_alive():
+        with _naming_lost_ranks():
             _store().set(_FAILED, "1")
     return sum_over_ranks(mine * (np.arange(world_size()) == rank()))
 
 
-def watched(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield the items until another rank has failed; for use inside `agreed`."""
+def until_a_rank_fails(items: Iterable[Item]) -> Generator[Item, None, None]:
+    """Yield the items until another rank has failed; for use inside `all_or_none`."""
     with contextlib.ExitStack() as stack:
         if hasattr(items, "close"):  # closing a generator ends its processes
             stack.callback(items.close)
         for item in items:
-            with _others_alive():
+            with _naming_lost_ranks():
                 if _group() and _store().check([_FAILED]):
                     raise _Stopped
             yield item
@@ -144,14 +145,14 @@ def sum_over_ranks(counts: np.ndarray) -> np.ndarray:
         return counts
     import torch
 
-    total = torch.from_numpy(np.array(counts, np.int64)).to(_meeting_device())
-    with _others_alive():
+    total = torch.from_numpy(np.array(counts, np.int64)).to(_exchange_device())
+    with _naming_lost_ranks():
         group.all_reduce(total)
     return total.cpu().numpy()
 
 
 @contextlib.contextmanager
-def _others_alive() -> Iterator[None]:
+def _naming_lost_ranks() -> Iterator[None]:
     """Turn the error that torch raises if a rank is gone into a line that a user understands.
 
     Raises:
@@ -176,7 +177,7 @@ def _store() -> torch.distributed.Store:
     return _get_default_store()
 
 
-def _meeting_device() -> str:
+def _exchange_device() -> str:
     """Return the device of the tensors that the ranks exchange."""
     group = _group()
     return "cuda" if group and group.get_backend() == "nccl" else "cpu"
@@ -227,7 +228,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
+def synchronise_norms(module: Module, device: torch.device) -> Module:
     """Return the module with every trainable BatchNorm synchronised over all ranks.
 
     When alone, the module stays as it is.
@@ -250,7 +251,7 @@ def synchronise_norms(module: nn.Module, device: torch.device) -> nn.Module:
             "training a BatchNorm from scratch in several CPU processes: use one process, a GPU "
             "each, or pretrained weights, whose norms are frozen"
         )
-    return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    return cast(Module, nn.SyncBatchNorm.convert_sync_batchnorm(module))
 
 
 def gather(tensor: Tensor) -> Tensor:
@@ -286,7 +287,7 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     return total * world_size() / everyone.clamp(min=1e-6)
 
 
-def agree(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Return True if any rank says True, so that every rank stops at the same step."""
     return bool(sum_over_ranks(np.array(int(flag))) > 0)
 
@@ -294,6 +295,12 @@ def agree(flag: bool) -> bool:
 def is_main() -> bool:
     """Return whether this is the rank that writes shared files."""
     return rank() == 0
+
+
+def print_once(line: str) -> None:
+    """Print a line on the rank that writes shared files."""
+    if is_main():
+        print(line, flush=True)
 
 
 def env_world_size() -> int:

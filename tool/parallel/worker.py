@@ -79,12 +79,12 @@ def receive(pipe: socket.socket) -> tuple[int, bytearray]:
 def _read(pipe: socket.socket, length: int) -> bytearray:
     """Read exactly `length` bytes; raise `EOFError` if the pipe ends before."""
     content = bytearray(length)
-    left = memoryview(content)
-    while left:
-        received = pipe.recv_into(left, 0, socket.MSG_WAITALL)
+    remaining = memoryview(content)
+    while remaining:
+        received = pipe.recv_into(remaining, 0, socket.MSG_WAITALL)
         if not received:
             raise EOFError
-        left = left[received:]
+        remaining = remaining[received:]
     return content
 
 

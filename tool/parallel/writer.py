@@ -35,7 +35,7 @@ class BackgroundWriter:
             pool = ThreadPoolExecutor(threads)
             self._submit, self._check = pool.submit, lambda: None
             self._stop = functools.partial(pool.shutdown, cancel_futures=True)
-        self._ahead, self._slots = ahead, threading.Semaphore(ahead)
+        self._ahead, self._free = ahead, threading.Semaphore(ahead)
         self._error: BaseException | None = None
 
     def __enter__(self) -> BackgroundWriter:
@@ -45,7 +45,7 @@ class BackgroundWriter:
         """Wait for all calls unless the block failed, then stop the threads or processes."""
         try:
             for _slot in range(self._ahead if kind is None else 0):
-                self._slots.acquire()
+                self._free.acquire()
                 self._raise()
         finally:
             self._stop()
@@ -56,7 +56,7 @@ class BackgroundWriter:
         Raises:
             BaseException: The first error of an earlier call.
         """
-        self._slots.acquire()
+        self._free.acquire()
         self._raise()
         self._submit(call, *arguments).add_done_callback(self._done)
 
@@ -64,7 +64,7 @@ class BackgroundWriter:
         """Keep the first error and free a slot."""
         if not future.cancelled():
             self._error = self._error or future.exception()
-        self._slots.release()
+        self._free.release()
 
     def _raise(self) -> None:
         """Raise the first error of a call, or `ChildProcessError` if a process died."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +13,6 @@ from tool.score.evaluation import Evaluation
 from tool.score.metrics import THRESHOLDS
 
 ORACLE_NOTE = "oracle: chosen on ground truth"
-
-
-def hash_of_ids(image_ids: Sequence[str]) -> str:
-    """Return the SHA-256 of the ids, one per line, in order."""
-    return hashlib.sha256("".join(f"{name}\n" for name in image_ids).encode()).hexdigest()
 
 
 def document_of(evaluation: Evaluation, class_names: Sequence[str], protocol: dict) -> dict:

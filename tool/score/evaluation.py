@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tool.formats.cam import Cam, at_size, background_limit, best_foreground
+from tool.formats.image import check_size
 from tool.formats.mask import UNKNOWN
 from tool.score.metrics import Scores, Sweep, count_confusion, count_leak, scores_of
 
@@ -112,7 +113,7 @@ class Evaluation:
 
     def _resolve(self, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Count the predicted 255 of a mask, and return it with 255 treated as `pred_255` says."""
-        _same_size(truth, mask.shape)
+        check_size("the prediction", mask.shape, "its ground truth", truth.shape)
         unknown = (mask == UNKNOWN) & (truth != UNKNOWN)
         count = int(unknown.sum())
         self.unknown_pixels += count
@@ -122,12 +123,3 @@ class Evaluation:
                 "(--pred-255 background|ignore)"
             )
         return np.where(unknown, np.uint8(0), mask) if self.pred_255 == "background" else mask
-
-
-def _same_size(truth: np.ndarray, size: tuple[int, ...]) -> None:
-    """Check that a prediction has the size of its truth."""
-    if truth.shape != tuple(size):
-        raise ValueError(
-            f"the prediction is {size[1]}x{size[0]}, its ground truth "
-            f"{truth.shape[1]}x{truth.shape[0]}"
-        )

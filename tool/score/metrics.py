@@ -11,6 +11,7 @@ import dataclasses
 
 import numpy as np
 
+from tool.formats.image import check_size
 from tool.formats.mask import UNKNOWN
 
 # The thresholds 0.00, 0.01, ... 0.99 as i / 100. Scores are float32 and `score > t` is meant in
@@ -50,7 +51,7 @@ def count_confusion(truth: np.ndarray, prediction: np.ndarray, num_classes: int)
     Raises:
         ValueError: The sizes differ.
     """
-    _same_size(truth, prediction)
+    check_size("the prediction", prediction.shape, "its ground truth", truth.shape)
     side = num_classes + 1
     # A table of all 256 values: 255 has its own row and column, which are then left out.
     pairs = truth.astype(np.int32) * 256 + prediction
@@ -133,7 +134,7 @@ class Sweep:
         Raises:
             ValueError: The sizes differ.
         """
-        _same_size(truth, best)
+        check_size("the prediction", best.shape, "its ground truth", truth.shape)
         side = len(self.true)
         kind = (truth == best) + 2 * (truth == 0).view(np.uint8) + 4 * (truth == UNKNOWN)
         cell = (kind.astype(np.int32) * side + best) * 101 + sweep_bin(score)
@@ -174,14 +175,8 @@ def count_leak(context: np.ndarray, prediction: np.ndarray, present: np.ndarray)
     Raises:
         ValueError: The sizes differ.
     """
-    _same_size(context, prediction)
+    check_size("the prediction", prediction.shape, "its context", context.shape)
     classes = len(present)
     leaked = context[(context == prediction) & (context > 0)]
     counts = [np.bincount(part.ravel(), minlength=classes + 1) for part in (context, leaked)]
     return np.stack(counts)[:, 1 : classes + 1] * (present > 0)
-
-
-def _same_size(first: np.ndarray, second: np.ndarray) -> None:
-    """Check that two arrays have the same shape."""
-    if first.shape != second.shape:
-        raise ValueError(f"sizes {first.shape} and {second.shape} differ")
