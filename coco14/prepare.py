@@ -1,12 +1,10 @@
-"""`python -m coco14.prepare --root COCO`: lists, image-level labels and masks of COCO 2014.
+"""Prepare MS COCO 2014: write its lists, image-level labels and masks.
 
-COCO is the folder with `annotations/`, `train2014/` and `val2014/`. Stopped and started again, it
-goes on where it was.
+If the command is stopped and started again, it goes on where it was.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,110 +13,110 @@ import numpy as np
 from tqdm import tqdm
 
 import coco14
-from coco14.annotations import OVERLAPS, ImageObjects, check_ids, draw_mask, read_annotations
+from coco14.annotations import OVERLAPS, ImageObjects, draw_mask, read_annotations
 from data.catalog import Catalog, open_catalog
-from data.files import check_id
-from data.prepare import (
-    add_prepare_flags,
-    check_counts,
-    check_files,
-    check_images,
-    label_files,
-    list_bytes,
-    put_files,
-    recorded,
-)
-from tool.cli import Parser, positive_int, run_stage
+from data.files import list_bytes
+from data.labels import label_files
+from data.prepare import PrepareFlags, check_lists, recorded
+from tool.cli import positive_int, run_stage
 from tool.files import file_hash, locked
-from tool.formats.mask import load_mask, save_mask
+from tool.flags import flag, parse_flags
+from tool.formats.image import check_size
+from tool.formats.mask import is_whole, save_mask
 from tool.parallel.processes import cores, map_processes
 from tool.provenance import MADE_FROM, claim, differing
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command(PrepareFlags):
+    """What the command line says.
+
+    Attributes:
+        root: Folder with annotations/, train2014/ and val2014/, which also receives what is made.
+        overlap: Which object is on top where objects overlap: the smaller, the later or the first
+            in the annotations.
+        workers: Processes that draw masks.
+    """
+
+    overlap: str = flag("small", choices=OVERLAPS)
+    workers: int = flag(cores, type=positive_int, metavar="N")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the download, then write lists, labels, masks and `protocol.json`."""
-    args = parse(argv)
-    catalog = open_catalog("coco14", args.root)
-    sources = annotation_files(args.root, partial=args.partial)
+    command = parse_flags(Command, argv, example="--root COCO")
+    catalog = open_catalog("coco14", command.root)
+    sources = annotation_files(command.root, partial=command.partial)
     images = read_splits(sources)
     lists = find_lists(images)
-    official = coco14.LIST_SIZES
-    check_counts({n: len(ids) for n, ids in lists.items()}, official, partial=args.partial)
-    check_images(catalog, lists)
-    check_sizes(catalog, images)
+    check_lists(command, catalog, lists, coco14.LIST_SIZES)
+    check_sizes(catalog, sources, images)
     hashes = {split: file_hash(path) for split, path in sources.items()}
     works = {
-        split: MaskWriter(args.root / "masks" / folder, args.overlap, hashes[split])
-        for split, folder in coco14.SPLITS.items()
-        if split in sources
+        split: MaskWriter(
+            command.root / "masks" / coco14.SPLITS[split],
+            {"overlap": command.overlap, "annotations_sha256": digest},
+        )
+        for split, digest in hashes.items()
     }
     about = {
         "benchmark": "MS COCO 2014",
-        "overlap": args.overlap,
+        "overlap": command.overlap,
         "crowd": "255, below every object; its class counts as present",
         "lists_of": "train, val: images with an object; train_all, val_all: all images",
         "annotations_sha256": hashes,
     }
     files = find_files(catalog, lists, images)
-    with locked(args.root / "masks"):
-        if not args.overwrite:
-            check_files(files)
+    with locked(command.root / "masks"):
+        if not command.overwrite:
             for work in works.values():
                 work.check_folder()
-        with recorded(args.root, lists, official, about, anew=args.overwrite):
-            put_files(files)
+        with recorded(command, lists, coco14.LIST_SIZES, about, files):
             for split, work in works.items():
-                work.claim_folder(images[split], anew=args.overwrite)
+                work.claim_folder(images[split], anew=command.overwrite)
             for split, work in works.items():
-                write_masks(work, images[split], workers=args.workers)
-    print(f"{args.root}: {', '.join(f'{name} {len(ids)}' for name, ids in lists.items())} images")
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
-    parser = Parser(prog="coco14.prepare", description=__doc__)
-    add = parser.add_argument
-    add_prepare_flags(parser, root="folder with annotations/, train2014/, val2014/")
-    add(
-        "--overlap",
-        choices=OVERLAPS,
-        default="small",
-        help="which object is on top: the smaller, the later or the first in the annotations",
-    )
-    add("--workers", type=positive_int, default=cores(), help="processes")
-    return parser.parse_args(argv)
+                write_masks(work, images[split], workers=command.workers)
 
 
 def annotation_files(root: Path, *, partial: bool) -> dict[str, Path]:
-    """Split -> annotations; with `partial` those there are, else both must be."""
+    """Return the annotations of each split; with `partial` only those that exist.
+
+    Raises:
+        FileNotFoundError: A file is missing, or with `partial` both.
+    """
     files = {
         split: root / coco14.ANNOTATIONS.format(folder) for split, folder in coco14.SPLITS.items()
     }
-    there = {split: path for split, path in files.items() if path.is_file()}
-    missing = [path for split, path in files.items() if split not in there]
-    if missing and not (partial and there):
+    missing = [path for path in files.values() if not path.is_file()]
+    if missing and not (partial and len(missing) < len(files)):
         raise FileNotFoundError(f"annotations {missing[0]} do not exist (--root)")
     for path in missing:
         print(f"partial: no {path}")
-    return there
+    return {split: path for split, path in files.items() if path not in missing}
 
 
 def read_splits(sources: dict[str, Path]) -> dict[str, list[ImageObjects]]:
-    """Split -> its images; `ValueError` also for an image in both splits, or outside the root."""
-    images = {}
+    """Return the images of each split.
+
+    Raises:
+        ValueError: As for `read_annotations`, or two images have the same id, so that one mask
+            would overwrite the other.
+    """
+    images = {split: read_annotations(path) for split, path in sources.items()}
+    first: dict[str, Path] = {}
     for split, path in sources.items():
-        images[split] = read_annotations(path)
         for one in images[split]:
-            check_id(one.image_id, f"{path}: file_name")
-    try:
-        check_ids(one.image_id for every in images.values() for one in every)
-    except ValueError as error:
-        raise ValueError(f"{' and '.join(map(str, sources.values()))}: {error}") from error
+            if one.image_id in first:
+                raise ValueError(
+                    f"{path}: two images have the file name of {one.image_id!r}, the other is in "
+                    f"{first[one.image_id]}"
+                )
+            first[one.image_id] = path
     return images
 
 
 def find_lists(images: dict[str, list[ImageObjects]]) -> dict[str, list[str]]:
-    """The ids of both conventions: images with an object, and all."""
+    """Return the ids of both conventions: images with an object, and all."""
     lists = {}
     for split, every in images.items():
         lists[split] = [one.image_id for one in every if one.objects]
@@ -126,21 +124,22 @@ def find_lists(images: dict[str, list[ImageObjects]]) -> dict[str, list[str]]:
     return lists
 
 
-def check_sizes(catalog: Catalog, images: dict[str, list[ImageObjects]]) -> None:
-    """`ValueError` when an image is not as large as its annotation says."""
-    for image in (one for every in images.values() for one in every):
-        width, height = catalog.image_size(image.image_id)
-        if (height, width) != (image.height, image.width):
-            raise ValueError(
-                f"image {image.image_id!r} is {width}x{height}, its annotation says "
-                f"{image.width}x{image.height}"
+def check_sizes(
+    catalog: Catalog, sources: dict[str, Path], images: dict[str, list[ImageObjects]]
+) -> None:
+    """Check that every image is as large as its annotations say."""
+    for split, path in sources.items():
+        for one in images[split]:
+            size = catalog.image_size(one.image_id)[::-1]
+            check_size(
+                f"image {one.image_id!r}", size, f"its entry in {path}", (one.height, one.width)
             )
 
 
 def find_files(
     catalog: Catalog, lists: dict[str, list[str]], images: dict[str, list[ImageObjects]]
 ) -> dict[Path, bytes]:
-    """Path -> content of the lists and the labels."""
+    """Return the contents of the lists and labels by path."""
     folder = catalog.root / catalog.layout.lists
     labels = {one.image_id: label_of(one) for every in images.values() for one in every}
     files = {folder / f"{name}.txt": list_bytes(ids) for name, ids in lists.items()}
@@ -148,14 +147,14 @@ def find_files(
 
 
 def label_of(image: ImageObjects) -> np.ndarray:
-    """(80,) float32 {0, 1}: the classes of its objects, crowds included."""
+    """Return the label (80,) float32 {0, 1}: the classes of its objects, crowds included."""
     label = np.zeros(len(coco14.CLASS_NAMES), np.float32)
     label[[one.value - 1 for one in image.objects]] = 1
     return label
 
 
 def write_masks(work: MaskWriter, images: list[ImageObjects], *, workers: int) -> None:
-    """The masks of a split that are not there whole."""
+    """Write the masks of a split that are not there whole."""
     done = map_processes(work, images, workers=workers)
     written = sum(tqdm(done, total=len(images), desc=work.folder.name, mininterval=1.0))
     print(f"{work.folder}: {written} masks written, {len(images) - written} were there")
@@ -163,35 +162,37 @@ def write_masks(work: MaskWriter, images: list[ImageObjects], *, workers: int) -
 
 @dataclasses.dataclass(frozen=True)
 class MaskWriter:
-    """Writes one image's mask; True when it was not there whole."""
+    """The work on one image: called with it, it writes the mask unless a whole one exists.
+
+    The call returns True if it wrote the mask.
+
+    Attributes:
+        folder: Of the masks.
+        made_from: What decides the masks: `overlap`, and the hash of the annotations.
+    """
 
     folder: Path
-    overlap: str
-    annotations_sha256: str
-
-    @property
-    def made_from(self) -> dict[str, str]:
-        """What decides the masks of the folder."""
-        return {"overlap": self.overlap, "annotations_sha256": self.annotations_sha256}
+    made_from: dict[str, str]
 
     def check_folder(self) -> None:
-        """`ValueError` when the folder holds masks made from something else, or who knows what."""
+        """Check that the masks in the folder are made from the same.
+
+        Raises:
+            ValueError: They are not, or there is no note of what they are made from.
+        """
         differ = differing(self.folder, self.made_from)
-        if differ is None and any(p.name[0] != "." for p in self.folder.rglob("*.png")):
+        unknown = differ is None and any(p.name[0] != "." for p in self.folder.rglob("*.png"))
+        if differ or unknown:
+            why = f"no {MADE_FROM}" if unknown else f"{', '.join(differ)} differ"
             raise ValueError(
-                f"{self.folder} holds masks that this command has not made: "
-                "move them away, or --overwrite replaces them"
-            )
-        if differ:
-            raise ValueError(
-                f"{self.folder} holds masks of another run ({', '.join(differ)} differ): "
-                "run it as before, or --overwrite makes them anew"
+                f"{self.folder} holds masks of another run ({why}): run it as before, move them "
+                "away, or --overwrite replaces them"
             )
 
     def claim_folder(self, images: Sequence[ImageObjects], *, anew: bool) -> None:
         """Note what the masks are made from; with `anew` the old ones go first.
 
-        In this order: whatever stops it, an old mask does not pass for a new one.
+        In this order an old mask never passes for a new one, whatever stops the command.
         """
         if anew:
             for image in images:
@@ -200,22 +201,15 @@ class MaskWriter:
         claim(self.folder, self.made_from)
 
     def path_of(self, image: ImageObjects) -> Path:
-        """The mask's file."""
+        """Return the path of the mask."""
         return self.folder / f"{image.image_id}.png"
 
     def __call__(self, image: ImageObjects) -> bool:
         path = self.path_of(image)
-        if self.is_whole(path, (image.height, image.width)):
+        if is_whole(path, (image.height, image.width)):
             return False
-        save_mask(path, draw_mask(image, overlap=self.overlap))
+        save_mask(path, draw_mask(image, overlap=self.made_from["overlap"]))
         return True
-
-    def is_whole(self, path: Path, size: tuple[int, int]) -> bool:
-        """Whether the mask is there, readable and of this (H, W)."""
-        try:
-            return load_mask(path).shape == size
-        except (FileNotFoundError, ValueError):
-            return False
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import re
@@ -16,7 +15,9 @@ import coco14
 import voc12
 from data.files import IMAGE_SUFFIXES, check_id, find_file
 from data.labels import read_class_names, read_labels, read_text
-from tool.formats.image import decode, size_of
+from tool.flags import flag
+from tool.formats.image import check_size, decode, size_of
+from tool.formats.predictions import read_mask
 
 MASK_SUFFIXES = (".png", ".PNG")
 SALIENCY_SUFFIXES = MASK_SUFFIXES + IMAGE_SUFFIXES
@@ -147,13 +148,8 @@ class Catalog:
 
     def saliency_path(self, image_id: str) -> Path:
         """The saliency map; `FileNotFoundError` names the id, the path and the flag."""
-        return find_file(
-            [self.saliency_root],
-            image_id,
-            SALIENCY_SUFFIXES,
-            what="saliency map",
-            flag="--saliency-root",
-        )
+        folders, what = [self.saliency_root], "saliency map"
+        return find_file(folders, image_id, SALIENCY_SUFFIXES, what=what, flag="--saliency-root")
 
     @property
     def labels_path(self) -> Path:
@@ -198,41 +194,31 @@ class Catalog:
         return size_of(self.image_path(image_id))
 
     def read_saliency(self, image_id: str) -> Image.Image:
-        """The saliency map, mode "L", 255 is salient.
+        """Return the saliency map, mode "L", 255 is salient.
 
         Raises:
-            ValueError: a broken file, or one of another size than the image.
+            ValueError: The file is broken, or has another size than the image.
         """
         path = self.saliency_path(image_id)
         saliency = decode(path, "L")
-        self._check_size(image_id, path, saliency.size)
+        check_size(
+            path, saliency.size[::-1], f"image {image_id!r}", self.image_size(image_id)[::-1]
+        )
         return saliency
 
     def read_mask(self, image_id: str) -> np.ndarray:
-        """The ground-truth mask.
+        """Return the ground-truth mask.
 
         Returns:
             (H, W) uint8: 0 background, 1..K, 255 ignored.
 
         Raises:
-            ValueError: a broken file, one of another size than the image, or a value above K.
+            ValueError: The file is broken, has another size than the image, or a value above K.
         """
-        from tool.formats.mask import load_mask
-
         path = self.mask_path(image_id)
-        mask = load_mask(path)
-        self._check_size(image_id, path, mask.shape[::-1])
-        values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-        for value in values[(values > self.num_classes) & (values != 255)]:
-            raise ValueError(f"mask {path} has value {value}: there are {self.num_classes} classes")
+        mask = read_mask(path, self.num_classes)
+        check_size(path, mask.shape, f"image {image_id!r}", self.image_size(image_id)[::-1])
         return mask
-
-    def _check_size(self, image_id: str, path: Path, size: tuple[int, ...]) -> None:
-        width, height = self.image_size(image_id)
-        if tuple(size) != (width, height):
-            raise ValueError(
-                f"{path} is {size[0]}x{size[1]} but image {image_id!r} is {width}x{height}"
-            )
 
 
 def open_catalog(
@@ -268,49 +254,41 @@ def _make_toy(root: Path) -> None:
         write_toy(root)
 
 
-def add_dataset_flags(
-    parser: argparse.ArgumentParser,
-    *,
-    list_name: str = "auto",
-    auto: Sequence[str] = AUTO_LISTS,
-) -> None:
-    """Add --dataset, --root, --list, --labels and --saliency-root.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetFlags:
+    """The flags that name a dataset and one of its lists.
 
-    Args:
-        list_name: the default. auto: what `--list auto` stands for: the first that there is.
+    Attributes:
+        dataset: Layout of the folders. Choose folder for your own photographs, and toy for a
+            dataset that is drawn on first use.
+        root: Folder of the dataset. Only toy does without; it is then drawn in out/toy-data.
+        list: Image list: a name in the dataset's folder of lists, or a .txt file. With auto it is
+            train_aug, or train if there is no such list.
+        labels: Image-level labels, if they are not in the root: a .csv or .npy file, or a folder of
+            VOC's .xml files.
+        saliency_root: Folder of the saliency maps, if they are not in the root's own folder.
     """
-    group = parser.add_argument_group("dataset")
-    group.add_argument("--dataset", default="toy", choices=tuple(LAYOUTS), help="folder layout")
-    group.add_argument(
-        "--root",
-        type=Path,
-        help=f"folder of the dataset; for toy, made in {TOY_ROOT} when not given",
-    )
-    group.add_argument(
-        "--list",
-        default=list_name,
-        type=lambda name: tuple(auto) if name == "auto" else name,
-        help="image list: a name in the list folder, a .txt file, or auto: "
-        f"{', where there is such a list, else '.join(auto)}",
-    )
-    group.add_argument(
-        "--labels",
-        type=Path,
-        help="labels .csv or .npy, or a folder of VOC's .xml; None: those in the root",
-    )
-    group.add_argument(
-        "--saliency-root", type=Path, help="folder of saliency maps; None: 'saliency' in the root"
-    )
+
+    dataset: str = flag("toy", choices=tuple(LAYOUTS))
+    root: Path | None = None
+    list: str = "auto"
+    labels: Path | None = None
+    saliency_root: Path | None = None
 
 
-def catalog_from(args: argparse.Namespace) -> Catalog:
-    """The catalog that the flags of `add_dataset_flags` name; `auto` in --list is resolved."""
-    root = args.root
-    if root is None:
-        if args.dataset != "toy":
-            raise ValueError(f"dataset {args.dataset!r} needs its folder: pass --root")
-        root = TOY_ROOT
-    catalog = open_catalog(args.dataset, root, labels=args.labels, saliency_root=args.saliency_root)
-    if isinstance(args.list, tuple):
-        args.list = catalog.first_list(args.list)
-    return catalog
+def catalog_from(flags: DatasetFlags) -> tuple[Catalog, str]:
+    """Return the catalog that the flags name, and the name of the list.
+
+    Raises:
+        FileNotFoundError: As `open_catalog`.
+        ValueError: As `open_catalog`, or the root is missing.
+    """
+    if flags.root is None and flags.dataset != "toy":
+        raise ValueError(f"dataset {flags.dataset!r} needs its folder: pass --root")
+    catalog = open_catalog(
+        flags.dataset,
+        flags.root or TOY_ROOT,
+        labels=flags.labels,
+        saliency_root=flags.saliency_root,
+    )
+    return catalog, catalog.first_list(AUTO_LISTS) if flags.list == "auto" else flags.list

@@ -1,25 +1,26 @@
-"""Look a dataset over before hours are spent: broken files, sizes, labels against masks, counts.
+"""Check a dataset before hours are spent on it: broken files, sizes, labels against masks.
 
-`python -m data.check --dataset voc12 --root R --list train` prints a table a class and every
-problem; the exit status is 2 when there is one.
+The command prints a table of the classes and every problem. Its exit status is 2 if there is a
+problem.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
+import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from data.catalog import Catalog, add_dataset_flags, catalog_from
-from tool.cli import Parser, one_line, positive_int, run_stage
-from tool.files import atomic_path
+from data.catalog import Catalog, DatasetFlags, catalog_from
+from tool.cli import one_line, positive_int, run_stage
+from tool.files import write_json
+from tool.flags import flag, parse_flags
 from tool.parallel.processes import cores
 
 FILE_ERRORS = (ValueError, OSError)
@@ -37,10 +38,10 @@ class Finding:
     problems: list[str] = dataclasses.field(default_factory=list)
     disagreements: list[str] = dataclasses.field(default_factory=list)
 
-    def attempt(self, read: Callable[[str], object]) -> object:
-        """What `read` returns for the image; None, and a problem noted, when it fails."""
+    def attempt(self, read: Callable[[], Any]) -> Any:
+        """Return what `read` returns; if a file is broken, note the problem and return None."""
         try:
-            return read(self.image_id)
+            return read()
         except FILE_ERRORS as error:
             message = one_line(error)
             if message not in self.problems:
@@ -48,65 +49,25 @@ class Finding:
             return None
 
 
-@dataclasses.dataclass
-class Report:
-    """The findings of a list, summed up; `problems` make the exit status 2."""
-
-    catalog: Catalog
-    findings: list[Finding]
-    problems: list[str]
-    disagreements: list[str]
-    notes: list[str]
-
-    def classes(self) -> dict[str, dict[str, float]]:
-        """Per class: images labelled with it, images whose mask has it, percent of all pixels."""
-        labels = [finding.label for finding in self.findings if finding.label is not None]
-        masks = [finding.pixels for finding in self.findings if finding.pixels is not None]
-        count = self.catalog.num_classes
-        labelled = np.sum(labels, axis=0, dtype=np.int64) if labels else np.zeros(count, np.int64)
-        pixels = np.array(masks, np.int64).reshape(-1, count + 1)
-        shares = 100 * pixels.sum(0) / max(1, pixels.sum())
-        shown = (pixels[:, 1:] > 0).sum(0)
-        return {
-            name: {
-                "images_labelled": int(labelled[index]),
-                "images_in_masks": int(shown[index]),
-                "pixel_percent": float(shares[index + 1]),
-            }
-            for index, name in enumerate(self.catalog.class_names)
-        }
-
-    def sizes(self) -> dict[str, list[int]]:
-        """The smallest and the largest [W, H] by area; empty when no image can be read."""
-        sizes = sorted(
-            (f.size for f in self.findings if f.size), key=lambda size: size[0] * size[1]
-        )
-        return {"smallest": list(sizes[0]), "largest": list(sizes[-1])} if sizes else {}
-
-    def classes_an_image(self) -> dict[int, int]:
-        """Number of labelled classes -> number of images."""
-        counts = Counter(int(f.label.sum()) for f in self.findings if f.label is not None)
-        return dict(sorted(counts.items()))
-
-
 def examine(catalog: Catalog, image_id: str, *, with_masks: bool, with_labels: bool) -> Finding:
     """Read all files of one image and compare its mask with its label."""
     finding = Finding(image_id)
-    image = finding.attempt(catalog.read_image)
-    finding.size = image.size if image is not None else None
+    finding.size = finding.attempt(lambda: catalog.read_image(image_id).size)
     if with_labels:
-        label = finding.attempt(catalog.label)
-        finding.label = label > 0 if label is not None else None
+        finding.label = finding.attempt(lambda: catalog.label(image_id) > 0)
     if catalog.has_saliency:
-        saliency = finding.attempt(catalog.read_saliency)
-        finding.brightest = saliency.getextrema()[1] if saliency is not None else None
+        finding.brightest = finding.attempt(lambda: catalog.read_saliency(image_id).getextrema()[1])
     if with_masks:
-        mask = finding.attempt(catalog.read_mask)
-        if mask is not None:
-            finding.pixels = np.bincount(mask.ravel(), minlength=256)[: catalog.num_classes + 1]
+        finding.pixels = finding.attempt(lambda: _pixels(catalog, image_id))
     if finding.pixels is not None and finding.label is not None:
         _compare(finding, catalog.class_names)
     return finding
+
+
+def _pixels(catalog: Catalog, image_id: str) -> np.ndarray:
+    """Return the number of pixels of each value of a mask, (K + 1,) int64; 255 is left out."""
+    mask = catalog.read_mask(image_id)
+    return np.bincount(mask.ravel(), minlength=256)[: catalog.num_classes + 1]
 
 
 def _compare(finding: Finding, class_names: Sequence[str]) -> None:
@@ -120,26 +81,25 @@ def _compare(finding: Finding, class_names: Sequence[str]) -> None:
             finding.disagreements.append(f"image {finding.image_id!r}: {listed} {what}")
 
 
-def check(catalog: Catalog, ids: Sequence[str]) -> Report:
+def check(catalog: Catalog, ids: Sequence[str]) -> dict[str, Any]:
     """Examine every image of a list.
 
     Args:
-        catalog: the dataset. Masks and saliency maps are looked at when it has a folder of them.
-        ids: the images.
+        catalog: The dataset. Masks and saliency maps are looked at if it has a folder of them.
+        ids: The images.
 
     Returns:
-        The report; whatever is wrong with a file is in its `problems`.
+        The report in plain types; whatever is wrong with a file is in its `problems`.
     """
     problems: list[str] = []
     notes: list[str] = []
-    with_labels = True
+    with_labels = False
     try:
         catalog.has_label(ids[0])
+        with_labels = True
     except FileNotFoundError as error:
-        with_labels = False
         notes.append(f"{one_line(error)}: only methods that read no labels can train")
     except FILE_ERRORS as error:
-        with_labels = False
         problems.append(one_line(error))
     with_masks = any((catalog.root / folder).is_dir() for folder in catalog.layout.masks)
     if not with_masks:
@@ -148,35 +108,63 @@ def check(catalog: Catalog, ids: Sequence[str]) -> Report:
         notes.append(
             f"no saliency maps in {catalog.saliency_root}: methods that need them cannot train"
         )
-
-    def one(image_id: str) -> Finding:
-        return examine(catalog, image_id, with_masks=with_masks, with_labels=with_labels)
-
+    one = functools.partial(examine, catalog, with_masks=with_masks, with_labels=with_labels)
     with ThreadPoolExecutor(cores()) as pool:
         findings = list(tqdm(pool.map(one, ids), total=len(ids), disable=None, leave=False))
     brightest = [finding.brightest for finding in findings if finding.brightest is not None]
     if brightest and max(brightest) <= 1:
         problems.append(f"saliency maps in {catalog.saliency_root} are not scaled to 0..255")
-    problems += [problem for finding in findings for problem in finding.problems]
-    disagreements = [line for finding in findings for line in finding.disagreements]
-    return Report(catalog, findings, problems, disagreements, notes)
+    return {
+        **counts_of(findings, catalog.class_names),
+        "notes": notes,
+        "disagreements": [line for finding in findings for line in finding.disagreements],
+        "problems": problems + [line for finding in findings for line in finding.problems],
+    }
 
 
-def as_text(report: Report, *, show: int) -> str:
-    """The report to read; at most `show` lines of problems and of disagreements."""
-    width = max(10, *(len(name) for name in report.catalog.class_names))
-    lines = [f"{len(report.findings)} images"]
-    lines += [f"{name} {size[0]}x{size[1]}" for name, size in report.sizes().items()]
-    counts = report.classes_an_image()
-    lines.append(", ".join(f"{n} with {k} classes" for k, n in counts.items()) or "no labels")
+def counts_of(findings: Sequence[Finding], class_names: Sequence[str]) -> dict[str, Any]:
+    """Return the counts of a report.
+
+    They are: the images; the smallest and the largest [W, H] by area; the images by their number of
+    labelled classes; for each class the images labelled with it, those whose mask has it, and its
+    percent of all pixels.
+    """
+    count = len(class_names)
+    sizes = sorted((f.size for f in findings if f.size), key=np.prod)
+    labels = [f.label for f in findings if f.label is not None]
+    labelled = np.array(labels, np.int64).reshape(-1, count)
+    masks = [f.pixels for f in findings if f.pixels is not None]
+    pixels = np.array(masks, np.int64).reshape(-1, count + 1)
+    shown = (pixels[:, 1:] > 0).sum(0).tolist()
+    shares = (100 * pixels.sum(0) / max(1, pixels.sum()))[1:].tolist()
+    columns = zip(class_names, labelled.sum(0).tolist(), shown, shares, strict=True)
+    present = Counter(labelled.sum(1).tolist())
+    return {
+        "images": len(findings),
+        "sizes": {"smallest": list(sizes[0]), "largest": list(sizes[-1])} if sizes else {},
+        "classes_an_image": {str(number): present[number] for number in sorted(present)},
+        "classes": {
+            name: {"images_labelled": images, "images_in_masks": masks, "pixel_percent": share}
+            for name, images, masks, share in columns
+        },
+    }
+
+
+def as_text(report: dict[str, Any], *, show: int) -> str:
+    """Return a report to read, with at most `show` lines of problems and of disagreements."""
+    width = max(10, *(len(name) for name in report["classes"]))
+    lines = [f"{report['images']} images"]
+    lines += [f"{name} {size[0]}x{size[1]}" for name, size in report["sizes"].items()]
+    counts = report["classes_an_image"].items()
+    lines.append(", ".join(f"{n} with {k} classes" for k, n in counts) or "no labels")
     lines.append(f"{'class':<{width}} {'labelled':>9} {'in masks':>9} {'% of pixels':>12}")
-    for name, row in report.classes().items():
+    for name, row in report["classes"].items():
         labelled, shown, share = row.values()
         lines.append(f"{name:<{width}} {labelled:>9} {shown:>9} {share:>12.2f}")
-    lines += [f"note: {note}" for note in report.notes]
+    lines += [f"note: {note}" for note in report["notes"]]
     for title, found in (
-        ("labels and masks disagree", report.disagreements),
-        ("problems", report.problems),
+        ("labels and masks disagree", report["disagreements"]),
+        ("problems", report["problems"]),
     ):
         lines.append(f"{title}: {len(found) or 'none'}")
         lines += [f"  {line}" for line in found[:show]]
@@ -185,44 +173,31 @@ def as_text(report: Report, *, show: int) -> str:
     return "\n".join(lines)
 
 
-def as_json(report: Report) -> dict[str, object]:
-    """The report as plain types, every problem in it."""
-    return {
-        "images": len(report.findings),
-        "sizes": report.sizes(),
-        "classes_an_image": {str(k): n for k, n in report.classes_an_image().items()},
-        "classes": report.classes(),
-        "notes": report.notes,
-        "disagreements": report.disagreements,
-        "problems": report.problems,
-    }
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line says.
 
+    Attributes:
+        json: Write the report, with every problem, to this file too.
+        strict: Count a label that disagrees with a mask as a problem.
+        show: Lines of problems to print at most.
+    """
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = Parser(prog="python -m data.check", description=__doc__.split("\n", maxsplit=1)[0])
-    add_dataset_flags(parser)
-    parser.add_argument("--json", type=Path, help="also write the report, with every problem, here")
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="count a label that disagrees with a mask as a problem",
-    )
-    parser.add_argument("--show", type=positive_int, default=100, help="lines of problems to print")
-    return parser
+    data: DatasetFlags
+    json: Path | None = None
+    strict: bool = False
+    show: int = flag(100, type=positive_int, metavar="N")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the report; 2 when something is broken, else 0."""
-    args = build_parser().parse_args(argv)
-    catalog = catalog_from(args)
-    report = check(catalog, catalog.ids(args.list))
-    print(as_text(report, show=args.show))
-    if args.json:
-        with atomic_path(args.json) as temporary:
-            temporary.write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
-    broken = bool(report.problems) or (args.strict and bool(report.disagreements))
-    return 2 if broken else 0
+    command = parse_flags(Command, argv, example="--dataset folder --root my-photos --list train")
+    catalog, name = catalog_from(command.data)
+    report = check(catalog, catalog.ids(name))
+    print(as_text(report, show=command.show))
+    if command.json:
+        write_json(command.json, report)
+    return 2 if report["problems"] or (command.strict and report["disagreements"]) else 0
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from data.fields import FIELDS
+from tool.train.batch import Batch
 
 JITTER = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1}
 _LUMA = (0.299, 0.587, 0.114)
@@ -91,7 +92,7 @@ def jittered(image: Tensor, valid: Tensor, jitter: Tensor) -> Tensor:
     return pixels.clamp_(0, 1).view(image.shape)
 
 
-class Finish:
+class DeviceTransform:
     """The part of the augmentation that runs on the device: conversion, jitter, normalisation.
 
     Args:
@@ -106,7 +107,7 @@ class Finish:
         self.mean = torch.tensor(mean, device=device).view(3, 1, 1)
         self.std = torch.tensor(std, device=device).view(3, 1, 1)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, batch: Batch) -> Batch:
         """Turn a batch of the loader into one that a method sees.
 
         Args:
@@ -115,10 +116,11 @@ class Finish:
         Returns:
             The batch that `data.dataset.TrainDataset` documents. The image is 0 on padding.
         """
-        finished = {key: value for key, value in batch.items() if key != "jitter"}
-        image = jittered(batch["image"].float().div_(255), batch["valid"], batch["jitter"])
-        normal = image.sub_(self.mean).div_(self.std).mul_(batch["valid"])
+        raw: dict[str, Any] = dict(batch)
+        finished = {key: value for key, value in raw.items() if key != "jitter"}
+        image = jittered(raw["image"].float().div_(255), raw["valid"], raw["jitter"])
+        normal = image.sub_(self.mean).div_(self.std).mul_(raw["valid"])
         finished["image"] = normal.contiguous(memory_format=torch.channels_last)
-        for key in FIELDS.keys() & batch.keys():
-            finished[key] = FIELDS[key].finish(batch[key])
-        return finished
+        for key in FIELDS.keys() & raw.keys():
+            finished[key] = FIELDS[key].finish(raw[key])
+        return cast(Batch, finished)

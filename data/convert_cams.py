@@ -1,14 +1,13 @@
-"""`python -m data.convert_cams --cam-dir A --out B --to psa`: CAM files in another layout.
+"""Convert CAM files to the layout of another codebase, or to this project's own.
 
-`psa` (PSA, SEAM, EPS, PPC): a pickled {0-based class: (H, W) float32}, without background.
-`irn` (IRN, AMN, BES, SBE): a pickled {keys, cam at stride 4, high_res}; a background row is written
-as AMN's. `sfc` (SIPE, SFC): a pickled {keys with 0, IS_CAM}; where there is no background row it is
-1 - the best class. `native`: ours, out of any of them.
+`psa` (PSA, SEAM, EPS, PPC) is a pickled {0-based class: (H, W) float32}, without background. `irn`
+(IRN, AMN, BES, SBE) is a pickled {keys, cam at stride 4, high_res}; a background row is written as
+AMN's. `sfc` (SIPE, SFC) is a pickled {keys with 0, IS_CAM}; without a background row it is 1 - the
+best class. `native` is this project's own layout.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -18,46 +17,55 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.catalog import add_dataset_flags, catalog_from
-from tool.cli import Parser, run_stage
+from data.catalog import DatasetFlags, catalog_from
+from tool.cli import run_stage
 from tool.crf.post import post_of
 from tool.files import locked, write_npy
+from tool.flags import flag, parse_flags
 from tool.formats.cam import Cam, Label, load_cam, save_cam
 from tool.formats.predictions import require_files
-from tool.provenance import claim
+from tool.provenance import POST, claim
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line says.
+
+    Attributes:
+        cam_dir: Folder of .npy files of any layout.
+        out: Folder that receives the converted files.
+        to: Layout to write: psa, irn or sfc, as the released code of these methods reads it, or
+            native, this project's own.
+    """
+
+    data: DatasetFlags
+    cam_dir: Path
+    out: Path
+    to: str = flag(choices=lambda: tuple(WRITERS))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Convert the files of a list, or all of a folder."""
-    args = parse(argv)
-    out, source = args.out.resolve(), args.cam_dir.resolve()
+    command = parse_flags(
+        Command, argv, example="--cam-dir out/toy-fbr-seed0/cam --to irn --out out/for-irn"
+    )
+    out, source, layout = command.out.resolve(), command.cam_dir.resolve(), command.to
     if out.is_relative_to(source) or source.is_relative_to(out):
-        raise ValueError(f"--out {args.out} and the folder of the CAMs overlap: choose another")
-    images = list(images_of(args))
-    with locked(args.out):
-        made_from = {"layout": args.to, "cams": str(args.cam_dir.resolve())}
-        post = post_of(args.cam_dir)
-        if args.to == "sfc":  # has a background row, of which seeds are factors: those of SFC
+        raise ValueError(f"--out {command.out} and the folder of the CAMs overlap: choose another")
+    images = list(images_of(command))
+    with locked(out):
+        post = post_of(source)
+        if layout == "sfc":  # has a background row, of which seeds are factors: those of SFC
             post = dataclasses.replace(post, seeds=(1.0, 0.5))
-        claim(args.out, made_from, post=post.as_note())
-        for image_id, label in tqdm(images, desc=args.to, mininterval=1.0):
-            cam = load_cam(args.cam_dir / f"{image_id}.npy", label=label)
-            WRITERS[args.to](args.out / f"{image_id}.npy", cam)
-    print(f"{len(images)} CAMs in the layout {args.to} in {args.out}")
+        made_from = {"layout": layout, "cams": str(source)}
+        claim(out, made_from, remarks={POST: post.as_note()})
+        for image_id, label in tqdm(images, desc=layout, mininterval=1.0):
+            cam = load_cam(source / f"{image_id}.npy", label=label)
+            WRITERS[layout](out / f"{image_id}.npy", cam)
+    print(f"{len(images)} CAMs in the layout {layout} in {command.out}")
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the flags."""
-    parser = Parser(prog="data.convert_cams", description=__doc__)
-    add = parser.add_argument
-    add("--cam-dir", type=Path, required=True, help="folder of .npy files of any layout")
-    add("--out", type=Path, required=True, help="folder for the converted files")
-    add("--to", choices=tuple(WRITERS), required=True, help="layout to write")
-    add_dataset_flags(parser)
-    return parser.parse_args(argv)
-
-
-def images_of(args: argparse.Namespace) -> Iterator[tuple[str, Label]]:
+def images_of(command: Command) -> Iterator[tuple[str, Label]]:
     """Yield image ids, each with a function that returns its label, or with None.
 
     There are labels if a dataset is named. They resolve integer keys from 0, which are ambiguous.
@@ -65,15 +73,16 @@ def images_of(args: argparse.Namespace) -> Iterator[tuple[str, Label]]:
     Raises:
         FileNotFoundError: The folder has no .npy files, or one of the list is missing.
     """
-    if args.root is None:
-        paths = sorted(args.cam_dir.rglob("*.npy"))
+    folder = command.cam_dir
+    if command.data.root is None:
+        paths = sorted(folder.rglob("*.npy"))
         if not paths:
-            raise FileNotFoundError(f"{args.cam_dir} has no .npy files (--cam-dir)")
-        yield from ((path.relative_to(args.cam_dir).as_posix()[:-4], None) for path in paths)
+            raise FileNotFoundError(f"{folder} has no .npy files (--cam-dir)")
+        yield from ((path.relative_to(folder).as_posix()[:-4], None) for path in paths)
         return
-    catalog = catalog_from(args)
-    ids = catalog.ids(args.list)
-    require_files(args.cam_dir, ids, ".npy", what="CAMs", stage="infer_cam.py")
+    catalog, name = catalog_from(command.data)
+    ids = catalog.ids(name)
+    require_files(folder, ids, ".npy", what="CAMs", stage="infer_cam.py")
     yield from ((image_id, functools.partial(catalog.label, image_id)) for image_id in ids)
 
 
@@ -120,9 +129,7 @@ WRITERS: dict[str, Callable[[Path, Cam], None]] = {
 
 
 def _save(path: Path, content: dict[Any, Any]) -> None:
-    array = np.empty((), object)
-    array[()] = content
-    write_npy(path, array, allow_pickle=True)
+    write_npy(path, np.array(content, object), allow_pickle=True)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,11 @@ import torch
 from torch.utils.data import Dataset
 
 from data.catalog import Catalog
-from data.fields import FIELDS, Sources, all_found
+from data.fields import FIELDS, Sources
+from data.files import all_found
 from data.transforms import Resize, TrainTransform
+from tool.files import first_few
+from tool.formats.image import batches_of_one_size
 from tool.infer.previous import INFERABLE, PreviousOutputs, takes_previous_outputs
 from tool.infer.scales import Views
 from tool.progress import derive_seed
@@ -21,7 +24,7 @@ class TrainDataset(Dataset):
     """A dataset of augmented crops.
 
     An index is (epoch, position in `ids`). The random draw is keyed by the seed, the epoch and the
-    image id. `data.colour.Finish` makes this batch from the samples, on the device:
+    image id. `data.colour.DeviceTransform` makes this batch from the samples, on the device:
 
     | key | shape | dtype, range | meaning |
     |---|---|---|---|
@@ -69,18 +72,11 @@ class TrainDataset(Dataset):
             FileNotFoundError: An image or a file of a field is missing; names the first few.
             ValueError: There are no ids, an id has no label, or an input cannot be loaded.
         """
-        loadable = (*ALWAYS, *FIELDS)
-        unknown = [name for name in inputs if name not in loadable]
-        if unknown:
-            raise ValueError(
-                f"no stage makes input {unknown[0]!r}: there are {', '.join(loadable)}"
-            )
+        _check_inputs("training", inputs, (*ALWAYS, *FIELDS))
         self.fields = tuple(key for key in FIELDS if key in inputs)
         self.sources = Sources(catalog, previous or PreviousOutputs())
-        _check_images(catalog, ids)
         self.with_label = "label" in inputs
-        if self.with_label:
-            _check_labels(catalog, ids)
+        _check_list(catalog, ids, with_label=self.with_label)
         for key in self.fields:
             FIELDS[key].require(self.sources, ids)
         self.catalog, self.ids, self.seed = catalog, list(ids), seed
@@ -136,14 +132,9 @@ class InferDataset(Dataset):
             FileNotFoundError: An image, seed or CAM is missing; names the first few.
             ValueError: There are no ids, an id has no label, or an input cannot be loaded.
         """
-        for name in inputs:
-            if name not in ("image_id", "image", "label", *INFERABLE):
-                there = ", ".join(("image_id", "image", "label", *INFERABLE))
-                raise ValueError(f"inference cannot load input {name!r}: there are {there}")
-        _check_images(catalog, ids)
+        _check_inputs("inference", inputs, ("image_id", "image", "label", *INFERABLE))
         self.with_label = "label" in inputs
-        if self.with_label:
-            _check_labels(catalog, ids)
+        _check_list(catalog, ids, with_label=self.with_label)
         self.previous, self.inputs = previous or PreviousOutputs(), inputs
         self.previous.require(inputs, ids)
         self.catalog, self.ids, self.views = catalog, list(ids), views
@@ -159,14 +150,9 @@ class InferDataset(Dataset):
         """
         if batch_size == 1:
             return [[index] for index in indices]
-        of_size: dict[tuple[int, int], list[int]] = {}
-        for index in indices:
-            of_size.setdefault(self.catalog.image_size(self.ids[index]), []).append(index)
-        return [
-            same[first : first + batch_size]
-            for same in of_size.values()
-            for first in range(0, len(same), batch_size)
-        ]
+        return batches_of_one_size(
+            indices, lambda index: self.catalog.image_size(self.ids[index]), batch_size
+        )
 
     def __getitem__(self, index: int) -> dict[str, object]:
         """Return the sample of one image.
@@ -197,18 +183,21 @@ class InferDataset(Dataset):
         return sample
 
 
-def _check_images(catalog: Catalog, ids: Sequence[str]) -> None:
-    """Check that there are images, and that each has a file."""
+def _check_inputs(stage: str, inputs: Sequence[str], loadable: Sequence[str]) -> None:
+    """Check that the keys that a method needs can be loaded."""
+    for name in inputs:
+        if name not in loadable:
+            raise ValueError(f"{stage} cannot load input {name!r}: there are {', '.join(loadable)}")
+
+
+def _check_list(catalog: Catalog, ids: Sequence[str], *, with_label: bool) -> None:
+    """Check that there are images, and that each has a file and, if wanted, a label."""
     if not ids:
         raise ValueError("the image list is empty")
     all_found(ids, catalog.image_path)
-
-
-def _check_labels(catalog: Catalog, ids: Sequence[str]) -> None:
-    """Check that each image has a label."""
-    missing = [repr(image_id) for image_id in ids if not catalog.has_label(image_id)]
+    missing = [repr(one) for one in ids if with_label and not catalog.has_label(one)]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(ids)} images have no label in {catalog.labels_path}"
-            f" (--labels): {', '.join(missing[:3])}"
+            f" (--labels): {first_few(missing)}"
         )

@@ -1,14 +1,14 @@
 """The keys of a training batch that are read from files: one row per key.
 
 A row says how the file of a key is found and read, how it is padded, and how it is finished on the
-device. A new key is one new row here, and one in `tool.infer.previous.KINDS` if its files come from
-a previous stage.
+device. A new key is one new row here. If its files come from a previous stage, it is also one in
+`tool.infer.previous.KINDS`, and a flag of `FieldFlags`.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from data.catalog import Catalog
+from data.files import all_found
 from tool.formats.cam import Cam, strided_size
-from tool.infer.previous import (
-    CAM_STRIDE,
-    KINDS,
-    PreviousOutputs,
-    add_previous_flags,
-    class_cells,
-)
+from tool.infer.previous import CAM_STRIDE, PreviousFlags, PreviousOutputs, class_cells
 
 TRUTH = Path("truth")  # `--mask-dir truth`: the dataset's own masks
 
@@ -43,6 +38,11 @@ class Sources:
 
     catalog: Catalog
     previous: PreviousOutputs
+
+    @property
+    def trains_on_truth(self) -> bool:
+        """Whether the masks are the dataset's own."""
+        return self.previous.folders.get("mask") == TRUTH
 
     def image_size(self, image_id: str) -> tuple[int, int]:
         """Return (H, W) of an image."""
@@ -88,48 +88,26 @@ def _read_saliency(
     return saliency.resize(size, Image.Resampling.BILINEAR), None
 
 
-def _require_previous(key: str) -> Callable[[Sources, Sequence[str]], None]:
-    return lambda sources, ids: sources.previous.require((key,), ids)
-
-
-def _require_masks(sources: Sources, ids: Sequence[str]) -> None:
-    if sources.previous.folders.get("mask") == TRUTH:
+def _require_previous(sources: Sources, ids: Sequence[str], *, key: str) -> None:
+    if key == "mask" and sources.trains_on_truth:
         all_found(ids, sources.catalog.mask_path)
     else:
-        sources.previous.require(("mask",), ids)
+        sources.previous.require((key,), ids)
 
 
-def _as_mask(mask: np.ndarray, size: tuple[int, int]) -> tuple[tv_tensors.Mask, None]:
-    resized = Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)
+def _read_labels(
+    sources: Sources, image_id: str, size: tuple[int, int], *, key: str, are_classes: bool
+) -> tuple[tv_tensors.Mask, None]:
+    """Return a label map: seeds, masks, boundary labels; not smoothed by the resize."""
+    catalog = sources.catalog
+    if key == "mask" and sources.trains_on_truth:
+        labels = catalog.read_mask(image_id)
+    else:
+        highest = catalog.num_classes if are_classes else None
+        shape = sources.image_size(image_id)
+        labels = sources.previous.read_mask(key, image_id, size=shape, num_classes=highest)
+    resized = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
     return tv_tensors.Mask(np.array(resized)[None]), None
-
-
-def _read_seed(
-    sources: Sources, image_id: str, size: tuple[int, int], *, key: str = "seed"
-) -> tuple[tv_tensors.Mask, None]:
-    mask = sources.previous.read_mask(
-        key,
-        image_id,
-        size=sources.image_size(image_id),
-        num_classes=sources.catalog.num_classes,
-    )
-    return _as_mask(mask, size)
-
-
-def _read_mask(
-    sources: Sources, image_id: str, size: tuple[int, int]
-) -> tuple[tv_tensors.Mask, None]:
-    if sources.previous.folders.get("mask") == TRUTH:
-        return _as_mask(sources.catalog.read_mask(image_id), size)
-    return _read_seed(sources, image_id, size, key="mask")
-
-
-def _read_boundary(
-    sources: Sources, image_id: str, size: tuple[int, int]
-) -> tuple[tv_tensors.Mask, None]:
-    shape = sources.image_size(image_id)
-    label = sources.previous.read_mask("boundary", image_id, size=shape, num_classes=None)
-    return _as_mask(label, size)
 
 
 def _read_cam(
@@ -171,39 +149,37 @@ def _scaled(values: Tensor) -> Tensor:
     return values.float().div_(255)
 
 
+def _label_map(
+    key: str, finish: Callable[[Tensor], Tensor] = _class_map, *, are_classes: bool = True
+) -> Field:
+    """Return the row of a label map, which is 255 on padding."""
+    require = functools.partial(_require_previous, key=key)
+    read = functools.partial(_read_labels, key=key, are_classes=are_classes)
+    return Field(key, require, read, 255, finish)
+
+
+_require_cam = functools.partial(_require_previous, key="cam")
 FIELDS = {
     field.key: field
     for field in (
         Field("saliency", _require_saliency, _read_saliency, 0, _scaled),
-        Field("seed", _require_previous("seed"), _read_seed, 255, _class_map),
-        Field("mask", _require_masks, _read_mask, 255, _class_map),
-        Field("boundary", _require_previous("boundary"), _read_boundary, 255, lambda v: v[:, 0]),
-        Field("cam", _require_previous("cam"), _read_cam, 0, lambda v: v, pack=_pack_cam),
+        _label_map("seed"),
+        _label_map("mask"),
+        _label_map("boundary", lambda values: values[:, 0], are_classes=False),
+        Field("cam", _require_cam, _read_cam, 0, lambda values: values, pack=_pack_cam),
     )
 }
 
 
-def add_field_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that name the folders of the fields, but for `--saliency-root`."""
-    add_previous_flags(parser, tuple(KINDS))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FieldFlags(PreviousFlags):
+    """The flags that name the folders of the fields, but for `--saliency-root`.
 
-
-def all_found(ids: Sequence[str], find: Callable[[str], object]) -> None:
-    """Check that a file is found for every id.
-
-    Args:
-        find: Takes an id; raises `FileNotFoundError` if the file is missing.
-
-    Raises:
-        FileNotFoundError: Files are missing; names the first few, and how many.
+    Attributes:
+        mask_dir: Folder of pseudo masks, from crf_postprocess.py. With `truth` they are the
+            dataset's own masks, which gives an upper bound and is no weak supervision.
+        boundary_dir: Folder of boundary labels: 8-bit PNGs of the images' sizes, 255 = unknown.
     """
-    missing: list[tuple[str, FileNotFoundError]] = []
-    for image_id in ids:
-        try:
-            find(image_id)
-        except FileNotFoundError as error:
-            missing.append((image_id, error))
-    if missing:
-        others = ", ".join(repr(image_id) for image_id, _ in missing[1:3])
-        more = f"; missing in all: {len(missing)}, also {others}" if others else ""
-        raise FileNotFoundError(f"{missing[0][1]}{more}")
+
+    mask_dir: Path | None = None
+    boundary_dir: Path | None = None

@@ -1,19 +1,20 @@
-"""The `fill` baseline: no network, saliency above one half takes the image's first label.
+"""Write the masks of the `fill` baseline: saliency above one half takes the image's first label.
 
-`python -m data.fill --dataset toy --out DIR` writes one mask an image. It stands in every results
-table, because on pictures of one class saliency does most of the work.
+There is no network, and one mask per image. The baseline is in every table of results, because on
+pictures of one class saliency does most of the work.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data.catalog import add_dataset_flags, catalog_from
-from data.usable import add_skip_flag, ids_from
-from tool.cli import Parser, run_stage
+from data.readable import ListFlags, open_list
+from tool.cli import run_stage
+from tool.flags import parse_flags
 from tool.formats.mask import save_mask
 
 THRESHOLD = 127  # of 255: the values above it are those above one half
@@ -35,21 +36,26 @@ def fill_mask(saliency: np.ndarray, label: np.ndarray) -> np.ndarray:
     return np.where(saliency > THRESHOLD, value, 0).astype(np.uint8)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line says.
+
+    Attributes:
+        out: Folder that receives the mask PNGs.
+    """
+
+    data: ListFlags
+    out: Path
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line of `python -m data.fill`."""
-    parser = Parser(
-        prog="python -m data.fill", description="masks of the baseline without a network"
-    )
-    add_dataset_flags(parser)
-    add_skip_flag(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the mask PNGs")
-    args = parser.parse_args(argv)
-    catalog = catalog_from(args)
-    ids = ids_from(args, catalog, saliency=True)
-    for image_id in ids:
+    """Write the masks of a list."""
+    command = parse_flags(Command, argv, example="--out out/toy-fill/mask")
+    catalog, images = open_list(command.data, saliency=True)
+    for image_id in images.ids:
         saliency = np.asarray(catalog.read_saliency(image_id))
-        save_mask(args.out / f"{image_id}.png", fill_mask(saliency, catalog.label(image_id)))
-    print(f"{args.out}: {len(ids)} masks")
+        save_mask(command.out / f"{image_id}.png", fill_mask(saliency, catalog.label(image_id)))
+    print(f"{command.out}: {len(images.ids)} masks")
 
 
 if __name__ == "__main__":

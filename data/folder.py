@@ -1,27 +1,39 @@
-"""`python -m data.folder --root R`: photographs and a `labels.csv` -> a dataset for the stages.
+"""Make a dataset for the stages out of photographs and a `labels.csv`.
 
-`R/images/` holds the photographs, `R/labels.csv` a row `image_id,class;class` for each. Writes
-`R/classes.txt`, the classes that are named, in alphabetical order, and `R/lists/train.txt`; files
-that are there stay as they are.
+The root holds the photographs in `images/`, and `labels.csv` with a row `image_id,class;class` per
+image. The command writes `classes.txt`, the classes in alphabetical order, and `lists/train.txt`.
+Files that exist stay as they are.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.catalog import open_catalog
-from data.labels import csv_rows, read_class_names
-from data.prepare import check_images, list_bytes, put_files
-from data.usable import bad_images
-from tool.cli import Parser, run_stage
+from data.files import all_found, list_bytes
+from data.labels import csv_rows
+from data.prepare import put_files
+from data.readable import bad_images
+from tool.cli import run_stage
+from tool.flags import parse_flags
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line says.
+
+    Attributes:
+        root: Folder that holds images/ and labels.csv, and receives what is missing.
+    """
+
+    root: Path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the files that are missing, look every image over."""
-    args = parse(argv)
-    root: Path = args.root
+    root = parse_flags(Command, argv, example="--root my-photos").root
     labels_file = root / "labels.csv"
     if not labels_file.is_file():
         raise FileNotFoundError(
@@ -31,7 +43,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     class_file = root / "classes.txt"
     if not class_file.exists():
         put_files({class_file: list_bytes(class_names(rows, labels_file))})
-    read_class_names(class_file)
     catalog = open_catalog("folder", root)
     ids = [image_id for image_id, _ in rows]
     for image_id in ids:  # an unknown class, an empty label
@@ -39,24 +50,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     list_file = root / "lists" / "train.txt"
     if list_file.exists():
         ids = catalog.ids("train")
-    check_images(catalog, {"train": ids})
+    all_found(ids, catalog.image_path)
     if not list_file.exists():
         put_files({list_file: list_bytes(ids)})
     report(catalog.class_names, bad_images(catalog, ids), len(ids))
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
-    parser = Parser(prog="data.folder", description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="holds images/ and labels.csv")
-    return parser.parse_args(argv)
-
-
 def class_names(rows: Iterable[tuple[str, list[str]]], path: Path) -> list[str]:
-    """The classes that rows of `path` name, sorted.
+    """Return the classes that rows of `path` name, sorted.
 
     Raises:
-        ValueError: none.
+        ValueError: They name none.
     """
     names = sorted({name for _, names in rows for name in names})
     if not names:

@@ -1,21 +1,26 @@
-"""Image-level labels out of `labels.csv`, the field's `cls_labels.npy` or VOC's annotations."""
+"""Image-level labels in `labels.csv`, the field's `cls_labels.npy` or VOC's annotations."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator, Mapping
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
-from data.files import check_id
+from data.files import check_id, find_file
 
 HEADER = ["image_id", "classes"]
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a byte-order mark; `ValueError` when it is not UTF-8."""
+    """Return the text of a UTF-8 file without a byte-order mark.
+
+    Raises:
+        ValueError: The file is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -23,11 +28,11 @@ def read_text(path: Path) -> str:
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
-    """The foreground class names of a `classes.txt`: one a line, no background, at most 254.
+    """Return the foreground class names of a `classes.txt`: one per line, at most 254.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: no name, a name twice, "background", a name with ";", or more than 254.
+        FileNotFoundError: The file does not exist.
+        ValueError: There is no name, a name twice, "background", a name with ";", or more than 254.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: it lists the foreground classes")
@@ -46,19 +51,19 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 def read_labels(
     path: Path, class_names: tuple[str, ...], id_of_int: Callable[[int], str] = str
 ) -> Mapping[str, np.ndarray]:
-    """The labels of a `.npy` or a `.csv` file, or of a folder of VOC's `.xml` files.
+    """Return the labels of a `.npy` or a `.csv` file, or of a folder of VOC's `.xml` files.
 
     Args:
-        path: the file, whose suffix tells the form, or the folder.
-        class_names: the K foreground classes.
-        id_of_int: the image id of an integer key of a `.npy` file.
+        path: The file, whose suffix tells the form, or the folder.
+        class_names: The K foreground classes.
+        id_of_int: Returns the image id of an integer key of a `.npy` file.
 
     Returns:
         Image id -> (K,) float32 {0, 1}.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a labels file, or one of other classes.
+        FileNotFoundError: The file does not exist.
+        ValueError: It is no labels file, or one of other classes.
     """
     if path.is_dir():
         return AnnotationLabels(path, class_names)
@@ -67,7 +72,8 @@ def read_labels(
     if path.suffix == ".npy":
         return _read_npy(path, len(class_names), id_of_int)
     if path.suffix == ".csv":
-        return _read_csv(path, class_names)
+        rows = csv_rows(path)
+        return {one: _one_label(names, class_names, f"{path}: {one!r}") for one, names in rows}
     raise ValueError(f"labels {path} are neither .csv nor .npy")
 
 
@@ -75,15 +81,23 @@ class AnnotationLabels(Mapping[str, np.ndarray]):
     """The classes of the objects in VOC's `Annotations/ID.xml`, each file read when asked for."""
 
     def __init__(self, folder: Path, class_names: tuple[str, ...]) -> None:
-        self.folder = folder
-        self.position = {name: index for index, name in enumerate(class_names)}
+        self.folder, self.class_names = folder, class_names
 
     def __getitem__(self, image_id: str) -> np.ndarray:
-        """(K,) float32 {0, 1}; `KeyError` without a file, `ValueError` for a broken one."""
-        path = self.folder / f"{check_id(image_id)}.xml"
-        if not path.is_file():
+        """Return the label (K,) float32 {0, 1}.
+
+        Raises:
+            KeyError: The image has no file.
+            ValueError: The file is broken or names another class.
+        """
+        if image_id not in self:
             raise KeyError(image_id)
-        return _one_label(_object_names(path), self.position, str(path))
+        path = self.path(image_id)
+        return _one_label(_object_names(path), self.class_names, str(path))
+
+    def path(self, image_id: str) -> Path:
+        """Return the file of an image; `FileNotFoundError` names the id, the path and the flag."""
+        return find_file([self.folder], image_id, (".xml",), what="annotation", flag="--root")
 
     def __contains__(self, image_id: object) -> bool:
         return (self.folder / f"{check_id(str(image_id))}.xml").is_file()
@@ -97,10 +111,10 @@ class AnnotationLabels(Mapping[str, np.ndarray]):
 
 
 def _object_names(path: Path) -> list[str]:
-    """The class name of every object of a VOC annotation, at least one.
+    """Return the class name of every object of a VOC annotation, at least one.
 
     Raises:
-        ValueError: not such a file; names it.
+        ValueError: The file is no such annotation; names it.
     """
     try:
         root = ElementTree.parse(path).getroot()
@@ -118,10 +132,10 @@ def _object_names(path: Path) -> list[str]:
 
 
 def csv_rows(path: Path) -> list[tuple[str, list[str]]]:
-    """The rows of a `labels.csv`: image id, and the names of its classes.
+    """Return the rows of a `labels.csv`: the image id, and the names of its classes.
 
     Raises:
-        ValueError: no CSV file, another header, a row of another form, or an id twice.
+        ValueError: It is no CSV file, or has another header, a row of another form or an id twice.
     """
     try:
         rows = list(csv.reader(read_text(path).splitlines(keepends=True), strict=True))
@@ -144,23 +158,39 @@ def csv_rows(path: Path) -> list[tuple[str, list[str]]]:
     return list(found.items())
 
 
-def _read_csv(path: Path, class_names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    position = {name: index for index, name in enumerate(class_names)}
+def label_files(
+    root: Path, labels: Mapping[str, np.ndarray], class_names: Sequence[str]
+) -> dict[Path, bytes]:
+    """Return the contents of `labels.csv` and `cls_labels.npy`, by path.
+
+    The second is the pickled dictionary that the field's code expects.
+
+    Args:
+        root: The folder of the files.
+        labels: Image id -> (K,) float32 {0, 1}.
+        class_names: The K foreground classes.
+    """
+    rows, pickled = io.StringIO(), io.BytesIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(HEADER)
+    for image_id, label in labels.items():
+        names = (class_names[index] for index in np.flatnonzero(label))
+        writer.writerow([image_id, ";".join(names)])
+    np.save(pickled, np.array(dict(labels), dtype=object), allow_pickle=True)
     return {
-        image_id: _one_label(names, position, f"{path}: {image_id!r}")
-        for image_id, names in csv_rows(path)
+        root / "labels.csv": rows.getvalue().encode(),
+        root / "cls_labels.npy": pickled.getvalue(),
     }
 
 
-def _one_label(names: list[str], position: Mapping[str, int], where: str) -> np.ndarray:
-    label = np.zeros(len(position), np.float32)
-    for name in filter(None, map(str.strip, names)):
-        if name not in position:
+def _one_label(names: list[str], class_names: tuple[str, ...], where: str) -> np.ndarray:
+    """Return the label (K,) of an image with these classes."""
+    for name in names:
+        if name not in class_names:
             raise ValueError(
-                f"{where}: unknown class {name[:60]!r}; there are {', '.join(position)}"
+                f"{where}: unknown class {name[:60]!r}; there are {', '.join(class_names)}"
             )
-        label[position[name]] = 1
-    return label
+    return np.array([name in names for name in class_names], np.float32)
 
 
 def _read_npy(

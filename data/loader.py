@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, default_collate
 
 from tool.parallel.processes import FORK, Pool
 from tool.progress import derive_seed
+from tool.train.batch import Batch
 
 
 def step_batches(
@@ -27,7 +28,7 @@ def step_batches(
     accumulate: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[dict[str, object]]:
+) -> Iterator[Batch]:
     """Return an iterator over this rank's batches of the steps start_step .. steps - 1.
 
     The samples form an endless stream, the concatenation of one permutation per epoch. Each
@@ -75,7 +76,7 @@ def step_batches(
 
 def infer_loader(
     dataset: Dataset, *, batches: Sequence[Sequence[int]], num_workers: int
-) -> Iterator[list[dict[str, object]]]:
+) -> Iterator[list[dict[str, Any]]]:
     """Return an iterator over lists of samples, one per list of indices, in order.
 
     Args:

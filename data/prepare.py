@@ -2,146 +2,116 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import csv
-import hashlib
-import io
-import json
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data.catalog import Catalog
-from data.labels import HEADER
-from tool.files import atomic_path
+from data.files import all_found
+from tool.files import atomic_path, list_hash, write_json
 
-PROTOCOL = "protocol.json"
-
-
-def add_prepare_flags(parser: argparse.ArgumentParser, *, root: str) -> None:
-    """Add --root (`root` is its help), --partial and --overwrite."""
-    add = parser.add_argument
-    add("--root", type=Path, required=True, help=root)
-    add("--partial", action="store_true", help="accept lists of other sizes than the benchmark's")
-    add("--overwrite", action="store_true", help="make everything anew, in place of what is there")
+Lists = Mapping[str, Sequence[str]]  # the ids of each list
 
 
-def check_counts(found: Mapping[str, int], official: Mapping[str, int], *, partial: bool) -> None:
-    """Compare the sizes of lists with the benchmark's.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PrepareFlags:
+    """The flags of the commands that prepare a benchmark.
+
+    Attributes:
+        root: Folder of the benchmark as it was downloaded, which also receives what is made.
+        partial: Accept lists of other sizes than the benchmark's, for a part of it.
+        overwrite: Make everything anew, in place of what exists. Without it files with other
+            content are an error.
+    """
+
+    root: Path
+    partial: bool = False
+    overwrite: bool = False
+
+
+def check_lists(
+    flags: PrepareFlags, catalog: Catalog, lists: Lists, official: Mapping[str, int]
+) -> None:
+    """Check that the lists have the benchmark's sizes, and that their images are there.
+
+    Args:
+        flags: With --partial sizes that differ are printed.
+        catalog: Of the benchmark.
+        lists: The ids of each list.
+        official: The number of images of each list in the benchmark.
 
     Raises:
-        ValueError: one differs, and a part of the benchmark was not asked for.
+        ValueError: A size differs, and a part of the benchmark was not asked for.
+        FileNotFoundError: Images are missing; names the first few.
     """
     wrong = [
-        f"{name} has {count} images, the benchmark {official[name]}"
-        for name, count in found.items()
-        if count != official[name]
+        f"{name} has {len(ids)} images, the benchmark {official[name]}"
+        for name, ids in lists.items()
+        if len(ids) != official[name]
     ]
-    if wrong and not partial:
+    if wrong and not flags.partial:
         raise ValueError(f"{'; '.join(wrong)}: --partial accepts a part of the benchmark")
     for line in wrong:
         print(f"partial: {line}")
-
-
-def check_images(catalog: Catalog, lists: Mapping[str, Sequence[str]]) -> None:
-    """Every image of the lists is there; `FileNotFoundError` counts and names the missing."""
-    missing = []
-    for image_id in sorted({image_id for ids in lists.values() for image_id in ids}):
-        try:
-            catalog.image_path(image_id)
-        except FileNotFoundError:
-            missing.append(image_id)
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} images of the lists are not in {catalog.root}: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''} (--root)"
-        )
-
-
-def check_files(files: Mapping[Path, bytes]) -> None:
-    """`ValueError` when one of the files is there with other content."""
-    for path, content in files.items():
-        if path.exists() and path.read_bytes() != content:
-            raise ValueError(f"{path} is there with other content: --overwrite replaces it")
+    all_found(sorted({one for ids in lists.values() for one in ids}), catalog.image_path)
 
 
 def put_files(files: Mapping[Path, bytes]) -> None:
-    """Write each file whole, unless it is there and the same."""
+    """Write each file, whole or not at all."""
     for path, content in files.items():
-        if path.exists() and path.read_bytes() == content:
-            continue
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
         print(f"wrote {path}")
 
 
-def list_bytes(ids: Sequence[str]) -> bytes:
-    """A list file: one id a line."""
-    return "".join(f"{image_id}\n" for image_id in ids).encode()
-
-
-def label_files(
-    root: Path, labels: Mapping[str, np.ndarray], class_names: Sequence[str]
-) -> dict[Path, bytes]:
-    """`labels.csv`, and `cls_labels.npy`: the pickled dictionary that the field's code expects.
-
-    Args:
-        labels: image id -> (K,) float32 {0, 1}.
-    """
-    rows = io.StringIO()
-    writer = csv.writer(rows, lineterminator="\n")
-    writer.writerow(HEADER)
-    for image_id, label in labels.items():
-        names = (class_names[index] for index in np.flatnonzero(label))
-        writer.writerow([image_id, ";".join(names)])
-    pickled = io.BytesIO()
-    np.save(pickled, np.array(dict(labels), dtype=object), allow_pickle=True)
-    return {
-        root / "labels.csv": rows.getvalue().encode(),
-        root / "cls_labels.npy": pickled.getvalue(),
-    }
-
-
 @contextlib.contextmanager
 def recorded(
-    root: Path,
-    lists: Mapping[str, Sequence[str]],
+    flags: PrepareFlags,
+    lists: Lists,
     official: Mapping[str, int],
     about: Mapping[str, Any],
-    *,
-    anew: bool,
+    files: Mapping[Path, bytes],
 ) -> Iterator[None]:
-    """Write `protocol.json` after the body: sizes and hashes of the lists, whether they are whole.
+    """Write files before the body, and `protocol.json` after it.
 
-    One that says something else is removed before the body, and with `anew` any: while there is
-    one, it is true.
+    An older `protocol.json` is removed first: while there is one, it is true.
+
+    Args:
+        flags: The folder of `protocol.json`, and whether to replace files with other content.
+        lists: The ids of each list, whose sizes and hashes are noted.
+        official: The number of images of each list in the benchmark.
+        about: What else is noted.
+        files: The contents of the lists and labels by path.
+
+    Raises:
+        ValueError: A file is there with other content, and may not be replaced. Then nothing has
+            changed.
     """
-    path = root / PROTOCOL
-    content = _protocol(lists, official, about)
-    if path.exists() and (anew or path.read_bytes() != content):
-        path.unlink()
+    changed = {
+        path: content
+        for path, content in files.items()
+        if not path.exists() or path.read_bytes() != content
+    }
+    for path in changed:
+        if path.exists() and not flags.overwrite:
+            raise ValueError(f"{path} is there with other content: --overwrite replaces it")
+    protocol = flags.root / "protocol.json"
+    protocol.unlink(missing_ok=True)
+    put_files(changed)
     yield
-    put_files({path: content})
+    write_json(protocol, {**about, **_part_of(lists, official)})
+    print(f"{flags.root}: {', '.join(f'{name} {len(ids)}' for name, ids in lists.items())} images")
 
 
-def _protocol(
-    lists: Mapping[str, Sequence[str]], official: Mapping[str, int], about: Mapping[str, Any]
-) -> bytes:
-    missing = [name for name in official if name not in lists]
-    content = {
-        **about,
-        "partial": bool(missing) or any(len(lists[name]) != official[name] for name in official),
-        "missing": missing,
+def _part_of(lists: Lists, official: Mapping[str, int]) -> dict[str, Any]:
+    """Return sizes and hashes of the lists, and whether they are the whole benchmark."""
+    return {
+        "partial": {name: len(ids) for name, ids in lists.items()} != dict(official),
+        "missing": [name for name in official if name not in lists],
         "lists": {
-            name: {
-                "images": len(ids),
-                "official": official[name],
-                "sha256": hashlib.sha256(list_bytes(ids)).hexdigest(),
-            }
+            name: {"images": len(ids), "official": official[name], "sha256": list_hash(ids)}
             for name, ids in lists.items()
         },
     }
-    return (json.dumps(content, indent=1) + "\n").encode()

@@ -1,8 +1,7 @@
-"""`python -m data.saliency --root R --list train`: saliency maps in R/saliency.
+"""Make saliency maps for the images of a list with a network of the U2-Net family.
 
-For the images of a list, by any ONNX file of the U2-Net family; without --model by U2-Net's own,
-which is downloaded. Needs `pip install onnxruntime`. Stopped and started again, it goes on
-where it was; `--shard 0/4` to `3/4` share the work among machines.
+Any ONNX file of that family will do; U2-Net's own is downloaded. The command needs
+`pip install onnxruntime`. If it is stopped and started again, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,53 +18,20 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.catalog import Catalog, add_dataset_flags, catalog_from
-from data.usable import add_skip_flag, ids_from
-from tool.cli import Parser, positive_int, run_stage
+from data.catalog import Catalog
+from data.readable import ListFlags, open_list
+from tool.cli import positive_int, run_stage
 from tool.download import fetch
 from tool.files import atomic_path, file_hash
-from tool.formats.image import decode
+from tool.flags import flag, parse_flags
+from tool.formats.image import IMAGENET_MEAN, IMAGENET_STD, decode
+from tool.formats.mask import is_whole
 from tool.parallel.processes import cores, map_processes
 from tool.provenance import claim
 
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-_STD = np.array([0.229, 0.224, 0.225], np.float32)
+_MEAN, _STD = np.array([IMAGENET_MEAN, IMAGENET_STD], np.float32)
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _SIDE = 320  # of U2-Net's input, if the file does not fix it
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write the missing maps."""
-    args = parse(argv)
-    catalog = catalog_from(args)
-    out = args.out or catalog.saliency_root
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise ValueError("data.saliency needs onnxruntime: pip install onnxruntime")
-    model = args.model or fetch.get("u2net")
-    if not model.is_file():
-        raise FileNotFoundError(f"model {model} does not exist: python -m tool.download u2net")
-    saliency_of(open_model(model), Image.new("RGB", (64, 64)))  # fail before anything is claimed
-    share, parts = args.shard
-    ids = ids_from(args, catalog)[share::parts]
-    claim(out, {"model_sha256": file_hash(model)})
-    work = SaliencyWriter(catalog, out, model)
-    done = map_processes(work, ids, workers=args.workers)
-    written = sum(tqdm(done, total=len(ids), desc="saliency", mininterval=1.0))
-    print(f"{out}: {written} maps written, {len(ids) - written} were there")
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the flags."""
-    parser = Parser(prog="data.saliency", description=__doc__)
-    add = parser.add_argument
-    add("--model", type=Path, help="ONNX file of a U2-Net; None: tool.download's u2net, 168 MB")
-    add("--out", type=Path, help="folder for ID.png; None: the dataset's")
-    add("--shard", type=shard, default=(0, 1), metavar="I/N", help="share I of N, from 0")
-    add("--workers", type=positive_int, default=cores(), help="processes")
-    add_dataset_flags(parser)
-    add_skip_flag(parser)
-    parser.set_defaults(dataset="folder")
-    return parser.parse_args(argv)
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -78,6 +44,48 @@ def shard(text: str) -> tuple[int, int]:
     if not (index.isdecimal() and parts.isdecimal() and int(index) < int(parts)):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I below N")
     return int(index), int(parts)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line says.
+
+    Attributes:
+        model: ONNX file of a U2-Net. By default the one of tool.download, which is fetched once
+            (168 MB).
+        out: Folder that receives one ID.png per image. By default the dataset's own.
+        shard: Make share I of N, counted from 0, if several machines divide the list. By default
+            all.
+        workers: Processes. Each holds the network, about 1 GB.
+    """
+
+    data: ListFlags
+    model: Path | None = flag(None, metavar="FILE")
+    out: Path | None = None
+    shard: tuple[int, int] | None = flag(None, type=shard, nargs=None, metavar="I/N")
+    workers: int = flag(cores, type=positive_int, metavar="N")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the missing maps."""
+    command = parse_flags(
+        Command, argv, example="--root my-photos --list train", defaults={"dataset": "folder"}
+    )
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise ValueError("data.saliency needs onnxruntime: pip install onnxruntime")
+    catalog, images = open_list(command.data)
+    out = command.out or catalog.saliency_root
+    model = command.model or fetch.get("u2net")
+    if not model.is_file():
+        raise FileNotFoundError(f"model {model} does not exist: python -m tool.download u2net")
+    saliency_of(open_model(model), Image.new("RGB", (64, 64)))  # fail before anything is claimed
+    share, parts = command.shard or (0, 1)
+    ids = images.ids[share::parts]
+    claim(out, {"model_sha256": file_hash(model)})
+    work = SaliencyWriter(catalog, out, model)
+    done = map_processes(work, ids, workers=command.workers)
+    written = sum(tqdm(done, total=len(ids), desc="saliency", mininterval=1.0))
+    print(f"{out}: {written} maps written, {len(ids) - written} were there")
 
 
 @functools.cache
@@ -164,19 +172,13 @@ class SaliencyWriter:
 
     def __call__(self, image_id: str) -> bool:
         path = self.out / f"{image_id}.png"
-        if self.is_whole(path, image_id):
+        size = self.catalog.image_size(image_id)[::-1]
+        if is_whole(path, size, read=lambda path: np.asarray(decode(path, "L"))):
             return False
         saliency = saliency_of(open_model(self.model), self.catalog.read_image(image_id))
         with atomic_path(path) as temporary:
             Image.fromarray(saliency).save(temporary, format="PNG")
         return True
-
-    def is_whole(self, path: Path, image_id: str) -> bool:
-        """Return whether the map exists, is readable and has the image's size."""
-        try:
-            return decode(path, "L").size == self.catalog.image_size(image_id)
-        except ValueError:
-            return False
 
 
 if __name__ == "__main__":

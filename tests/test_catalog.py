@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import re
@@ -14,8 +15,7 @@ import pytest
 from conftest import FOLDER_CLASSES, FOLDER_IMAGES, write_voc
 from PIL import Image
 
-from data.catalog import Catalog, add_dataset_flags, catalog_from, open_catalog
-from tool.cli import Parser
+from data.catalog import Catalog, DatasetFlags, catalog_from, open_catalog
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("WSSS_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -163,9 +163,9 @@ def test_sixteen_bit_saliency_is_scaled(catalog: Catalog) -> None:
 def test_sizes_must_agree(catalog: Catalog) -> None:
     Image.new("L", (80, 63)).save(catalog.saliency_path("a1"))
     Image.new("L", (64, 80)).save(catalog.mask_path("a1"))
-    with pytest.raises(ValueError, match="80x63 but image 'a1' is 80x64"):
+    with pytest.raises(ValueError, match="is 80x63, image 'a1' is 80x64"):
         catalog.read_saliency("a1")
-    with pytest.raises(ValueError, match="64x80 but image 'a1' is 80x64"):
+    with pytest.raises(ValueError, match="64x80, image 'a1' is 80x64"):
         catalog.read_mask("a1")
 
 
@@ -175,7 +175,7 @@ def test_mask_values(catalog: Catalog, value: int, allowed: bool) -> None:
     if allowed:
         assert (catalog.read_mask("a1") == value).all()
         return
-    with pytest.raises(ValueError, match=rf"a1\.png has value {value}: there are 3 classes"):
+    with pytest.raises(ValueError, match=rf"a1\.png has class {value}: there are 3 classes"):
         catalog.read_mask("a1")
 
 
@@ -186,37 +186,29 @@ def test_masks_fall_back_to_the_official_folder(tmp_path: Path) -> None:
     assert open_catalog("voc12", root).mask_path("x").parent.name == "SegmentationClassAug"
 
 
-@pytest.mark.parametrize("flag", ["--root", "--labels", "--saliency-root"])
+@pytest.mark.parametrize("flag", ["root", "labels", "saliency_root"])
 def test_missing_folders_name_their_flag(folder_dataset: Path, flag: str) -> None:
-    parser = Parser()
-    add_dataset_flags(parser, list_name="train")
-    flags = ["--dataset", "folder", "--root", str(folder_dataset)]
-    assert catalog_from(parser.parse_args(flags)).ids("train")
-    missing = str(folder_dataset / "nothing")
-    with pytest.raises(FileNotFoundError, match=rf"nothing.*{flag}"):
-        catalog_from(parser.parse_args([*flags, flag, missing]))
+    flags = DatasetFlags(dataset="folder", root=folder_dataset, list="train")
+    catalog, name = catalog_from(flags)
+    assert catalog.ids(name)
+    changed = dataclasses.replace(flags, **{flag: folder_dataset / "nothing"})
+    with pytest.raises(FileNotFoundError, match=rf"nothing.*--{flag.replace('_', '-')}"):
+        catalog_from(changed)
 
 
 def test_the_auto_list_is_train_aug_where_there_is_one(folder_dataset: Path) -> None:
-    parser = Parser()
-    add_dataset_flags(parser)
-    flags = ["--dataset", "folder", "--root", str(folder_dataset)]
+    flags = DatasetFlags(dataset="folder", root=folder_dataset)
     for expected in ("train", "train_aug"):
-        args = parser.parse_args(flags)
-        catalog = catalog_from(args)
-        assert args.list == expected
-        assert (catalog.ids(args.list) == ["a1"]) == (expected == "train_aug")
+        catalog, name = catalog_from(flags)
+        assert name == expected
+        assert (catalog.ids(name) == ["a1"]) == (expected == "train_aug")
         (folder_dataset / "lists" / "train_aug.txt").write_text("a1\n")
-    named = parser.parse_args([*flags, "--list", "val"])
-    catalog_from(named)
-    assert named.list == "val"
+    assert catalog_from(dataclasses.replace(flags, list="val"))[1] == "val"
 
 
-def test_root_is_asked_for(folder_dataset: Path) -> None:
-    parser = Parser()
-    add_dataset_flags(parser, list_name="train")
+def test_root_is_needed() -> None:
     with pytest.raises(ValueError, match="pass --root"):
-        catalog_from(parser.parse_args(["--dataset", "folder"]))
+        catalog_from(DatasetFlags(dataset="folder"))
 
 
 def test_flags_override_the_root(folder_dataset: Path, tmp_path: Path) -> None:

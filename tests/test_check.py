@@ -59,7 +59,7 @@ def test_all_problems_are_listed(folder_dataset: Path, capsys: pytest.CaptureFix
     status, report = run(root)
     assert status == 2
     problems = report["problems"]
-    expected = ["'a1'", "c5.jpg", "'d6'", "'b-4'", "value 9", "my photo.png", "'empty'"]
+    expected = ["'a1'", "c5.jpg", "'d6'", "'b-4'", "class 9", "my photo.png", "'empty'"]
     for part in expected:
         assert sum(part in problem for problem in problems) == 1, part
     assert len(problems) == len(expected)

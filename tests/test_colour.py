@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional
 
-from data.colour import JITTER, Finish, draw_jitter, jitter_matrix, jittered
+from data.colour import JITTER, DeviceTransform, draw_jitter, jitter_matrix, jittered
 
 RANDOM = torch.Generator().manual_seed(0)
 # mid tones, which no step of the jitter clips
@@ -95,7 +95,7 @@ def test_finish_edits_nothing_and_zeroes_the_padding() -> None:
         "saliency": image[:, :1].clone(),
         "label": torch.ones(2, 3),
     }
-    finished = Finish((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))(batch)
+    finished = DeviceTransform((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))(batch)
     assert torch.equal(batch["image"], image)
     assert torch.equal(batch["saliency"], image[:, :1])
     assert set(finished) == set(batch) - {"jitter"}

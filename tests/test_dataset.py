@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from data.catalog import Catalog, open_catalog
-from data.colour import Finish
+from data.colour import DeviceTransform
 from data.dataset import InferDataset, TrainDataset
 from data.transforms import RandomLongSide
 from tool.infer.scales import Views, scaled_size
@@ -41,7 +41,7 @@ def finished(
     dataset: TrainDataset, epoch: int, index: int = 0, *, mean: tuple = MEAN, std: tuple = STD
 ) -> dict[str, object]:
     """A sample as a method sees it, without the N."""
-    batch = Finish(mean, std)(default_collate([dataset[epoch, index]]))
+    batch = DeviceTransform(mean, std)(default_collate([dataset[epoch, index]]))
     return {key: value[0] for key, value in batch.items()}
 
 
@@ -208,7 +208,7 @@ def test_missing_labels_are_found_at_construction(catalog: Catalog, make: object
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"inputs": ("image", "depth")}, "no stage makes input 'depth'"),
+        ({"inputs": ("image", "depth")}, "training cannot load input 'depth'"),
         ({"long_side": (50, 40)}, "long side 50..40"),
         ({"crop": 0}, "crop 0"),
     ],
@@ -227,7 +227,7 @@ def test_empty_list(catalog: Catalog) -> None:
 
 def test_saliency_of_another_size_is_an_error(catalog: Catalog) -> None:
     Image.new("L", (9, 9)).save(catalog.saliency_path("a1"))
-    with pytest.raises(ValueError, match="9x9 but image 'a1' is 80x64"):
+    with pytest.raises(ValueError, match="9x9, image 'a1' is 80x64"):
         training(catalog)[0, 0]
 
 

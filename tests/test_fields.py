@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from data.catalog import Catalog, open_catalog
-from data.colour import Finish
+from data.colour import DeviceTransform
 from data.dataset import TrainDataset
 from data.fields import FIELDS, TRUTH
 from data.transforms import RandomScale, ScaleChoice, resize_of
@@ -59,7 +59,7 @@ def training(catalog: Catalog, *keys: str, **changes: Path | None) -> TrainDatas
 
 
 def batch_of(dataset: TrainDataset, epoch: int) -> dict:
-    return Finish((0, 0, 0), (1, 1, 1))(default_collate([dataset[epoch, 0]]))
+    return DeviceTransform((0, 0, 0), (1, 1, 1))(default_collate([dataset[epoch, 0]]))
 
 
 @pytest.mark.parametrize("key", FIELDS)

@@ -108,7 +108,7 @@ def test_images_that_are_missing_or_of_another_size(coco) -> None:
     assert_refused(prepare_coco(coco), "COCO_train2014_000000000009", "12x20", "20x12")
     assert not (coco / "lists").exists()
     path.unlink()
-    assert_refused(prepare_coco(coco), "1 images of the lists", "COCO_train2014_000000000009")
+    assert_refused(prepare_coco(coco), "image of 'COCO_train2014_000000000009'", "--root")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no photographs here")

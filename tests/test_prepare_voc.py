@@ -78,10 +78,10 @@ def test_the_whole_benchmark_is_wanted_unless_said(devkit) -> None:
 def test_what_is_missing_is_named(devkit, tmp_path) -> None:
     assert_refused(prepare_voc(tmp_path / "none"), "none", "--root")
     (devkit / "Annotations/2008_000001.xml").rename(tmp_path / "kept.xml")
-    assert_refused(prepare_voc(devkit, "--partial"), "1 images have no annotation", "2008_000001")
+    assert_refused(prepare_voc(devkit, "--partial"), "annotation of '2008_000001'", "--root")
     (tmp_path / "kept.xml").rename(devkit / "Annotations/2008_000001.xml")
     (devkit / "JPEGImages/2009_000002.jpg").unlink()
-    assert_refused(prepare_voc(devkit, "--partial"), "1 images of the lists", "2009_000002")
+    assert_refused(prepare_voc(devkit, "--partial"), "image of '2009_000002'", "--root")
     for path in (devkit / "SegmentationClassAug").iterdir():
         path.unlink()
     assert_refused(prepare_voc(devkit, "--partial"), "SegmentationClassAug", "--sbd-list")

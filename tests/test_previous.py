@@ -15,7 +15,7 @@ from test_train_stage import assert_same_state, wait_for_step
 from torch.utils.data import default_collate
 
 from data.catalog import Catalog, open_catalog
-from data.colour import Finish
+from data.colour import DeviceTransform
 from data.dataset import InferDataset, TrainDataset
 from data.transforms import RandomScale
 from tool.formats.cam import Cam, save_cam
@@ -58,7 +58,7 @@ def test_a_seed_follows_its_image(catalog: Catalog, tmp_path: Path) -> None:
     dataset = training(catalog, folder)
     index, sides = dataset.ids.index("a1"), set()
     for epoch in range(12):
-        batch = Finish((0, 0, 0), (1, 1, 1))(default_collate([dataset[epoch, index]]))
+        batch = DeviceTransform((0, 0, 0), (1, 1, 1))(default_collate([dataset[epoch, index]]))
         seed, valid = batch["seed"][0], batch["valid"][0, 0]
         assert seed.dtype == torch.int64
         assert (seed[~valid] == 255).all()
@@ -111,7 +111,7 @@ def test_inference_gives_seed_and_cam_of_the_image(catalog: Catalog, tmp_path: P
 def test_what_is_missing_names_the_flag_or_the_command(catalog: Catalog, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs seeds: pass --seed-dir"):
         training(catalog, None)
-    with pytest.raises(FileNotFoundError, match=r"nothing.*crf_postprocess.py .*--seed"):
+    with pytest.raises(FileNotFoundError, match=r"nothing.*crf_postprocess.py .*--seeds"):
         training(catalog, tmp_path / "nothing")
     folder = write_seeds(catalog, tmp_path / "seed")
     (folder / "d6.png").unlink()
@@ -214,4 +214,4 @@ def test_maps_of_other_cams_or_seeds_do_not_mix(
     assert_refused(run("infer_cam.py", *infer, tmp_path / "typo"), "typo", "crf_postprocess.py")
     assert run("infer_cam.py", *infer, seeds).returncode == 0, "the typo claimed nothing"
     save_mask(seeds / "a1.png", np.zeros((64, 80), np.uint8))
-    assert_refused(run("infer_cam.py", *infer, seeds), "seeds differ")
+    assert_refused(run("infer_cam.py", *infer, seeds), "another seeds")

@@ -1,13 +1,12 @@
-"""`python -m voc12.submit FILE.tar --pred-dir MASKS --root VOC2012`: the archive for VOC's server.
+"""Write the archive of masks for VOC's evaluation server, or check one.
 
-It holds `results/VOC2012/Segmentation/comp6_test_cls/ID.png` for every image of the list, and is
-read back and checked: every id and nothing else, palette, sizes, values. Without --pred-dir an
-archive that is there is checked.
+It holds `results/VOC2012/Segmentation/comp6_test_cls/ID.png` for every image of the list. It is
+read back and checked: the ids, the palette, the sizes and the values.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import io
 import lzma
 import tarfile
@@ -19,9 +18,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.catalog import Catalog, add_dataset_flags, catalog_from
-from tool.cli import Parser, run_stage
+from data.catalog import Catalog, DatasetFlags, catalog_from
+from tool.cli import run_stage
 from tool.files import atomic_path
+from tool.flags import flag, parse_flags
+from tool.formats.image import BROKEN, check_size
 from tool.formats.mask import load_mask, palette, write_mask
 from tool.formats.predictions import require_files
 
@@ -29,31 +30,41 @@ FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 _LARGEST = 2**24  # bytes of one mask file
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line says.
+
+    Attributes:
+        archive: The .tar file to write or to check.
+        pred_dir: Folder of the masks, ID.png. Without it the archive is checked.
+    """
+
+    data: DatasetFlags
+    archive: Path = flag(positional=True, metavar="FILE.tar")
+    pred_dir: Path | None = None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the archive if there are masks, and check it."""
-    args = parse(argv)
-    catalog = catalog_from(args)
-    ids = catalog.ids(args.list)
-    if args.pred_dir is not None:
-        require_files(args.pred_dir, ids, ".png", what="masks", stage="crf_postprocess.py")
-        with atomic_path(args.archive) as temporary:
-            write_archive(temporary, args.pred_dir, ids)
-            check_archive(temporary, catalog, ids, name=args.archive.name)
+    command = parse_flags(
+        Command,
+        argv,
+        example="results.tar --pred-dir out/voc/mask --root VOCdevkit/VOC2012 --list test",
+        defaults={"dataset": "voc12", "list": "test"},
+    )
+    archive, pred_dir = command.archive, command.pred_dir
+    catalog, name = catalog_from(command.data)
+    ids = catalog.ids(name)
+    if pred_dir is not None:
+        require_files(pred_dir, ids, ".png", what="masks", stage="crf_postprocess.py")
+        with atomic_path(archive) as temporary:
+            write_archive(temporary, pred_dir, ids)
+            check_archive(temporary, catalog, ids, name=archive.name)
+    elif not archive.is_file():
+        raise FileNotFoundError(f"{archive} does not exist: --pred-dir makes it")
     else:
-        if not args.archive.is_file():
-            raise FileNotFoundError(f"{args.archive} does not exist: --pred-dir makes it")
-        check_archive(args.archive, catalog, ids, name=args.archive.name)
-    print(f"{args.archive}: {len(ids)} masks, checked")
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the flags."""
-    parser = Parser(prog="voc12.submit", description=__doc__)
-    parser.add_argument("archive", type=Path, metavar="FILE.tar", help="archive to write or check")
-    parser.add_argument("--pred-dir", type=Path, help="folder of ID.png; None: check the archive")
-    add_dataset_flags(parser, list_name="test", auto=("test",))
-    parser.set_defaults(dataset="voc12")
-    return parser.parse_args(argv)
+        check_archive(archive, catalog, ids, name=archive.name)
+    print(f"{archive}: {len(ids)} masks, checked")
 
 
 def write_archive(path: Path, masks: Path, ids: Sequence[str]) -> None:
@@ -82,32 +93,27 @@ def check_archive(path: Path, catalog: Catalog, ids: Sequence[str], *, name: str
             mask has a size, palette or value that the server rejects. Names the first.
         FileNotFoundError: An image of the dataset is missing.
     """
-    wanted, seen = set(ids), set()
+    missing = {f"{FOLDER}/{image_id}.png": image_id for image_id in ids}
     try:
         with tarfile.open(path) as archive:
             for member in tqdm(archive, desc="check", total=len(ids), mininterval=1.0):
                 if member.isdir():
                     continue
-                place = member.name.removeprefix("./")  # as `tar cf FILE ./results` writes
-                image_id = place.removeprefix(f"{FOLDER}/").removesuffix(".png")
-                if place != f"{FOLDER}/{image_id}.png" or image_id not in wanted:
-                    raise ValueError(f"{member.name} does not belong in it")
-                if image_id in seen:
-                    raise ValueError(f"{member.name} is in it twice")
-                seen.add(image_id)
+                # `tar cf FILE ./results` writes a leading dot.
+                image_id = missing.pop(member.name.removeprefix("./"), None)
+                if image_id is None:
+                    raise ValueError(f"{member.name} does not belong in it, or is in it twice")
                 file = archive.extractfile(member)
                 if file is None or member.size > _LARGEST:
                     raise ValueError(f"{member.name} is no mask file")
                 check_mask(file.read(), catalog, image_id)
+        if missing:
+            first = next(iter(missing.values()))
+            raise ValueError(f"{len(missing)} images are missing, first {first}")
     except FileNotFoundError:  # an image of the dataset is missing
         raise
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{name} is not a valid archive: {error}") from error
-    missing = sorted(wanted - seen)
-    if missing:
-        raise ValueError(
-            f"{name} is not a valid archive: {len(missing)} images are missing, first {missing[0]}"
-        )
 
 
 def check_mask(content: bytes, catalog: Catalog, image_id: str) -> None:
@@ -119,7 +125,7 @@ def check_mask(content: bytes, catalog: Catalog, image_id: str) -> None:
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise ValueError(f"{image_id}.png is broken: {error}") from error
     values = np.asarray(image)
     if image.mode != "P" or values.max() > catalog.num_classes:
@@ -130,12 +136,7 @@ def check_mask(content: bytes, catalog: Catalog, image_id: str) -> None:
     colours = np.array(image.getpalette(), np.uint8)[: 3 * (catalog.num_classes + 1)]
     if not np.array_equal(colours, palette().ravel()[: len(colours)]):
         raise ValueError(f"{image_id}.png has another palette than VOC's")
-    if image.size != catalog.image_size(image_id):
-        raise ValueError(
-            f"{image_id}.png is {image.width}x{image.height}, its image {{}}x{{}}".format(
-                *catalog.image_size(image_id)
-            )
-        )
+    check_size(f"{image_id}.png", values.shape, "its image", catalog.image_size(image_id)[::-1])
 
 
 if __name__ == "__main__":

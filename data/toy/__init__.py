@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.files import list_bytes
+from data.labels import label_files
 from data.toy.drawing.scene import CLASS_NAMES, Sample, make_sample
 from tool.formats.mask import save_mask
 
@@ -111,22 +113,18 @@ def _install(fresh: Path, root: Path, settings: dict) -> None:
 def _write_all(root: Path, *, seed: int, train: int, val: int) -> None:
     for folder in FOLDERS:
         (root / folder).mkdir(parents=True)
-    (root / "classes.txt").write_text("".join(f"{name}\n" for name in CLASS_NAMES))
-    rows = ["image_id,classes"]
+    ids = [f"toy_{index:06d}" for index in range(train + val)]
     labels = {}
-    for index in range(train + val):
+    for index, image_id in enumerate(ids):
         sample = make_sample(np.random.default_rng([seed, index]))
-        image_id = f"toy_{index:06d}"
         _write_sample(root, image_id, sample)
-        labels[image_id] = np.zeros(len(CLASS_NAMES), np.float32)
-        labels[image_id][[value - 1 for value in sample.classes]] = 1
-        rows.append(f"{image_id},{';'.join(CLASS_NAMES[value - 1] for value in sample.classes)}")
-    (root / "labels.csv").write_text("".join(f"{row}\n" for row in rows))
-    field = np.array(labels, dtype=object)  # the pickled dictionary that other code expects
-    np.save(root / "cls_labels.npy", field, allow_pickle=True)
-    ids = [f"toy_{index:06d}\n" for index in range(train + val)]
-    (root / LISTS / "train.txt").write_text("".join(ids[:train]))
-    (root / LISTS / "val.txt").write_text("".join(ids[train:]))
+        present = np.isin(np.arange(len(CLASS_NAMES)) + 1, sample.classes)
+        labels[image_id] = present.astype(np.float32)
+    lists = {f"{LISTS}/train.txt": ids[:train], f"{LISTS}/val.txt": ids[train:]}
+    lists["classes.txt"] = CLASS_NAMES
+    files = {root / name: list_bytes(lines) for name, lines in lists.items()}
+    for path, content in (files | label_files(root, labels, CLASS_NAMES)).items():
+        path.write_bytes(content)
 
 
 def _write_sample(root: Path, image_id: str, sample: Sample) -> None:

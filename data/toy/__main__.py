@@ -1,24 +1,39 @@
-"""`python -m data.toy --root R`: write the embedded dataset."""
+"""Write the embedded dataset: drawn images with labels, saliency maps, masks and context."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.toy import CLASS_NAMES, write_toy
-from tool.cli import Parser, positive_int, run_stage
+from tool.cli import positive_int, run_stage
+from tool.flags import flag, parse_flags
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line says.
+
+    Attributes:
+        root: Folder to write.
+        seed: Random seed. Another one draws other pictures of the same kind.
+        train: Number of images in the list train.
+        val: Number of images in the list val.
+    """
+
+    root: Path = Path("out/toy-data")
+    seed: int = 0
+    train: int = flag(240, type=positive_int, metavar="N")
+    val: int = flag(120, type=positive_int, metavar="N")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the dataset that the flags describe."""
-    parser = Parser(prog="python -m data.toy", description="write the embedded dataset")
-    parser.add_argument("--root", type=Path, default=Path("out/toy-data"), help="folder to write")
-    parser.add_argument("--seed", type=int, default=0, help="draws other pictures of the same kind")
-    parser.add_argument("--train", type=positive_int, default=240, help="number of train images")
-    parser.add_argument("--val", type=positive_int, default=120, help="number of val images")
-    args = parser.parse_args(argv)
-    write_toy(args.root, seed=args.seed, train=args.train, val=args.val)
-    print(f"{args.root}: {args.train} train and {args.val} val images, {len(CLASS_NAMES)} classes")
+    command = parse_flags(Command, argv, example="--root out/other-toy --seed 1")
+    root, train, val = command.root, command.train, command.val
+    write_toy(root, seed=command.seed, train=train, val=val)
+    print(f"{root}: {train} train and {val} val images, {len(CLASS_NAMES)} classes")
 
 
 if __name__ == "__main__":
