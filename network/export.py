@@ -1,30 +1,46 @@
-"""`python -m network.export CHECKPOINT --out F.safetensors`: the weights alone, to share.
+"""Write the weights of a checkpoint alone, to share: no optimizer, no bank.
 
-No optimizer, no bank: every stage and `--init` read it, training cannot resume from it.
+Every stage and `--init` read the file. Training cannot resume from it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from network.weights.restore import check_config, outline_of
-from tool.cli import Parser, run_stage
+from tool.cli import run_stage
+from tool.flags import flag, parse_flags
 from tool.formats.checkpoint import load_checkpoint, save_exported
 from tool.train.run_directory import check_complete, check_sizes, state_names
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line says.
+
+    Attributes:
+        checkpoint: The checkpoint.pth of train_fbr.py.
+        out: File to write, which must end in .safetensors. By default model.safetensors beside the
+            checkpoint.
+    """
+
+    checkpoint: Path = flag(positional=True)
+    out: Path | None = None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the file and print what it leaves out."""
-    parser = Parser(prog="network.export", description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="checkpoint.pth of train_fbr.py")
-    parser.add_argument("--out", type=Path, help="None: model.safetensors beside the checkpoint")
-    args = parser.parse_args(argv)
-    out = args.out or args.checkpoint.with_name("model.safetensors")
+    command = parse_flags(
+        Command, argv, example="out/toy-fbr-seed0/checkpoint.pth --out fbr-toy.safetensors"
+    )
+    checkpoint = command.checkpoint
+    out = command.out or checkpoint.with_name("model.safetensors")
     if out.suffix != ".safetensors":
         raise ValueError(f"--out {out} must end in .safetensors")
-    left_out = export(args.checkpoint, out)
-    megabytes = (out.stat().st_size / 2**20, args.checkpoint.stat().st_size / 2**20)
+    left_out = export(checkpoint, out)
+    megabytes = (out.stat().st_size / 2**20, checkpoint.stat().st_size / 2**20)
     print(f"{out}: {megabytes[0]:.1f} of {megabytes[1]:.1f} MiB, without the optimizer", end="")
     print("".join(f", {name}" for name in left_out))
 

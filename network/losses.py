@@ -6,7 +6,8 @@ channel 0 is the background. `label` is (N, K) in {0, 1}, without background.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from tool.parallel.dist import global_mean
 _EPS = 1e-5
 
 
-def resize(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resize maps (N, C, H, W) to (N, C, *size), bilinearly, with `align_corners` False."""
     if maps.shape[-2:] == tuple(size):
         return maps
@@ -45,12 +46,12 @@ def enlarge(maps: Tensor, stride: int, size: tuple[int, int] | torch.Size) -> Te
     return resize(maps, whole)[..., : size[0], : size[1]]
 
 
-def resize_area(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+def resize_area(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Reduce maps (N, C, H, W) to (N, C, *size) by averaging the pixels of each cell."""
     return F.adaptive_avg_pool2d(maps, tuple(size))
 
 
-def image_cells(valid: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+def image_cells(valid: Tensor, size: Sequence[int]) -> Tensor:
     """Find the cells that lie at least half inside the image.
 
     Args:
@@ -108,9 +109,14 @@ def with_background_label(label: Tensor) -> Tensor:
     return F.pad(label, (1, 0), value=1.0)[:, :, None, None]
 
 
+def add_up(terms: Iterable[Tensor]) -> Tensor:
+    """Return the sum of tensors of one shape, of which there is at least one."""
+    return functools.reduce(torch.add, terms)
+
+
 def mean_of_views(terms: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of each named term over the views."""
-    return {name: sum(view[name] for view in terms) / len(terms) for name in terms[0]}
+    return {name: add_up(view[name] for view in terms) / len(terms) for name in terms[0]}
 
 
 def classification(logit: Tensor, label: Tensor) -> Tensor:

@@ -9,61 +9,60 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
+from tool.flags import add_flags, flags_as
+
 _LARGEST = 2**31 - 1  # of a count
 
 
 def option(
-    default: Any, help_text: str, *, choices: Sequence[Any] = (), inference: bool = False
+    default: Any, help_text: str = "", *, choices: Sequence[Any] = (), inference: bool = False
 ) -> Any:
-    """Return a field of a method's `Config` with a help text for its flag of train_fbr.py.
+    """Return a field of a method's `Config` with more than a default.
 
-    A plain field (`radius: int = 5`) becomes a flag as well. A field whose default is a bool
-    becomes the flags `--name` and `--no-name`.
+    A plain field (`radius: int = 5`) becomes a flag of train_fbr.py as well. A bool becomes the
+    flags `--name` and `--no-name`.
 
     Args:
+        default: A bool, an int, a float or a str.
+        help_text: Help of the flag; if empty, the field's line in the docstring of the `Config`.
         choices: The permitted values; empty for all of the default's type.
-        inference: Training does not use it, so that `infer_cam.py --option` may change it.
+        inference: Training does not use it, so that `infer_cam.py --set` may change it.
     """
-    metadata = {"help": help_text, "choices": tuple(choices), "inference": inference}
+    metadata = {"help": help_text, "choices": tuple(choices) or None, "inference": inference}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def add_option_flags(parser: argparse.ArgumentParser, config: type, prefix: str) -> None:
-    """Add a flag for every field of a method's `Config`.
+def add_option_flags(parser: argparse.ArgumentParser, config: type, method: str) -> None:
+    """Add a flag for every field of a method's `Config`, in a group of their own.
 
     Args:
-        prefix: Stands before each help text: whose options they are.
+        parser: Receives the flags.
+        config: The method's `Config`.
+        method: Its name.
 
     Raises:
-        ValueError: A field has the name of a flag that is there already, or no default of a plain
+        ValueError: A field has the name of a flag that there is already, or no default of a plain
             type.
     """
     for field in dataclasses.fields(config):
         if type(field.default) not in (bool, int, float, str):
+            shown = "none" if field.default is dataclasses.MISSING else repr(field.default)
             raise ValueError(
-                f"the option {field.name!r} of {prefix} needs a default that is a bool, an int, a "
-                f"float or a str, not {_shown(field)}"
+                f"the option {field.name!r} of {method} needs a default that is a bool, an int, a "
+                f"float or a str, not {shown}"
             )
-        text = field.metadata.get("help", f"default: {field.default!r}").replace("%", "%%")
-        kind: dict[str, Any] = {"type": type(field.default)}
-        if isinstance(field.default, bool):
-            kind = {"action": argparse.BooleanOptionalAction}
-        elif field.metadata.get("choices"):
-            kind["choices"] = field.metadata["choices"]
-        flag = f"--{field.name.replace('_', '-')}"
-        try:
-            parser.add_argument(
-                flag, dest=field.name, default=field.default, help=f"{prefix}: {text}", **kind
-            )
-        except argparse.ArgumentError as error:
-            raise ValueError(
-                f"the option {field.name!r} of {prefix} has the name of another flag, {flag}: "
-                "give the field of its Config another name"
-            ) from error
+    try:
+        add_flags(parser.add_argument_group(f"options of {method}"), config)
+    except argparse.ArgumentError as error:
+        raise ValueError(
+            f"an option of {method} has the name of another flag ({error}): give the field of its "
+            "Config another name"
+        ) from error
 
 
-def _shown(field: dataclasses.Field) -> str:
-    return "none" if field.default is dataclasses.MISSING else repr(field.default)
+def options_from(config: type, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the values of the flags of a method's `Config`, by name."""
+    return dataclasses.asdict(flags_as(config, args))
 
 
 def check_option(field: dataclasses.Field, value: Any) -> None:
@@ -74,7 +73,7 @@ def check_option(field: dataclasses.Field, value: Any) -> None:
     Raises:
         ValueError: It is not so; names the field, the value and the rule.
     """
-    default, choices = field.default, field.metadata.get("choices", ())
+    default, choices = field.default, field.metadata.get("choices")
     kind = type(default)
     fits = type(value) is kind or (kind is float and type(value) is int)
     if fits and kind is int:
@@ -107,14 +106,14 @@ def inference_options(config: type, given: Sequence[str]) -> dict[str, Any]:
         name, _, text = one.partition("=")
         if name not in fields:
             there = ", ".join(fields) or "no such option"
-            raise ValueError(f"--option {one}: the checkpoint's method has {there}")
+            raise ValueError(f"--set {one}: the checkpoint's method has {there}")
         if name in values:
-            raise ValueError(f"--option {one}: {name} is given twice")
+            raise ValueError(f"--set {one}: {name} is given twice")
         try:
             values[name] = _parsed(fields[name].default, text)
         except ValueError:
             kind = type(fields[name].default).__name__
-            raise ValueError(f"--option {one}: {text!r} is no {kind}") from None
+            raise ValueError(f"--set {one}: {text!r} is no {kind}") from None
     return values
 
 

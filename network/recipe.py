@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from tool.cli import non_negative_float, positive_float, positive_int
 from tool.crf.post import Post
+from tool.flags import flag
 from tool.infer.scales import Views
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
-_IN_SHORT = ("steps", "batch_size", "accumulate", "crop", "long_side", "scale")
+_IN_SHORT: tuple[str, ...] = ("steps", "batch_size", "accumulate", "crop", "long_side", "scale")
 _IN_SHORT += ("lr", "momentum", "weight_decay", "warmup", "clip")
 SHORT = {"steps": 200, "crop": 224, "warmup": 50}
 SHORT_SGD = SHORT | {"lr": 0.005, "momentum": 0.9}
@@ -21,25 +23,30 @@ class Recipe:
     """Defaults of the flags of all four stages, as data. A flag on the command line wins.
 
     Attributes:
-        steps: Optimizer steps of the whole run.
-        epochs: If given, `steps` follows from it and the length of the list.
-        batch_size: Images per step, of all ranks together.
-        accumulate: Micro-batches per step. Each holds the same images whatever the number of ranks.
-        crop: Side of the training crop in pixels.
-        long_side: Range of the resized image's longer side in pixels, at this `crop`.
-        scale: If given, factors of the resize in place of `long_side`: two are a range, any other
-            number of them are choices.
-        jitter: Change the colours too.
-        backbone: Default on a machine with a GPU.
-        output_stride: Pixels per cell of the deepest tap.
+        steps: Optimizer steps of the whole run, which set the schedule of the learning rate.
+        epochs: How often each image is seen, in place of a number of steps.
+        batch_size: Images per step, of all ranks together. Change the learning rate in proportion.
+        accumulate: Micro-batches per step; more take less memory. Each holds the same images
+            whatever the number of ranks.
+        crop: Side of the training crop in pixels. A smaller one is faster and sees less context.
+        long_side: Range of the resized image's longer side in pixels. By default it grows with the
+            crop.
+        scale: Factors of the resize in place of a longer side: two are a range, any other number of
+            them are choices.
+        jitter: Change brightness, contrast, saturation and hue of each crop.
+        backbone: Network under the method. Take resnet38d for the papers' setting on a GPU, or
+            timm:NAME for any of timm's networks with feature maps; an unknown name lists more.
+        output_stride: Pixels per cell of the deepest features. A smaller one gives finer CAMs and
+            takes more memory; resnet38d always has 8.
         optimizer: "sgd", "adam" or "adamw".
-        lr: Learning rate of pretrained weights.
+        lr: Learning rate of pretrained weights; that of new layers is a multiple.
         rates: Factors on `lr` of pretrained weights and biases, new weights and biases.
-        momentum: Of SGD.
-        weight_decay: On weights, not on biases and norms.
-        warmup: Steps of a linear rise of the rates.
+        momentum: Momentum of SGD. The released hosts train without; a short run needs it.
+        weight_decay: Decay of the weights. Biases and norms have none.
+        warmup: Steps in which the learning rate rises linearly. Give some if the loss diverges at
+            the start.
         power: Of the polynomial decay of the rates; 0 for constant rates.
-        clip: Largest norm of the gradient; None for no limit.
+        clip: Largest norm of a step's gradient; a longer one is scaled down to it. 0 is no limit.
         scales: Factors on the size of an image, in inference.
         sides: Sides of the squares that an image is resized to in inference, in place of `scales`.
         mirror: Infer the mirror of each image too.
@@ -51,24 +58,26 @@ class Recipe:
         ValueError: The optimizer is unknown, or `short` has a name that it cannot change.
     """
 
-    steps: int = 20_000
-    epochs: float | None = None
-    batch_size: int = 8
-    accumulate: int = 1
-    crop: int = 448
-    long_side: tuple[int, int] = (448, 768)
-    scale: tuple[float, ...] | None = None
+    steps: int = flag(20_000, type=positive_int, exclusive="length")
+    epochs: float | None = flag(None, type=positive_float, exclusive="length")
+    batch_size: int = flag(8, type=positive_int, metavar="IMAGES")
+    accumulate: int = flag(1, type=positive_int, metavar="N")
+    crop: int = flag(448, type=positive_int, metavar="PIXELS")
+    long_side: tuple[int, int] = flag(
+        (448, 768), type=positive_int, exclusive="size", nargs=2, metavar=("LOW", "HIGH")
+    )
+    scale: tuple[float, ...] | None = flag(None, exclusive="size", metavar="FACTOR")
     jitter: bool = True
     backbone: str = "resnet38d"
-    output_stride: int = 16
+    output_stride: int = flag(16, type=positive_int, metavar="PIXELS")
     optimizer: str = "sgd"
     lr: float = 0.01
     rates: tuple[float, float, float, float] = (1, 2, 10, 20)
     momentum: float = 0.0
     weight_decay: float = 5e-4
-    warmup: int = 0
+    warmup: int = flag(0, metavar="STEPS")
     power: float = 0.9
-    clip: float | None = None
+    clip: float | None = flag(None, type=non_negative_float, metavar="NORM")
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     sides: tuple[int, ...] | None = None
     mirror: bool = True
@@ -76,34 +85,48 @@ class Recipe:
     post: Post = dataclasses.field(default_factory=Post)
 
     def __post_init__(self) -> None:
-        if self.short is None:  # by default the rates are those that cam, eps, ppc and fbr take
-            object.__setattr__(self, "short", SHORT_SGD if self.optimizer == "sgd" else SHORT)
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer {self.optimizer!r}: there are {', '.join(OPTIMIZERS)}")
-        if wrong := sorted(set(self.short) - set(_IN_SHORT)):
+        if wrong := sorted(set(self.short or ()) - set(_IN_SHORT)):
             raise ValueError(f"short: {', '.join(wrong)}: it may change {', '.join(_IN_SHORT)}")
 
     def chosen(self, short: bool) -> Recipe:
         """Return this recipe, or the one for a few hundred images."""
         if not short:
             return self
-        changed = {"long_side": self.long_side_for(self.short.get("crop", self.crop))}
-        if "steps" in self.short:
-            changed["epochs"] = None  # which would win over the steps
-        return dataclasses.replace(self, **(changed | dict(self.short)))
+        # By default the rates are those that cam, eps, ppc and fbr take.
+        default = SHORT_SGD if self.optimizer == "sgd" else SHORT
+        return self.changed(default if self.short is None else self.short)
+
+    def changed(self, given: Mapping[str, Any]) -> Recipe:
+        """Return this recipe with other values, such as those of the command line.
+
+        Raises:
+            ValueError: There is a momentum and the optimizer has none.
+        """
+        if given.get("momentum") and self.optimizer != "sgd":
+            raise ValueError(f"--momentum: this method is trained with {self.optimizer}")
+        values: dict[str, Any] = {"clip": self.clip, **given}
+        if "steps" in given:
+            values["epochs"] = None  # which would win over the steps
+        if "long_side" in given:
+            values["scale"] = None
+        else:
+            values["long_side"] = self.long_side_for(given.get("crop", self.crop))
+        values["clip"] = values["clip"] or None
+        return dataclasses.replace(self, **values)
 
     def views(self) -> Views:
-        """Return the sizes of the copies of an image, in inference."""
-        return Views(self.scales, self.sides)
+        """Return the copies of an image that pass through the network in inference."""
+        return Views(self.scales, self.sides, self.mirror)
 
     def long_side_for(self, crop: int) -> tuple[int, int]:
         """Return the range of the longer side that belongs to `crop`: both scale together."""
         low, high = self.long_side
         return round(low * crop / self.crop), round(high * crop / self.crop)
 
-    def steps_for(self, images: int, batch_size: int, epochs: float | None = None) -> int:
-        """Return the steps of a run on a list of `images`: by `epochs`, else the recipe's."""
-        epochs = epochs or self.epochs
-        if epochs is None:
+    def steps_for(self, images: int) -> int:
+        """Return the steps of a run on a list of `images`: those of `epochs`, else `steps`."""
+        if self.epochs is None:
             return self.steps
-        return max(1, round(epochs * images / batch_size))
+        return max(1, round(self.epochs * images / self.batch_size))

@@ -1,8 +1,9 @@
-"""Command-line conventions of all stages: a user's error ends in one clear line."""
+"""Command-line conventions of all commands: help that explains, errors in one clear line."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import math
 import os
@@ -10,21 +11,39 @@ import platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 SYSTEMS = "this project runs on Linux, on macOS, and in WSL on Windows"
+DEVICES = ("auto", "cpu", "cuda")
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
 class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that reports a bad command line in one line and adds `--traceback`."""
+    """An `ArgumentParser` with one form of help, which reports a bad command line in one line.
 
-    def __init__(self, **kwargs: object) -> None:
+    Args:
+        module: Name of the module that is the program; its docstring says what it does.
+        example: Flags of a useful call, shown at the end of the help.
+        more: A further paragraph of the help.
+    """
+
+    def __init__(self, module: str, *, example: str, more: str = "") -> None:
+        command = command_of(module)
         super().__init__(
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs
+            prog=command,
+            description=f"{sys.modules[module].__doc__ or ''}\n\n{more}",
+            epilog=f"Example:\n  {command} {example}",
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
         )
+        self.add_argument("-h", "--help", action="help", help="Show this help.")
         self.add_argument(
-            "--traceback", action="store_true", help="show the whole traceback of an error"
+            "--traceback",
+            action="store_true",
+            default=None,
+            help="Show the whole traceback of an error.",
         )
 
     def error(self, message: str) -> NoReturn:
@@ -32,6 +51,33 @@ class Parser(argparse.ArgumentParser):
         line = f"{self.prog}: error: {message} (--help lists the flags)\n"
         # All ranks have the same flags, so one of them speaks for all.
         self.exit(2, None if int(os.environ.get("RANK", 0)) else line)
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """A formatter that keeps paragraphs and examples, and adds defaults that say something."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks = text.strip().split("\n\n")
+        return "\n\n".join(
+            block if "\n  " in block else super(_HelpFormatter, self)._fill_text(block, width, "")
+            for block in blocks
+        )
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        value = getattr(action, "shown", action.default)
+        if value in (None, [], argparse.SUPPRESS, dataclasses.MISSING):
+            return action.help
+        shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        if isinstance(value, bool):
+            shown = "on" if value else "off"
+        return f"{action.help} Default: {shown.replace('%', '%%')}."
+
+
+class Renamed(argparse.Action):
+    """The old name of a flag, which ends in one line that names the new one (`const`)."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.error(f"{self.option_strings[0]} is now called {self.const}")
 
 
 def one_line(error: BaseException) -> str:
@@ -42,14 +88,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def program_name(path: str) -> str:
-    """Return what messages call a program: the name of its file, of a package's command both.
-
-    >>> program_name("/project/network/predict/__main__.py")
-    'network.predict'
-    """
-    *folders, name = path.split("/")
-    return ".".join(folders[-2:]) if name == "__main__.py" else name
+def command_of(module: str) -> str:
+    """Return the command that runs a module, as one types it, such as `python -m data.toy`."""
+    spec = sys.modules[module].__spec__  # None for a file that is run by its path
+    name = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    return f"python -m {name}" if "." in name else f"python {name}.py"
 
 
 def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
@@ -62,17 +105,16 @@ def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     Args:
         main: Takes the arguments, None for those of the process, and returns the exit status.
     """
+    command = command_of(main.__module__)
     if importlib.util.find_spec("fcntl") is None:  # file locks and process groups need POSIX
-        program = program_name(sys.argv[0])
-        print(f"{program}: error: {SYSTEMS}, not {platform.system()}", file=sys.stderr)
+        print(f"{command}: error: {SYSTEMS}, not {platform.system()}", file=sys.stderr)
         sys.exit(2)
     try:
         sys.exit(main(None) or 0)
     except USER_ERRORS as error:
         if "--traceback" in sys.argv:
             traceback.print_exc()
-        program = program_name(sys.argv[0])
-        print(f"{program}: error: {one_line(error)}", file=sys.stderr)
+        print(f"{command}: error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from network.backbones.cpu.folding import fold_frozen_norms
 from network.backbones.cpu.pointwise import replace_thin_strides
+from tool.formats.image import IMAGENET_MEAN, IMAGENET_STD
 
 TAP_NAMES = ("tap1", "tap2", "low", "mid", "high")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 AFFINITY = "affinity"  # a tap of every backbone; see `Backbone`
 AFFINITY_SUM = 12.0  # the sum of a row: Conformer-S adds the attention of 12 blocks
 _ANY = "<name>"  # at the end of an entry of `NAMES`: every name that begins like it

@@ -26,8 +26,8 @@ from network.options import check_option
 from network.options import option as option
 from network.recipe import Recipe as Recipe
 from tool.progress import Progress, derive_seed
-
-Batch = dict[str, Any]
+from tool.train.batch import Batch as Batch
+from tool.train.batch import part
 
 
 class Method(nn.Module):
@@ -81,6 +81,14 @@ class Method(nn.Module):
         self.config = config
         self.pretrained = pretrained
         self._metrics: dict[str, Tensor] = {}
+        self.build()
+
+    def build(self) -> None:
+        """Make the modules beside the backbone, and check the hyper-parameters.
+
+        Raises:
+            ValueError: A hyper-parameter or the backbone is not possible.
+        """
 
     def study(self, labels: Tensor) -> None:
         """Look at the labels of the training list, once, before the first step or a resumed one.
@@ -194,7 +202,7 @@ class Method(nn.Module):
         """
         if not set(self.infer_inputs) <= set(batch):
             return {}
-        score = self.score({key: batch[key][:1] for key in self.infer_inputs})
+        score = self.score(part(batch, slice(1), self.infer_inputs))
         if self.has_background:
             return {"cam": score[0].clamp(0, 1)}
         cam = over_maximum(score.clamp(min=0))[0]

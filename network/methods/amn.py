@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.backbones import Backbone
 from network.dropout import KeyedDropout
 from network.heads import Aspp, LabelConditioning
 from network.losses import (
+    add_up,
     balanced_cross_entropy,
     enlarge,
     min_max,
@@ -26,8 +25,9 @@ from network.losses import (
     resize,
     sum_of_mirrors,
 )
-from network.methods import Batch, Method, Recipe, option
+from network.methods import Batch, Method, Recipe
 from tool.crf.post import Post
+from tool.formats.cam import strided_size
 from tool.progress import Progress
 
 SEED_STRIDE = 4  # as in IRN; logits at every pixel would take 16 times the memory
@@ -67,22 +67,25 @@ class Amn(Method):
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        """The hyper-parameters of AMN."""
+        """The hyper-parameters of AMN.
 
-        smoothing: float = option(0.4, "label smoothing: share of the target of the other classes")
-        dropout: float = option(0.1, "of the label-conditioned features, while training")
+        Attributes:
+            smoothing: Label smoothing: the share of the target that all classes divide.
+            dropout: Share of the label-conditioned features that is dropped in training.
+        """
 
-    def __init__(
-        self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
-    ) -> None:
+        smoothing: float = 0.4
+        dropout: float = 0.1
+
+    def build(self) -> None:
+        """Make the conditioning on the label, and the classifier."""
+        config, channels = self.config, self.backbone.taps["high"].channels
         for name in ("smoothing", "dropout"):
             if not 0 <= getattr(config, name) < 1:
                 raise ValueError(f"{name} {getattr(config, name)} is not in [0, 1)")
-        super().__init__(backbone, num_classes, config, pretrained=pretrained)
-        channels = backbone.taps["high"].channels
-        self.condition = LabelConditioning(num_classes, channels)
+        self.condition = LabelConditioning(self.num_classes, channels)
         self.dropout = KeyedDropout(config.dropout, channels=False)
-        self.classifier = Aspp(channels, num_classes + 1)
+        self.classifier = Aspp(channels, self.num_classes + 1)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Compute `pixel`, the only term."""
@@ -141,8 +144,8 @@ class Amn(Method):
         # The mean logits of all scales and mirrors, on the cells of the image, then on its pixels.
         label, size = batch["label"][0], batch["size"]
         stride = self.backbone.taps["high"].stride
-        cells = tuple(-(-side // stride) for side in size)
-        total = sum(enlarge(resize(both, cells), stride, size) for both in scores)
+        cells = strided_size(size, stride)
+        total = add_up(enlarge(resize(both, cells), stride, size) for both in scores)
         logit = sum_of_mirrors(total) / sum(map(len, scores))  # (K+1, H, W)
         # The probabilities of the P present classes, stretched except on confident background.
         present = label.nonzero()[:, 0]

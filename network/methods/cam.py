@@ -6,12 +6,10 @@ Source: B. Zhou et al., CVPR 2016, in the fully convolutional form of PSA (CVPR 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.backbones import Backbone
 from network.heads import classifier
 from network.losses import classification, over_maximum
 from network.methods import Batch, Method
@@ -25,11 +23,9 @@ class Cam(Method):
     class Config:
         """No hyper-parameters: a plain classifier has none."""
 
-    def __init__(
-        self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
-    ) -> None:
-        super().__init__(backbone, num_classes, config, pretrained=pretrained)
-        self.classifier = classifier(backbone.taps["high"].channels, num_classes)
+    def build(self) -> None:
+        """Make the classifier."""
+        self.classifier = classifier(self.backbone.taps["high"].channels, self.num_classes)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Compute `cls`, the only term."""

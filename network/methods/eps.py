@@ -7,14 +7,12 @@ Differs from the release: background is channel 0; see `network.losses.saliency_
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from torch import Tensor
 
-from network.backbones import Backbone
 from network.heads import classifier
 from network.losses import classification, over_maximum, saliency_match
-from network.methods import Batch, Method, option
+from network.methods import Batch, Method
 from tool.progress import Progress
 
 
@@ -28,21 +26,21 @@ class Eps(Method):
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        """The hyper-parameters of EPS; the defaults are those for VOC."""
+        """The hyper-parameters of EPS; the defaults are those for VOC.
 
-        tau: float = option(
-            0.4, "a class whose area is salient by more than this share counts as foreground"
-        )
-        lam: float = option(
-            0.5, "weight of the foreground map against the inverted background map (COCO: 0.9)"
-        )
-        weight_sal: float = option(1.0, "weight of the saliency loss")
+        Attributes:
+            tau: A class counts as foreground if more than this share of its area is salient.
+            lam: Weight of the foreground map against the inverted background map; 0.9 for COCO.
+            weight_sal: Weight of the saliency loss.
+        """
 
-    def __init__(
-        self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
-    ) -> None:
-        super().__init__(backbone, num_classes, config, pretrained=pretrained)
-        self.classifier = classifier(backbone.taps["high"].channels, num_classes + 1)
+        tau: float = 0.4
+        lam: float = 0.5
+        weight_sal: float = 1.0
+
+    def build(self) -> None:
+        """Make the classifier, background first."""
+        self.classifier = classifier(self.backbone.taps["high"].channels, self.num_classes + 1)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Compute `cls` and `sal`."""

@@ -10,16 +10,15 @@ the rest.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.backbones import Backbone
 from network.contrast.fbr import NroiConfig, NroiContrast
 from network.heads import thresholded_average_pool
 from network.losses import full_precision, mean_of_views
-from network.methods import option
 from network.methods.ppc import HostConfig, Ppc, View
 from tool.progress import Progress
 
@@ -34,25 +33,27 @@ class Fbr(NroiContrast, Ppc):
     """PPC with TAP, and with `nce_intra` replaced by `nce_fg` and `nce_nroi`."""
 
     background_prototype = False
-    released = Ppc.released | _HEADS
+    released: Mapping[str, str] = {**Ppc.released, **_HEADS}
     released_unused = ("bg_bn.",)  # a BatchNorm that is frozen at its initial identity
     released_background = ("last", frozenset(_HEADS))
     training_only = (*Ppc.training_only, "segment_background.", "bank.")
 
     @dataclasses.dataclass(frozen=True)
     class Config(NroiConfig, HostConfig):
-        """The hyper-parameters of EPS, of PPC without `nce_intra`, and of FBR."""
+        """The hyper-parameters of EPS, of PPC without `nce_intra`, and of FBR.
 
-        tap_threshold: float = option(
-            0.10, "TAP keeps cells above this share of a channel's maximum"
-        )
-        weight_bg_sim: float = option(0.1, "weight of the foreground-background decorrelation")
+        Attributes:
+            tap_threshold: TAP averages the cells above this share of a channel's maximum.
+            weight_bg_sim: Weight of the decorrelation of foreground and background.
+        """
 
-    def __init__(
-        self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
-    ) -> None:
-        super().__init__(backbone, num_classes, config, pretrained=pretrained)
-        self.add_background(backbone.taps["high"].channels)
+        tap_threshold: float = 0.10
+        weight_bg_sim: float = 0.1
+
+    def build(self) -> None:
+        """Make the heads of PPC, and those of the background."""
+        super().build()
+        self.add_background(self.backbone.taps["high"].channels)
 
     def losses(self, batch: Any, progress: Progress) -> dict[str, Tensor]:
         """Compute the terms of the host, of the contrast and of the background."""

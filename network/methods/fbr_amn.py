@@ -9,18 +9,16 @@ as in the paper's figure. The README lists the rest.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.backbones import Backbone
 from network.contrast.cells import Cells, view_cells
 from network.contrast.fbr import NroiConfig, NroiContrast
 from network.heads import projection
 from network.losses import full_precision, image_cells
-from network.methods import Batch, option
+from network.methods import Batch
 from network.methods.amn import Amn
 from network.options import weights_of
 from tool.progress import Progress
@@ -48,19 +46,22 @@ class FbrAmn(NroiContrast, Amn):
 
     @dataclasses.dataclass(frozen=True)
     class Config(NroiConfig, Amn.Config):
-        """The hyper-parameters of AMN, and those of FBR with the defaults for this host."""
+        """The hyper-parameters of AMN, and those of FBR with the defaults for this host.
 
-        width: int = option(128, "channels D of the embedding")
-        quantile: float = option(0.4, "scores above this quantile are confident, not hard queries")
-        bank_size: int = option(100_000, "NROIs the bank keeps")
-        weight_nce_nroi: float = option(0.05, "weight of the pixel-to-NROI contrast")
+        Attributes:
+            width: Channels D of the embedding.
+        """
 
-    def __init__(
-        self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
-    ) -> None:
-        super().__init__(backbone, num_classes, config, pretrained=pretrained)
-        channels = backbone.taps["high"].channels
-        self.project_foreground = projection(channels, config.width)
+        width: int = 128
+        quantile: float = 0.4
+        bank_size: int = 100_000
+        weight_nce_nroi: float = 0.05
+
+    def build(self) -> None:
+        """Make the heads of AMN, the projection, and the heads of the background."""
+        super().build()
+        channels = self.backbone.taps["high"].channels
+        self.project_foreground = projection(channels, self.config.width)
         self.add_background(channels)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from network.backbones import TAP_NAMES, Backbone
+from network.backbones import TAP_NAMES
 from network.dropout import KeyedDropout
 from network.heads import BoundaryHead, DisplacementHead
-from network.losses import full_precision, resize, sum_of_mirrors
+from network.losses import add_up, full_precision, resize, sum_of_mirrors
 from network.methods import Batch, Method, Recipe, option
 from network.walk.affinity import affinity_losses, displacement_losses, pair_labels
 from network.walk.random_walk import pairs_within, path_affinity, random_walk
@@ -61,19 +61,25 @@ class Irn(Method):
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        """The hyper-parameters of IRN; those of the walk are used in inference only."""
+        """The hyper-parameters of IRN; all but `radius` are used in inference only.
 
-        radius: int = option(10, "pairs closer than this, in cells, are compared in training")
-        walk_radius: int = option(
-            5, "a step of the random walk reaches cells closer than this", inference=True
-        )
-        beta: float = option(10.0, "exponent of the affinity in the walk", inference=True)
-        exponent: int = option(8, "the walk has 2 to this power steps", inference=True)
-        power: float = option(1.0, "of the previous CAM before the walk (AMN: 1.3)", inference=True)
+        Attributes:
+            radius: Pairs of cells closer than this, in cells, are compared in training.
+            walk_radius: A step of the random walk reaches cells closer than this, in cells.
+            beta: Exponent of the affinity in the walk. A smaller one lets the CAMs spread further.
+            exponent: The walk has 2 to this power steps. Fewer steps keep small objects.
+            power: Exponent of the previous CAM before the walk; AMN takes 1.3.
+        """
 
-    def __init__(
-        self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
-    ) -> None:
+        radius: int = 10
+        walk_radius: int = option(5, inference=True)
+        beta: float = option(10.0, inference=True)
+        exponent: int = option(8, inference=True)
+        power: float = option(1.0, inference=True)
+
+    def build(self) -> None:
+        """Freeze the backbone, and make the two branches."""
+        config, backbone = self.config, self.backbone
         for name in ("radius", "walk_radius"):
             if not 2 <= getattr(config, name) <= 50:
                 raise ValueError(f"{name} {getattr(config, name)} is not in 2..50")
@@ -86,8 +92,7 @@ class Irn(Method):
                 f"method 'irn' needs a backbone of five taps: {backbone.name!r} has "
                 f"{', '.join(backbone.taps)}"
             )
-        super().__init__(backbone, num_classes, config, pretrained=pretrained)
-        if not pretrained:
+        if not self.pretrained:
             backbone.freeze_norms()
         backbone.requires_grad_(False)
         for module in backbone.modules():
@@ -157,7 +162,7 @@ class Irn(Method):
         label, previous = batch["label"][0], batch["cam"][0].float()
         present = label.nonzero()[:, 0]
         grid = max((both.shape[-2:] for both in scores), key=math.prod)
-        total = sum(resize(both, grid) for both in scores)
+        total = add_up(resize(both, grid) for both in scores)
         edge = (sum_of_mirrors(total)[0] / sum(map(len, scores))).sigmoid()  # (h, w)
         # The walk of the P present classes on this grid, and its result on the pixels.
         cam = previous.new_zeros((len(label), *batch["size"]))

@@ -7,16 +7,16 @@ CVPR 2020).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.backbones import Backbone
 from network.contrast.cells import Cells, view_cells
 from network.contrast.prototypes import intra_weights, nearest_prototypes, prototype_cross_entropy
 from network.heads import PixelCorrelation, projection
 from network.losses import (
+    add_up,
     classification,
     cross_refinement,
     equivariance,
@@ -27,11 +27,12 @@ from network.losses import (
     over_maximum,
     resize,
 )
-from network.methods import Batch, option
+from network.methods import Batch
 from network.methods.eps import Eps
 from network.options import weights_of
 from tool.parallel.dist import global_mean
 from tool.progress import Progress
+from tool.train.batch import part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,21 +58,29 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class HostConfig(Eps.Config):
-    """The hyper-parameters that PPC adds to EPS and FBR keeps."""
+    """The hyper-parameters that PPC adds to EPS and FBR keeps.
 
-    width: int = option(128, "channels D of the embedding")
-    bg_score: float = option(0.10, "constant background score of the cells' pseudo labels")
-    temperature_ppc: float = option(0.1, "temperature of the prototype contrast")
-    weight_cls_refined: float = option(1.0, "weight of the minimum pooling on the refined CAM")
-    weight_sal_refined: float = option(1.0, "weight of the saliency loss on the refined CAM")
-    weight_er: float = option(1.0, "weight of the equivariance of the views' CAMs")
-    weight_ecr: float = option(1.0, "weight of the cross refinement of the views")
-    weight_nce_prototype: float = option(
-        0.1, "weight of the contrast to the other view's prototypes"
-    )
-    weight_nce_pseudo: float = option(
-        0.1, "weight of the contrast by the other view's pseudo labels"
-    )
+    Attributes:
+        width: Channels D of the embedding.
+        bg_score: Background score of the cells' pseudo labels. A larger one gives more background.
+        temperature_ppc: Temperature of the contrast to prototypes and pseudo labels.
+        weight_cls_refined: Weight of the minimum pooling on the refined CAM.
+        weight_sal_refined: Weight of the saliency loss on the refined CAM.
+        weight_er: Weight of the equivariance of the two views' CAMs.
+        weight_ecr: Weight of the cross refinement of the two views.
+        weight_nce_prototype: Weight of the contrast to the other view's prototypes.
+        weight_nce_pseudo: Weight of the contrast by the other view's pseudo labels.
+    """
+
+    width: int = 128
+    bg_score: float = 0.10
+    temperature_ppc: float = 0.1
+    weight_cls_refined: float = 1.0
+    weight_sal_refined: float = 1.0
+    weight_er: float = 1.0
+    weight_ecr: float = 1.0
+    weight_nce_prototype: float = 0.1
+    weight_nce_pseudo: float = 0.1
 
 
 class Ppc(Eps):
@@ -81,25 +90,29 @@ class Ppc(Eps):
     """
 
     background_prototype = True
-    released = Eps.released | {
+    released: Mapping[str, str] = {
+        **Eps.released,
         "f8_3.weight": "correlation.low.weight",
         "f8_4.weight": "correlation.mid.weight",
         "f9.weight": "correlation.embed.weight",
     }
-    training_only = ("correlation.", "project_")
+    training_only: tuple[str, ...] = ("correlation.", "project_")
 
     @dataclasses.dataclass(frozen=True)
     class Config(HostConfig):
-        """The hyper-parameters of EPS and PPC."""
+        """The hyper-parameters of EPS and PPC.
 
-        weight_nce_intra: float = option(0.1, "weight of the contrast within a view")
+        Attributes:
+            weight_nce_intra: Weight of the contrast within a view.
+        """
 
-    def __init__(
-        self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
-    ) -> None:
-        super().__init__(backbone, num_classes, config, pretrained=pretrained)
-        taps = backbone.taps
-        self.project_foreground = projection(taps["high"].channels, config.width)
+        weight_nce_intra: float = 0.1
+
+    def build(self) -> None:
+        """Make the heads of the host, the projection and the pixel correlation."""
+        super().build()
+        taps = self.backbone.taps
+        self.project_foreground = projection(taps["high"].channels, self.config.width)
         self.correlation = PixelCorrelation(taps["low"].channels, taps["mid"].channels)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
@@ -192,7 +205,7 @@ class Ppc(Eps):
         intra = [
             self.intra_loss(embeddings[i], cells[i], progress, f"nce_intra.{i}") for i in (0, 1)
         ]
-        return terms | {"nce_intra": sum(intra) / 2}
+        return terms | {"nce_intra": add_up(intra) / 2}
 
     def prototype_losses(
         self, embeddings: list[Tensor], cells: list[Cells], progress: Progress
@@ -208,7 +221,7 @@ class Ppc(Eps):
             `nce_prototype`, which uses the other view's prototypes, and `nce_pseudo`, which uses
             the other view's pseudo labels.
         """
-        terms = {"nce_prototype": 0.0, "nce_pseudo": 0.0}
+        parts: dict[str, list[Tensor]] = {"nce_prototype": [], "nce_pseudo": []}
         for this, other in ((0, 1), (1, 0)):
             own = cells[this].local(cells[this].pseudo, progress)
             theirs = cells[other].local(cells[other].pseudo, progress)
@@ -219,14 +232,14 @@ class Ppc(Eps):
                 ("nce_prototype", cells[other], own),
                 ("nce_pseudo", cells[this], theirs),
             ):
-                loss, has = prototype_cross_entropy(
+                loss, has_positive = prototype_cross_entropy(
                     embeddings[this],
                     source,
                     positive.masked_fill(excluded, -1),
                     temperature=self.config.temperature_ppc,
                 )
-                terms[name] = terms[name] + global_mean(loss.sum(), has.sum()) / 2
-        return terms
+                parts[name].append(global_mean(loss.sum(), has_positive.sum()))
+        return {name: add_up(views) / 2 for name, views in parts.items()}
 
     def intra_loss(self, embedding: Tensor, cells: Cells, progress: Progress, name: str) -> Tensor:
         """Compute PPC's contrast within a view.
@@ -242,19 +255,19 @@ class Ppc(Eps):
         Returns:
             Scalar, this rank's share of the mean over the chosen cells.
         """
-        loss, has = prototype_cross_entropy(
+        loss, has_positive = prototype_cross_entropy(
             embedding,
             cells,
             cells.local(cells.pseudo, progress),
             temperature=self.config.temperature_ppc,
             negatives=nearest_prototypes(cells, first=4, last=13),
         )
-        weight = cells.local(intra_weights(cells, progress, name), progress) * has
+        weight = cells.local(intra_weights(cells, progress, name), progress) * has_positive
         return global_mean((loss * weight).sum(), weight.sum())
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Return the CAM and the refined CAM of the first image."""
-        first = {key: batch[key][:1] for key in self.inputs}
+        first = part(batch, slice(1), self.inputs)
         view = self.view(first["image"], first["saliency"], first["label"])
         mask = first["label"][0, :, None, None]
         return {

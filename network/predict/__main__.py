@@ -1,8 +1,8 @@
-"""`python -m network.predict IMAGE --checkpoint F`: a picture of an image, its CAMs, its mask."""
+"""Draw a picture of an image, its CAMs and its mask."""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,85 +12,88 @@ from PIL import Image
 
 from network.methods import Method
 from network.weights.restore import restore
-from tool.cli import Parser, positive_int, run_stage
+from tool.cli import DEVICES, positive_int, run_stage
 from tool.files import atomic_path
+from tool.flags import flag, parse_flags
 from tool.formats.image import decode
 from tool.infer.multiscale import infer_images, network_input
-from tool.infer.previous import (
-    PreviousOutputs,
-    add_previous_flags,
-    previous_outputs_from,
-    takes_previous_outputs,
-)
+from tool.infer.previous import PREVIOUS, PreviousFlags, PreviousOutputs, takes_previous_outputs
 from tool.infer.scales import at_scale
 from tool.parallel.dist import pick_device
 from tool.report.picture import heat, label_colours, strip
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line says.
+
+    Attributes:
+        image: A JPEG or PNG.
+        checkpoint: The checkpoint.pth of train_fbr.py.
+        classes: Names of the classes to show. By default the likeliest, if the method classifies.
+        top: Number of classes to show without --classes.
+        bg_threshold: The mask is background where no class is above T. By default T is the method's
+            threshold.
+        out: PNG to write. By default out/NAME_cam.png.
+        device: Where to compute. With auto it is a GPU if there is one.
+    """
+
+    image: Path = flag(positional=True)
+    checkpoint: Path
+    classes: list[str] | None = flag(None, metavar="NAME")
+    top: int = flag(2, type=positive_int, metavar="N")
+    bg_threshold: float | None = flag(None, metavar="T")
+    out: Path | None = None
+    device: str = flag("auto", choices=DEVICES)
+    previous: PreviousFlags = flag(title=PREVIOUS)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the picture of an image."""
-    args = parse(argv)
-    device = pick_device(args.device)
-    method, config = restore(args.checkpoint)
+    command = parse_flags(
+        Command, argv, example="photo.jpg --checkpoint out/toy-fbr-seed0/checkpoint.pth"
+    )
+    device = pick_device(command.device)
+    method, config = restore(command.checkpoint)
     method.to(device).eval()
-    image = decode(args.image, "RGB")
+    name, image = command.image.stem, decode(command.image, "RGB")
     names = config["class_names"]
-    previous = previous_outputs_from(args)
-    previous.require(method.infer_inputs, [args.image.stem])
-    chosen = chosen_classes(args, names)
+    previous = command.previous.outputs()
+    previous.require(method.infer_inputs, [name])
+    chosen = chosen_classes(command.classes or (), names)
     if not chosen and (method.conditioned or takes_previous_outputs(method.infer_inputs)):
         raise ValueError(
             f"method {config['method']!r} is given the image's classes: pass --classes, of "
             f"{', '.join(names)}"
         )
-    chosen = chosen or likeliest(method, image, args.top, device)
+    chosen = chosen or likeliest(method, image, command.top, device)
     if not chosen:
         raise ValueError(
             f"method {config['method']!r} does not classify: pass --classes, of {', '.join(names)}"
         )
-    maps = class_maps(
-        method, args.image.stem, image, label_of(chosen, len(names)), previous, device
-    )
-    mask = mask_of(maps, chosen, method, args.bg_threshold)
+    label = label_of(chosen, len(names))
+    maps = class_maps(method, name, image, label, previous, device)
+    mask = mask_of(maps, chosen, method, command.bg_threshold)
     foreground = maps[1:] if method.has_background else maps
     shown = [("image", np.asarray(image))]
     shown += [(names[i], heat(shown[0][1], foreground[i].numpy())) for i in chosen]
     picture = strip([*shown, ("mask", label_colours(shown[0][1], mask))])
-    out = args.out or Path("out") / f"{args.image.stem}_cam.png"
+    out = command.out or Path("out") / f"{name}_cam.png"
     with atomic_path(out) as temporary:
         Image.fromarray(picture).save(temporary)
     print(out)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the values of the flags."""
-    parser = Parser(prog="network.predict", description=__doc__)
-    add = parser.add_argument
-    add("image", type=Path, help="a JPEG or PNG")
-    add("--checkpoint", type=Path, required=True, help="checkpoint.pth of train_fbr.py")
-    add("--classes", nargs="+", help="names of the classes to show; None: the strongest")
-    add("--top", type=positive_int, default=2, help="how many classes, without --classes")
-    add(
-        "--bg-threshold",
-        type=float,
-        help="the mask is background below it; by default the method's threshold",
-    )
-    add_previous_flags(parser)
-    add("--out", type=Path, help="PNG to write; None: out/NAME_cam.png")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run")
-    return parser.parse_args(argv)
-
-
-def chosen_classes(args: argparse.Namespace, names: list[str]) -> list[int]:
-    """Return the 0-based indices of `--classes`, ascending; empty if it was not given.
+def chosen_classes(wanted: Sequence[str], names: list[str]) -> list[int]:
+    """Return the 0-based indices of the wanted classes, ascending.
 
     Raises:
         ValueError: A name is unknown; lists the known ones.
     """
-    for name in args.classes or ():
+    for name in wanted:
         if name not in names:
             raise ValueError(f"unknown class {name!r}: there are {', '.join(names)}")
-    return sorted({names.index(name) for name in args.classes or ()})
+    return sorted({names.index(name) for name in wanted})
 
 
 @torch.inference_mode()

@@ -11,8 +11,8 @@ from network.methods import released_background
 
 PLACES = ("first", "last", "none")
 BACKGROUND_HELP = (
-    "position of the background map in a foreign classifier, if the file does not show it: first "
-    "(SEAM, PPC), last (EPS) or none (PSA)"
+    "Position of the background map in a foreign classifier, if the file does not show it: first "
+    "(SEAM, PPC), last (EPS) or none (PSA)."
 )
 
 

@@ -1,35 +1,42 @@
-"""`python -m tool.download checkpoints|pseudo-labels|saliency|weights|u2net`: released files.
+"""Download a released file, check it, and unpack it if it is an archive.
 
-Resumed where it was interrupted, or from the start where the host cannot resume. Address and
-SHA-256 of a file are recorded on first sight in `sha256.json` beside it and checked ever after; an
-archive is unpacked into a folder of its own.
+A download is resumed where it was interrupted, or starts over if the host cannot resume. Address
+and SHA-256 of a file are recorded on first sight in `sha256.json` beside it, and checked ever
+after. An archive is unpacked into a folder of its own.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from tool.cli import Parser, run_stage
+from tool.cli import run_stage
 from tool.download.fetch import FOLDER, SOURCES, get
+from tool.flags import flag, parse_flags
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line says.
+
+    Attributes:
+        what: What to download: the released checkpoints, pseudo labels, saliency maps or ImageNet
+            weights, or U2-Net for saliency maps of your own photographs.
+        out: Parent of the folder that receives the file.
+        url: Another address of the same thing. By default a file that exists is taken, else the
+            known address.
+    """
+
+    what: str = flag(positional=True, choices=tuple(SOURCES))
+    out: Path = FOLDER
+    url: str | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Download one file, check it, and unpack it."""
-    args = parse(argv)
-    get(args.what, out=args.out, url=args.url)
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the flags."""
-    parser = Parser(prog="tool.download", description=__doc__)
-    parser.add_argument("what", choices=tuple(SOURCES), help="what to download")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="parent folder")
-    parser.add_argument(
-        "--url", help="another address of the same thing; None: the known one, or what is there"
-    )
-    return parser.parse_args(argv)
+    command = parse_flags(Command, argv, example="checkpoints")
+    get(command.what, out=command.out, url=command.url)
 
 
 if __name__ == "__main__":

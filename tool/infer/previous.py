@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tool.formats.cam import Cam, check_size, load_cam, strided_size
+from tool.formats.cam import Cam, check_maps, load_cam, strided_size
+from tool.formats.image import check_size
 from tool.formats.mask import load_mask
 from tool.formats.predictions import check_classes, read_mask, require_files
 
@@ -28,7 +28,6 @@ class Kind:
         plural: The key in the plural: what a run's configuration calls the origin of the files.
         what: Name of the files in messages, plural.
         made_by: The command that makes them.
-        text: Help of the flag.
     """
 
     key: str
@@ -36,7 +35,6 @@ class Kind:
     plural: str
     what: str
     made_by: str
-    text: str
 
     @property
     def flag(self) -> str:
@@ -47,34 +45,13 @@ class Kind:
 KINDS = {
     kind.key: kind
     for kind in (
-        Kind(
-            "seed",
-            ".png",
-            "seeds",
-            "seeds",
-            "crf_postprocess.py --cam-dir ... --seed",
-            "folder of seeds (255 = unknown) from crf_postprocess.py --seed",
-        ),
-        Kind("cam", ".npy", "cams", "CAMs", "infer_cam.py", "folder of CAMs from infer_cam.py"),
-        Kind(
-            "mask",
-            ".png",
-            "masks",
-            "masks",
-            "crf_postprocess.py",
-            "folder of pseudo masks from crf_postprocess.py; in training `truth` stands for the "
-            "dataset's own masks, which gives an upper bound and is no weak supervision",
-        ),
-        Kind(
-            "boundary",
-            ".png",
-            "boundaries",
-            "boundary labels",
-            "a program of your own",
-            "folder of boundary labels: 8-bit PNGs of the images' sizes, 255 = unknown",
-        ),
+        Kind("seed", ".png", "seeds", "seeds", "crf_postprocess.py --cam-dir ... --seeds"),
+        Kind("cam", ".npy", "cams", "CAMs", "infer_cam.py"),
+        Kind("mask", ".png", "masks", "masks", "crf_postprocess.py"),
+        Kind("boundary", ".png", "boundaries", "boundary labels", "a program of your own"),
     )
 }
+PREVIOUS = "files of previous stages, which some methods read"  # title of their flags
 INFERABLE = ("seed", "cam")  # in inference
 
 
@@ -148,10 +125,7 @@ class PreviousOutputs:
         """
         path = self.folders[key] / f"{image_id}{KINDS[key].suffix}"
         mask = load_mask(path) if num_classes is None else read_mask(path, num_classes)
-        if mask.shape != tuple(size):
-            raise ValueError(
-                f"{path} is {mask.shape[1]}x{mask.shape[0]}, its image is {size[1]}x{size[0]}"
-            )
+        check_size(path, mask.shape, "its image", size)
         return mask
 
     def read_cam(
@@ -174,10 +148,7 @@ class PreviousOutputs:
         path = self.folders["cam"] / f"{image_id}.npy"
         cam = load_cam(path, label=label)
         check_classes(path, cam.class_index, num_classes)
-        try:
-            check_size(cam, size)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        check_maps(cam, size, path)
         return cam.foreground()
 
 
@@ -201,14 +172,19 @@ def takes_previous_outputs(inputs: Collection[str]) -> bool:
     return not set(KINDS).isdisjoint(inputs)
 
 
-def add_previous_flags(parser: argparse.ArgumentParser, keys: Sequence[str] = INFERABLE) -> None:
-    """Add `--seed-dir` and its like for these kinds; `previous_outputs_from` reads them."""
-    group = parser.add_argument_group("files of a previous stage, for the methods that take them")
-    for key in keys:
-        group.add_argument(KINDS[key].flag, type=Path, help=KINDS[key].text)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreviousFlags:
+    """The flags that name the folders of previous stages, `--KEY-dir` for each kind.
 
+    Attributes:
+        seed_dir: Folder of confident seeds (255 = unknown), from crf_postprocess.py --seeds.
+        cam_dir: Folder of CAMs, from infer_cam.py.
+    """
 
-def previous_outputs_from(args: argparse.Namespace) -> PreviousOutputs:
-    """Return the folders that the flags of `add_previous_flags` name."""
-    folders = {key: getattr(args, f"{key}_dir", None) for key in KINDS}
-    return PreviousOutputs({key: folder for key, folder in folders.items() if folder is not None})
+    seed_dir: Path | None = None
+    cam_dir: Path | None = None
+
+    def outputs(self) -> PreviousOutputs:
+        """Return the folders that were given."""
+        folders = {key: getattr(self, f"{key}_dir", None) for key in KINDS}
+        return PreviousOutputs({key: folder for key, folder in folders.items() if folder})

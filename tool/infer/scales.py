@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -40,6 +41,7 @@ class Views:
     Attributes:
         scales: Factors on the size of the image.
         sides: Sides of squares in pixels, in place of `scales`; the aspect ratio is lost.
+        mirror: The mirror of each copy passes through the network too.
 
     Raises:
         ValueError: There is none, or one is not positive.
@@ -47,6 +49,7 @@ class Views:
 
     scales: tuple[float, ...] = (1.0,)
     sides: tuple[int, ...] | None = None
+    mirror: bool = True
 
     def __post_init__(self) -> None:
         if self.sides is not None:
@@ -61,6 +64,7 @@ class Views:
             return [at_side(image, side) for side in self.sides]
         return [at_scale(image, scale) for scale in self.scales]
 
-    def note(self) -> dict[str, list[float]]:
-        """Return what provenance notes of the sizes."""
-        return {"scales": list(self.scales)} if self.sides is None else {"sides": list(self.sides)}
+    def note(self) -> dict[str, Any]:
+        """Return what provenance notes of the copies."""
+        sizes = {"scales": list(self.scales)} if self.sides is None else {"sides": list(self.sides)}
+        return sizes if self.mirror else {**sizes, "mirror": False}

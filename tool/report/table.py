@@ -1,7 +1,8 @@
-"""`python -m tool.report.table DIR`: a Markdown table of the runs of `scripts/compare*.sh`."""
+"""Print a Markdown table of the runs of `scripts/compare.sh`."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import statistics
@@ -9,9 +10,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tool.cli import Parser, run_stage
+from tool.cli import run_stage
+from tool.flags import flag, parse_flags
 
 COLUMNS = ("CAM", "CAM oracle", "masks", "leak", "seeds")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line says.
+
+    Attributes:
+        directory: Folder of the runs METHOD-seedN, the OUT of scripts/compare.sh.
+        methods: Rows of the table, in this order. By default every method of the folder.
+    """
+
+    directory: Path = flag(positional=True)
+    methods: list[str] | None = flag(None, metavar="METHOD")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,19 +35,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         FileNotFoundError: The folder has no finished run.
     """
-    parser = Parser(prog="tool.report.table", description=__doc__)
-    parser.add_argument("directory", type=Path, help="OUT of that script")
-    parser.add_argument("--methods", nargs="+", default=None, help="rows and their order")
-    args = parser.parse_args(argv)
-    runs = find_runs(args.directory)
+    command = parse_flags(Command, argv, example="out/compare-toy --methods cam eps ppc fbr")
+    runs = find_runs(command.directory)
     if not runs:
         raise FileNotFoundError(
-            f"no METHOD-seedN/miou.json in {args.directory}: run scripts/compare.sh"
+            f"no METHOD-seedN/miou.json in {command.directory}: run scripts/compare.sh"
         )
     names = (cam_column(path for paths in runs.values() for path in paths), *COLUMNS[1:])
     print(f"| method | {' | '.join(names)} |")
     print("|---" * (len(COLUMNS) + 1) + "|")
-    for method in args.methods or sorted(runs):
+    for method in command.methods or sorted(runs):
         cells = row([figures(run) for run in runs.get(method, [])])
         print(f"| `{method}` | {' | '.join(cells)} |")
 

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from tool.parallel import dist
 from tool.progress import Progress
+from tool.train.batch import Batch, Trainable, part
 from tool.train.log import RunLog
 
 
@@ -63,7 +64,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._before = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -139,7 +140,7 @@ def total_loss(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
         raise ValueError(
             f"terms and weights differ: {', '.join(sorted(set(terms) ^ set(weights)))}"
         )
-    return sum(weights[name] * term for name, term in terms.items())
+    return functools.reduce(torch.add, (weights[name] * term for name, term in terms.items()))
 
 
 def set_rates(optimizer: torch.optim.Optimizer, progress: Progress, settings: Settings) -> float:
@@ -157,32 +158,33 @@ def set_rates(optimizer: torch.optim.Optimizer, progress: Progress, settings: Se
     return factor
 
 
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return the batch with its tensors on `device`."""
-    return {
+    moved = {
         key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
         for key, value in batch.items()
     }
+    return cast(Batch, moved)
 
 
-def split(batch: dict[str, Any], parts: int) -> Iterator[dict[str, Any]]:
+def split(batch: Batch, parts: int) -> Iterator[Batch]:
     """Yield `parts` equal micro-batches in image order."""
     size = len(batch["image_id"]) // parts
     for first in range(0, size * parts, size):
-        yield {key: value[first : first + size] for key, value in batch.items()}
+        yield part(batch, slice(first, first + size))
 
 
 def fit(
-    method: nn.Module,
+    method: Trainable,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[dict[str, Any]],
+    batches: Iterable[Batch],
     *,
     start: Progress,
     settings: Settings,
     device: torch.device,
-    finish: Callable[[dict[str, Any]], dict[str, Any]],
+    transform: Callable[[Batch], Batch],
     log: RunLog | None,
-    save: Callable[[int], None],
+    save: Callable[[int], object],
 ) -> int | None:
     """Train from `start.step` to the end of `batches`.
 
@@ -193,7 +195,7 @@ def fit(
         start: The first step.
         settings: The settings of the loop.
         device: The device that computes.
-        finish: Turns a batch on the device into one that the method expects.
+        transform: Turns a batch on the device into one that the method expects.
         log: The log on rank 0; None on the other ranks.
         save: Takes the number of steps done, and writes a checkpoint.
 
@@ -204,16 +206,14 @@ def fit(
     Raises:
         FloatingPointError: A loss is not finite. The last checkpoint stays as it is.
     """
-    model = method
-    if dist.world_size() > 1:
-        model = distributed(method)
+    model = distributed(method) if dist.world_size() > 1 else method
     method.train()
     history, clock = History(), Clock(settings.batch_size, start.step)
     bar = tqdm(total=settings.steps, initial=start.step, disable=log is None, mininterval=1.0)
     with Interrupt() as interrupt, bar:
         for step, batch in enumerate(batches, start=start.step):
             progress = dataclasses.replace(start, step=step)
-            batch = finish(to_device(batch, device))
+            batch = transform(to_device(batch, device))
             factor = set_rates(optimizer, progress, settings)
             take_step(model, method, optimizer, batch, progress, settings, history)
             done = step + 1
@@ -237,7 +237,7 @@ def fit(
     return None
 
 
-def distributed(method: nn.Module) -> DistributedDataParallel:
+def distributed(method: Trainable) -> DistributedDataParallel:
     """Wrap a method so that its gradients are averaged over all ranks.
 
     Buffers are not synchronised during training, because each rank computes the same bank. The
@@ -250,7 +250,8 @@ def distributed(method: nn.Module) -> DistributedDataParallel:
     # The first name exists since torch 2.14, where the second one causes a warning.
     names = inspect.signature(DistributedDataParallel.__init__).parameters
     flag = next(name for name in ("forward_sync_buffers", "broadcast_buffers") if name in names)
-    return DistributedDataParallel(method, **{flag: False})
+    settings: dict[str, Any] = {flag: False}
+    return DistributedDataParallel(cast(nn.Module, method), **settings)
 
 
 def _with_strides(gradient: Tensor, *, stride: tuple[int, ...]) -> Tensor:
@@ -262,10 +263,10 @@ def _with_strides(gradient: Tensor, *, stride: tuple[int, ...]) -> Tensor:
 
 
 def take_step(
-    model: nn.Module,
-    method: nn.Module,
+    model: Trainable | DistributedDataParallel,
+    method: Trainable,
     optimizer: torch.optim.Optimizer,
-    batch: dict[str, Any],
+    batch: Batch,
     progress: Progress,
     settings: Settings,
     history: History,
@@ -282,14 +283,14 @@ def take_step(
         history: Receives the loss, the terms and the metrics of each micro-batch.
     """
     optimizer.zero_grad(set_to_none=True)
-    for micro, part in enumerate(split(batch, settings.accumulate)):
+    for micro, images in enumerate(split(batch, settings.accumulate)):
         now = dataclasses.replace(progress, micro=micro)
-        part = method.before_losses(part, now)
+        images = method.before_losses(images, now)
         with torch.autocast(batch["image"].device.type, torch.bfloat16, enabled=settings.amp):
-            terms = model(part, now)
+            terms = model(images, now)
         loss = total_loss(terms, method.weights())
         (loss / settings.accumulate).backward()
-        history.add(progress.step, {"loss": loss, **terms, **method.metrics()}, part["image_id"])
+        history.add(progress.step, {"loss": loss, **terms, **method.metrics()}, images["image_id"])
     if settings.clip is not None:
         trained = [parameter for parameter in method.parameters() if parameter.grad is not None]
         nn.utils.clip_grad_norm_(trained, settings.clip)
@@ -301,7 +302,7 @@ def stop_requested(interrupt: Interrupt, done: int, settings: Settings) -> bool:
     """Return whether to stop now; several ranks agree on it every `log_every` steps."""
     if dist.world_size() == 1:
         return interrupt.signal is not None
-    return done % settings.log_every == 0 and dist.agree(interrupt.signal is not None)
+    return done % settings.log_every == 0 and dist.any_rank(interrupt.signal is not None)
 
 
 class Clock:

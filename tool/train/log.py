@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from tool.files import atomic_path
+from tool.train.batch import Batch, Trainable
 
 
 class RunLog:
@@ -44,7 +45,7 @@ class RunLog:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def picture(self, step: int, batch: dict[str, Any], method: nn.Module) -> None:
+    def picture(self, step: int, batch: Batch, method: Trainable) -> None:
         """Write `pictures/STEP.png`: the first image, the method's maps of it, their pseudo label.
 
         Args:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import math
 import platform
-import subprocess
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tool.files import atomic_path, file_hash
+from tool.files import as_json, file_hash, first_few, write_json
 from tool.formats.checkpoint import LARGEST_INT, load_checkpoint, plain_tensors, save_checkpoint
+from tool.parallel import dist
+from tool.provenance import commit, version
 
 CHECKPOINT = "checkpoint.pth"
 COUNTER = "num_batches_tracked"  # a norm's counter is no weight, and a frozen norm has none
@@ -44,13 +44,12 @@ def write_config(
     content = {
         "config": config,
         **({"weights": start} if not resumed else _noted_weights(path)),
-        "flags": {name: _plain(value) for name, value in flags.items()},
-        "commit": _commit(),
-        "versions": {name: _version(name) for name in _PACKAGES}
+        "flags": flags,
+        "commit": commit(),
+        "versions": {name: version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
     }
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(path, as_json(content))
 
 
 def _noted_weights(path: Path) -> dict[str, Any]:
@@ -64,16 +63,20 @@ def _noted_weights(path: Path) -> dict[str, Any]:
 
 def save_run(
     directory: Path,
+    step: int,
     *,
     method: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     config: dict[str, Any],
-    step: int,
 ) -> None:
     """Write `checkpoint.pth`: model with its bank, optimizer, and the number of steps done.
 
+    Only the rank that writes shared files does.
+
     Every draw is keyed by the step. So the step is the state of the data and of the randomness.
     """
+    if not dist.is_main():
+        return
     content = {
         "method": config["method"],
         "config": config,
@@ -112,10 +115,10 @@ def resume_run(
     checkpoint = load_checkpoint(path)
     theirs = checkpoint["config"]
     for name in dict.fromkeys((*config, *theirs)):  # a setting that is not used may be left out
-        if _plain(theirs.get(name)) != _plain(config.get(name)):
+        if as_json(theirs.get(name)) != as_json(config.get(name)):
             raise ValueError(
-                f"{path} was made with {name} = {_plain(theirs.get(name))}, this run has "
-                f"{_plain(config.get(name))}: use the same settings to resume, or another --out"
+                f"{path} was made with {name} = {as_json(theirs.get(name))}, this run has "
+                f"{as_json(config.get(name))}: use the same settings to resume, or another --out"
             )
     if checkpoint["step"] > config.get("steps", LARGEST_INT):
         raise ValueError(
@@ -245,7 +248,7 @@ def _refuse(path: Path | str, wrong: Sequence[str]) -> None:
     if wrong:
         raise ValueError(
             f"{path} does not fit this method and number of classes: {len(wrong)} tensors differ, "
-            f"first {', '.join(wrong[:3])}"
+            f"first {first_few(wrong)}"
         )
 
 
@@ -278,31 +281,3 @@ def state_names(method: torch.nn.Module) -> list[str]:
     declared = [n for n, module in method.named_modules() if getattr(module, "is_state", False)]
     inside = tuple(f"{name}." for name in declared)
     return [name for name in method.state_dict() if name.startswith(inside)]
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as JSON gives it back: tuples become lists, paths become strings."""
-    return json.loads(json.dumps(value, default=str))
-
-
-def _commit() -> str | None:
-    """Return the commit of the code, None if git cannot tell."""
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    """Return the version of an installed package, None if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

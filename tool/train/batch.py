@@ -1,0 +1,63 @@
+"""A batch: one dictionary for all methods, and what the training loop knows of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, TypedDict, cast
+
+from torch import Tensor, nn
+
+from tool.progress import Progress
+
+
+class Batch(TypedDict, total=False):
+    """The keys of a batch; a method's `inputs` say which of them it gets.
+
+    Attributes:
+        image_id: N ids.
+        image: (N, 3, H, W) float32, normalised with the backbone's mean and std.
+        label: (N, K) float32 {0, 1}, image-level, without background.
+        saliency: (N, 1, H, W) float32 in [0, 1], from an off-the-shelf network.
+        valid: (N, 1, H, W) bool, False where the crop is padding.
+        seed: (N, H, W) int64 in 0..K or 255, confident seeds of a previous stage.
+        mask: (N, H, W) int64 in 0..K or 255, pseudo masks.
+        boundary: (N, H, W) uint8, boundary labels.
+        cam: (N, K, h, w) float32 in [0, 1], CAMs of a previous stage, without background.
+        size: (H, W) of the maps of an image, in inference.
+        sizes: (h, w) of each scaled copy of an image, in inference.
+    """
+
+    image_id: list[str]
+    image: Tensor
+    label: Tensor
+    saliency: Tensor
+    valid: Tensor
+    seed: Tensor
+    mask: Tensor
+    boundary: Tensor
+    cam: Tensor
+    size: tuple[int, int]
+    sizes: list[tuple[int, int]]
+
+
+def part(batch: Batch, images: slice, keys: Iterable[str] | None = None) -> Batch:
+    """Return some images of a batch, and some of its keys; None for all."""
+    values: dict[str, Any] = dict(batch)
+    return cast(Batch, {key: values[key][images] for key in keys or values})
+
+
+class Trainable(Protocol):
+    """What the training loop and its log know of a method; `network.methods.Method` is one."""
+
+    has_background: bool
+    recipe: Any
+
+    def __call__(self, batch: Batch, progress: Progress) -> dict[str, Tensor]: ...
+    def before_losses(self, batch: Batch, progress: Progress) -> Batch: ...
+    def weights(self) -> dict[str, float]: ...
+    def metrics(self) -> dict[str, Tensor]: ...
+    def after_step(self, progress: Progress) -> None: ...
+    def pictures(self, batch: Batch) -> dict[str, Tensor]: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def train(self) -> Any: ...
+    def eval(self) -> Any: ...
