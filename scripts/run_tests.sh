@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, then runs the linter and the tests.
+# Sets up, then runs the linter, the type checker and the tests.
 #
 #   bash scripts/run_tests.sh            the quick tier: 7 minutes on two cores
 #   bash scripts/run_tests.sh --all      all, 24 minutes: also kills, whole scripts, the benchmarks' command for a GPU
@@ -16,5 +16,6 @@ PYTHON="$(bash scripts/setup.sh --tests)"
 for script in scripts/*.sh benchmarks/*.sh .ci/run; do bash -n "$script"; done
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
+"$PYTHON" -m mypy
 export OMP_NUM_THREADS=1                     # one thread per test process
 exec "$PYTHON" -m pytest --numprocesses "${TEST_PROCESSES:-auto}" ${tier[@]+"${tier[@]}"} "$@"

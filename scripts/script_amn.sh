@@ -61,7 +61,7 @@ infer() {  # folder, flags ...
   "$PYTHON" infer_cam.py --checkpoint "$1/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$1/cam" "${@:2}"
 }
 seeds() {  # folder of CAMs, folder of seeds; the thresholds are those of the method that made the CAMs
-  "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2" --seed
+  "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2" --seeds
 }
 masks() {  # folder of CAMs, folder, flags ...
   "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2/mask" "${@:3}"
@@ -90,4 +90,4 @@ masks "$source/cam" "$source"
 train irn "$OUT/3-irn" --seed-dir "$source/seed" --power "$power" ${size[@]+"${size[@]}"} $IRN_FLAGS
 # shellcheck disable=SC2086
 infer "$OUT/3-irn" --cam-dir "$source/cam" ${IRN_SCALES:+--scales $IRN_SCALES}
-masks "$OUT/3-irn/cam" "$OUT/3-irn" --no-crf "$BG"
+masks "$OUT/3-irn/cam" "$OUT/3-irn" --threshold "$BG"
