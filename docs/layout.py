@@ -7,6 +7,7 @@ its own.
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -80,18 +81,14 @@ def floors(graph: dict[str, set[str]]) -> list[list[str]]:
     """Return the nodes in floors: each stands one above the highest that it imports.
 
     Raises:
-        ValueError: Some import each other in a circle; names them.
+        graphlib.CycleError: Some import each other in a circle; names them.
     """
-    height: dict[str, int] = {}
-    left = dict(graph)
-    while left:
-        ready = [node for node, targets in left.items() if targets <= set(height)]
-        if not ready:
-            raise ValueError(f"imports in a circle among {', '.join(sorted(left))}")
-        for node in ready:
-            height[node] = 1 + max((height[target] for target in left.pop(node)), default=-1)
-    ordered = sorted(height)
-    return [[n for n in ordered if height[n] == h] for h in range(max(height.values()) + 1)]
+    sorter, ordered = graphlib.TopologicalSorter(graph), []
+    sorter.prepare()
+    while sorter.is_active():
+        ordered.append(sorted(sorter.get_ready()))
+        sorter.done(*ordered[-1])
+    return ordered
 
 
 def package_graph() -> dict[str, set[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -178,7 +179,9 @@ def test_fbr_adds_to_amn_and_leaves_its_term_alone() -> None:
 def test_the_recipe_is_adam_without_a_schedule() -> None:
     method = make_method("amn", pretrained=True)
     assert (method.recipe.optimizer, method.recipe.power) == ("adam", 0.0)
-    assert method.recipe.steps_for(10_582, 16) == math.floor(5 * 10_582 / 16 + 0.5)
+    assert dataclasses.replace(method.recipe, batch_size=16).steps_for(10_582) == math.floor(
+        5 * 10_582 / 16 + 0.5
+    )
     old = {id(p) for p in method.backbone.parameters()}
     for group in method.param_groups(5e-6, 1e-4):
         for parameter in group["params"]:

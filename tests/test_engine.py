@@ -67,7 +67,7 @@ def train(
         start=Progress(steps=steps),
         settings=Settings(steps=steps, batch_size=4, **settings),
         device=torch.device("cpu"),
-        finish=lambda batch: batch,
+        transform=lambda batch: batch,
         log=None,
         save=(saved if saved is not None else []).append,
     )

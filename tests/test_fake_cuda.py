@@ -17,7 +17,7 @@ from fake_cuda import no_generator as stand_in
 from method_cases import METHODS, MIXED, make_batch, make_method
 from torch import Tensor
 
-from data.colour import Finish, draw_jitter
+from data.colour import DeviceTransform, draw_jitter
 from network.methods import Method
 from network.walk.random_walk import pairs_within, path_affinity
 from tool.crf import mean_field
@@ -159,7 +159,7 @@ def test_the_augmentation_stays_on_the_device() -> None:
         "seed": torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
     }
     with watched():
-        finish = Finish((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), CUDA)
+        finish = DeviceTransform((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), CUDA)
         finished = finish(fake_batch(batch, CUDA))
         assert {value.device.type for value in finished.values()} == {CUDA.type}
         assert finished["image"].dtype == torch.float32

@@ -1,4 +1,4 @@
-"""`infer_cam.py --option`: hyper-parameters of inference, in place of those trained with."""
+"""`infer_cam.py --set`: hyper-parameters of inference, in place of those trained with."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def irn(tmp_path: Path, folder_dataset: Path) -> list[object]:
 
 
 def walk(flags: list[object], out: Path, *options: str) -> Result:
-    return run("infer_cam.py", *flags, "--out", out, *(["--option", *options] if options else []))
+    return run("infer_cam.py", *flags, "--out", out, *(["--set", *options] if options else []))
 
 
 def test_options_change_the_walk_and_belong_to_their_folder(irn, tmp_path) -> None:
@@ -74,11 +74,11 @@ def test_show_takes_the_files_of_the_earlier_stage(irn, tmp_path, folder_dataset
         (["beta=-1"], "must be above 0"),
         (["beta=nan"], "beta is nan"),
         (["walk_radius=2000"], "is not in 2..50"),
-        (["exponent=1", "--option", "exponent=8"], "given twice"),
+        (["exponent=1", "--set", "exponent=8"], "given twice"),
     ],
 )
 def test_bad_options_are_refused(irn, tmp_path, options, reason) -> None:
-    assert_refused(walk(irn, tmp_path / "out", *options), f"--option {options[0]}"[:15], reason)
+    assert_refused(walk(irn, tmp_path / "out", *options), f"--set {options[0]}"[:15], reason)
     assert not (tmp_path / "out" / "a1.npy").exists()
 
 

@@ -226,5 +226,5 @@ def test_a_command_of_a_package_is_named_after_its_folder() -> None:
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith("network.predict: error: ")
+    assert done.stderr.startswith("python -m network.predict: error: ")
     assert done.stderr.count("\n") == 1

@@ -106,7 +106,7 @@ def cases(data: list[object], crf: Case) -> dict[str, Case]:
     """Every command with workers; the checkpoints that they start from are made here."""
     root, folder = data[-1], data[-1].parent
     cams = ["--cam-dir", folder / "cam"]
-    seeds = [*data, *cams, "--out", folder / "seed", "--seed", 0.3, 0.05, "--workers", 1]
+    seeds = [*data, *cams, "--out", folder / "seed", "--seeds", 0.3, 0.05, "--workers", 1]
     assert run("crf_postprocess.py", *seeds).returncode == 0
     infer = {}
     for method, more in (("cam", []), ("irn", ["--seed-dir", folder / "seed"])):

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.backbones import Backbone
 from network.heads import classifier
 from network.losses import over_maximum
 from network.methods import Batch, Method, Recipe, option
@@ -34,11 +32,9 @@ class TrialWalk(Method):
 
         walk_steps: int = option(4, "steps of the walk", inference=True)
 
-    def __init__(
-        self, backbone: Backbone, num_classes: int, config: Any, *, pretrained: bool
-    ) -> None:
-        super().__init__(backbone, num_classes, config, pretrained=pretrained)
-        self.edge = classifier(backbone.taps["high"].channels, 2)
+    def build(self) -> None:
+        """Make the head."""
+        self.edge = classifier(self.backbone.taps["high"].channels, 2)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """`edge` where the label is not 255; `object` everywhere."""
