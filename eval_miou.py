@@ -23,6 +23,12 @@ from tool.score.evaluation import PRED_255, Evaluation
 from tool.score.metrics import Sweep
 
 
+class TrainListFlags(ListFlags):
+    """The flags of the list, which is train by default."""
+
+    auto = ("train",)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
     """What the command line says.
@@ -39,7 +45,7 @@ class Command:
         json: Write the result to this file too. With --sweep a .png of the curve goes beside it.
     """
 
-    data: ListFlags
+    data: TrainListFlags
     pred_dir: Path
     bg_threshold: float | None = flag(None, metavar="T")
     sweep: bool = False

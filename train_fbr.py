@@ -267,8 +267,13 @@ def build_optimizer(method: Method, recipe: Recipe, device: torch.device) -> tor
     return optimizer
 
 
-def parse(argv: Sequence[str] | None) -> Command:
-    """Return what the command line says. Its defaults are the method's recipe and options."""
+def parse(argv: Sequence[str] | None, *, module: str = __name__) -> Command:
+    """Return what the command line says. Its defaults are the method's recipe and options.
+
+    Args:
+        argv: The arguments; None for those of the process.
+        module: Name of the module that is the program, for messages.
+    """
     argv = sys.argv[1:] if argv is None else argv
     # The method and --short decide which other flags there are, and their defaults.
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -280,7 +285,7 @@ def parse(argv: Sequence[str] | None) -> Command:
     method = find_method(known.method)
     recipe = default_recipe(method, short=known.short)
     more = f"The options and defaults below are those of --method {known.method}."
-    parser = Parser(__name__, example="--method fbr --short --out out/my-run", more=more)
+    parser = Parser(module, example="--method fbr --short --out out/my-run", more=more)
     add_flags(parser.add_argument_group("method"), MethodFlags)
     add_flags(parser.add_argument_group("data"), ListFlags)
     add_flags(parser.add_argument_group(PREVIOUS), FieldFlags)

@@ -31,7 +31,7 @@ class Bench:
         method: The method, on the device.
         optimizer: The optimizer of its parameters.
         batches: Batches of the loader, at least 2 * (`repeats` + `UNTIMED`).
-        finish: Turns a batch on the device into one that the method expects.
+        transform: Turns a batch on the device into one that the method expects.
         device: The device that computes.
         amp: Use bf16 autocast.
         repeats: Timed steps of each measurement.
@@ -40,7 +40,7 @@ class Bench:
     method: Method
     optimizer: torch.optim.Optimizer
     batches: Iterator[dict[str, Any]]
-    finish: Callable[[dict[str, Any]], dict[str, Any]]
+    transform: Callable[[dict[str, Any]], dict[str, Any]]
     device: torch.device
     amp: bool
     repeats: int
@@ -104,7 +104,7 @@ def one_step(bench: Bench, cut: Detached, progress: Progress) -> None:
     with timer.part("to device"):
         batch = to_device(batch, bench.device)
     with timer.part("finish"):
-        batch = bench.finish(batch)
+        batch = bench.transform(batch)
     bench.optimizer.zero_grad(set_to_none=True)
     with (
         timer.part("method"),

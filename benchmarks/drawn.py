@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from data.files import list_bytes
+from data.labels import label_files
 from tool.formats.mask import save_mask
 
 Rng = np.random.Generator
@@ -49,8 +51,7 @@ def write_drawn(root: Path, *, images: int, sizes: Sequence[Size], num_classes: 
     for name in ("images", "masks", "saliency", "lists"):
         (root / name).mkdir(parents=True)
     names = [f"class {number}" for number in range(num_classes)]
-    (root / "classes.txt").write_text("".join(f"{name}\n" for name in names))
-    rows = ["image_id,classes\n"]
+    labels = {}
     for number in range(images):
         rng = np.random.default_rng([number])
         image, mask = draw_objects(rng, sizes[number % len(sizes)], num_classes)
@@ -58,11 +59,12 @@ def write_drawn(root: Path, *, images: int, sizes: Sequence[Size], num_classes: 
         save_mask(root / "masks" / f"{number:04d}.png", mask)
         saliency = np.where(mask > 0, 230, 15).astype(np.uint8)
         Image.fromarray(saliency).save(root / "saliency" / f"{number:04d}.png")
-        present = [names[value - 1] for value in np.unique(mask) if value]
-        rows.append(f"{number:04d},{';'.join(present)}\n")
-    (root / "labels.csv").write_text("".join(rows))
-    ids = "".join(f"{number:04d}\n" for number in range(images))
-    (root / "lists" / "train.txt").write_text(ids)
+        present = np.isin(np.arange(num_classes) + 1, mask)
+        labels[f"{number:04d}"] = present.astype(np.float32)
+    lists = {"classes.txt": names, "lists/train.txt": list(labels)}
+    files = {root / name: list_bytes(lines) for name, lines in lists.items()}
+    for path, content in (files | label_files(root, labels, names)).items():
+        path.write_bytes(content)
 
 
 def draw_objects(rng: Rng, size: Size, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

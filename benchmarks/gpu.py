@@ -161,10 +161,10 @@ def run_parts(
     found = {part.name: {"status": "not run", "result": None} for part in parts}
     record = {"tiny": command.tiny, "started": time.strftime("%Y-%m-%d %H:%M:%S"), "parts": found}
     for part in parts:
-        left = command.total - (time.perf_counter() - started)
-        if left > 1:
+        remaining = command.total - (time.perf_counter() - started)
+        if remaining > 1:
             limit = dict(command.limit).get(part.name, part.limit)
-            found[part.name] = run_part(part, min(limit, left), folder, log)
+            found[part.name] = run_part(part, min(limit, remaining), folder, log)
         record["seconds"] = time.perf_counter() - started
         write_record(command.out / "gpu.json", record)
         print(ended(part.name, found[part.name]), flush=True)

@@ -171,7 +171,7 @@ def memory(command: Command, setting: Setting, out: Path) -> None:
     stage = infer_cam.parse(list(map(str, flags)))
     line = row("{images}", "{process:.1f}", "{worker:.1f}", "{seconds:.0f}")
     rows = Rows(command.json, line, "images", "this process, MiB", "a worker, MiB", "s")
-    outputs = Watched(dataset, infer_cam.plan_from(stage, method), rows)
+    outputs = MemoryOutputs(dataset, infer_cam.plan_from(stage, method), rows)
     infer_cam.infer(stage, setting.device, method, dataset, outputs)
     late = [seen for seen in rows.record["rows"] if seen["images"] >= command.memory / 5]
     grown = [late[-1][name] - late[0][name] for name in ("process", "worker")]
@@ -181,7 +181,7 @@ def memory(command: Command, setting: Setting, out: Path) -> None:
     )
 
 
-class Watched(Outputs):
+class MemoryOutputs(Outputs):
     """Outputs that note the memory of the processes ten times on the way through a dataset."""
 
     def __init__(self, dataset: InferDataset, plan: Plan, rows: Rows) -> None:

@@ -17,7 +17,7 @@ from benchmarks.record import JsonFlags, write_record
 from tool.cli import run_stage
 from tool.flags import parse_flags
 from tool.parallel.machine import cpp_compiler
-from tool.provenance import version
+from tool.provenance import commit, version
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "triton", "tensorboard")
@@ -50,7 +50,7 @@ def facts() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "cpp_compiler": cpp_compiler(),
-        "commit": output("git", "describe", "--always", "--dirty"),
+        "commit": commit(),
     }
 
 

@@ -92,8 +92,8 @@ def prepare(command: Command, stage: train_fbr.Command) -> Bench:
     dataset = train_fbr.dataset_from(stage, catalog, images.ids)
     batches = train_fbr.batches_from(dataset, recipe, stage.run, 0, device)
     optimizer = train_fbr.build_optimizer(method, recipe, device)
-    finish = DeviceTransform(method.backbone.mean, method.backbone.std, device)
-    return Bench(method, optimizer, batches, finish, device, stage.run.amp, command.repeats)
+    transform = DeviceTransform(method.backbone.mean, method.backbone.std, device)
+    return Bench(method, optimizer, batches, transform, device, stage.run.amp, command.repeats)
 
 
 def whole(bench: Bench) -> list[float]:
@@ -106,7 +106,7 @@ def whole(bench: Bench) -> list[float]:
         batch.update(to_device(next(bench.batches), bench.device))
 
     def step() -> None:
-        finished = bench.finish(batch)
+        finished = bench.transform(batch)
         take_step(method, method, bench.optimizer, finished, next(progress), settings, history)
 
     return repeated(step, bench.repeats, untimed=UNTIMED, prepare=load)[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -41,7 +42,9 @@ def parse_with_training(
     parser = Parser(module, example=example, more=f"{more}Here their defaults are {defaults}.")
     add_flags(parser, kind)
     own, others = parser.parse_known_args(argv)
-    stage = train_fbr.parse([*defaults.split(), *others, "--out", "unused"])
+    if "--epochs" in others:  # in place of a number of steps
+        defaults = re.sub(r"--steps \d+", "", defaults)
+    stage = train_fbr.parse([*defaults.split(), *others, "--out", "unused"], module=module)
     return flags_as(kind, own), stage
 
 

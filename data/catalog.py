@@ -7,6 +7,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -263,12 +264,14 @@ class DatasetFlags:
             dataset that is drawn on first use.
         root: Folder of the dataset. Only toy does without; it is then drawn in out/toy-data.
         list: Image list: a name in the dataset's folder of lists, or a .txt file. With auto it is
-            train_aug, or train if there is no such list.
+            train_aug, or train if there is no such list; eval_miou.py takes train, voc12.submit
+            test.
         labels: Image-level labels, if they are not in the root: a .csv or .npy file, or a folder of
             VOC's .xml files.
         saliency_root: Folder of the saliency maps, if they are not in the root's own folder.
     """
 
+    auto: ClassVar[tuple[str, ...]] = AUTO_LISTS  # what `--list auto` is: the first that exists
     dataset: str = flag("toy", choices=tuple(LAYOUTS))
     root: Path | None = None
     list: str = "auto"
@@ -285,10 +288,6 @@ def catalog_from(flags: DatasetFlags) -> tuple[Catalog, str]:
     """
     if flags.root is None and flags.dataset != "toy":
         raise ValueError(f"dataset {flags.dataset!r} needs its folder: pass --root")
-    catalog = open_catalog(
-        flags.dataset,
-        flags.root or TOY_ROOT,
-        labels=flags.labels,
-        saliency_root=flags.saliency_root,
-    )
-    return catalog, catalog.first_list(AUTO_LISTS) if flags.list == "auto" else flags.list
+    root, labels, saliency = flags.root or TOY_ROOT, flags.labels, flags.saliency_root
+    catalog = open_catalog(flags.dataset, root, labels=labels, saliency_root=saliency)
+    return catalog, catalog.first_list(flags.auto) if flags.list == "auto" else flags.list

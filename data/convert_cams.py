@@ -1,5 +1,8 @@
 """Convert CAM files to the layout of another codebase, or to this project's own.
 
+Without --root every file of the folder is converted. With it the files of the list are, and its
+labels resolve keys that are ambiguous.
+
 `psa` (PSA, SEAM, EPS, PPC) is a pickled {0-based class: (H, W) float32}, without background. `irn`
 (IRN, AMN, BES, SBE) is a pickled {keys, cam at stride 4, high_res}; a background row is written as
 AMN's. `sfc` (SIPE, SFC) is a pickled {keys with 0, IS_CAM}; without a background row it is 1 - the

@@ -10,7 +10,7 @@ from typing import Any
 
 from data.catalog import Catalog
 from data.files import all_found
-from tool.files import atomic_path, list_hash, write_json
+from tool.files import as_json, atomic_path, list_hash, read_dict, write_json
 
 Lists = Mapping[str, Sequence[str]]  # the ids of each list
 
@@ -76,7 +76,7 @@ def recorded(
 ) -> Iterator[None]:
     """Write files before the body, and `protocol.json` after it.
 
-    An older `protocol.json` is removed first: while there is one, it is true.
+    A `protocol.json` that says something else is removed first: while there is one, it is true.
 
     Args:
         flags: The folder of `protocol.json`, and whether to replace files with other content.
@@ -98,10 +98,12 @@ def recorded(
         if path.exists() and not flags.overwrite:
             raise ValueError(f"{path} is there with other content: --overwrite replaces it")
     protocol = flags.root / "protocol.json"
-    protocol.unlink(missing_ok=True)
+    document = as_json({**about, **_part_of(lists, official)})
+    if flags.overwrite or changed or read_dict(protocol) != document:
+        protocol.unlink(missing_ok=True)
     put_files(changed)
     yield
-    write_json(protocol, {**about, **_part_of(lists, official)})
+    write_json(protocol, document)
     print(f"{flags.root}: {', '.join(f'{name} {len(ids)}' for name, ids in lists.items())} images")
 
 

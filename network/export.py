@@ -26,7 +26,7 @@ class Command:
             checkpoint.
     """
 
-    checkpoint: Path = flag(positional=True)
+    checkpoint: Path = flag(positional=True, metavar="CHECKPOINT")
     out: Path | None = None
 
 

@@ -28,7 +28,9 @@ def option(
         choices: The permitted values; empty for all of the default's type.
         inference: Training does not use it, so that `infer_cam.py --set` may change it.
     """
-    metadata = {"help": help_text, "choices": tuple(choices) or None, "inference": inference}
+    metadata: dict[str, Any] = {"help": help_text, "inference": inference}
+    if choices:
+        metadata["choices"] = tuple(choices)
     return dataclasses.field(default=default, metadata=metadata)
 
 

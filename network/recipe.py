@@ -39,14 +39,15 @@ class Recipe:
         output_stride: Pixels per cell of the deepest features. A smaller one gives finer CAMs and
             takes more memory; resnet38d always has 8.
         optimizer: "sgd", "adam" or "adamw".
-        lr: Learning rate of pretrained weights; that of new layers is a multiple.
+        lr: Learning rate of pretrained weights. New layers learn faster, by the factors of `rates`.
         rates: Factors on `lr` of pretrained weights and biases, new weights and biases.
         momentum: Momentum of SGD. The released hosts train without; a short run needs it.
         weight_decay: Decay of the weights. Biases and norms have none.
         warmup: Steps in which the learning rate rises linearly. Give some if the loss diverges at
             the start.
         power: Of the polynomial decay of the rates; 0 for constant rates.
-        clip: Largest norm of a step's gradient; a longer one is scaled down to it. 0 is no limit.
+        clip: Largest norm of a step's gradient; a longer one is scaled down to it. By
+            default there is no limit, nor with 0.
         scales: Factors on the size of an image, in inference.
         sides: Sides of the squares that an image is resized to in inference, in place of `scales`.
         mirror: Infer the mirror of each image too.
@@ -71,7 +72,7 @@ class Recipe:
     backbone: str = "resnet38d"
     output_stride: int = flag(16, type=positive_int, metavar="PIXELS")
     optimizer: str = "sgd"
-    lr: float = 0.01
+    lr: float = flag(0.01, type=non_negative_float)
     rates: tuple[float, float, float, float] = (1, 2, 10, 20)
     momentum: float = 0.0
     weight_decay: float = 5e-4

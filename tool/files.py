@@ -111,6 +111,15 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
+def read_dict(path: Path) -> dict[str, Any] | None:
+    """Return the dictionary in a JSON file; None if there is none, or the file is broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write `document` as JSON, whole or not at all."""
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)

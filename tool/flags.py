@@ -32,7 +32,6 @@ from tool.cli import Parser, Renamed
 
 Flags = TypeVar("Flags")
 _OURS = ("positional", "renamed", "exclusive", "title", "inference", "help")
-_ENTRY = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 
 
 def flag(default: Any = dataclasses.MISSING, **settings: Any) -> Any:
@@ -146,11 +145,17 @@ def add_flag(
 
 def _value_type(hint: Any) -> tuple[Any, bool]:
     """Return the type of a flag's value, and whether it takes several."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
+    hint = _plain(hint)
     if typing.get_origin(hint) in (list, tuple):
         return typing.get_args(hint)[0], True
     return hint, False
+
+
+def _plain(hint: Any) -> Any:
+    """Return a type hint without the None that it may permit."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(one for one in typing.get_args(hint) if one is not types.NoneType)
+    return hint
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
@@ -165,8 +170,10 @@ def attribute_texts(kind: type) -> dict[str, str]:
     """Return the lines about each attribute in the docstrings of a class and its bases."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        section = (inspect.cleandoc(base.__doc__ or "")).partition("Attributes:\n")[2]
-        texts |= {name: " ".join(text.split()) for name, text in _ENTRY.findall(section)}
+        section = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
+        indent = " " * (len(section) - len(section.lstrip()))
+        entries = re.findall(rf"^{indent}(\w+): (.+(?:\n{indent} +.+)*)", section, re.MULTILINE)
+        texts |= {name: " ".join(text.split()) for name, text in entries}
     return texts
 
 
@@ -178,7 +185,9 @@ def flags_as(kind: type[Flags], args: argparse.Namespace) -> Flags:
             values[field.name] = flags_as(hints[field.name], args)
         elif hasattr(args, field.name):
             value = getattr(args, field.name)
-            is_tuple = isinstance(value, list) and "tuple" in str(hints[field.name])
+            is_tuple = (
+                isinstance(value, list) and typing.get_origin(_plain(hints[field.name])) is tuple
+            )
             values[field.name] = tuple(value) if is_tuple else value
     return kind(**values)
 

@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tool.files import as_json, write_json
+from tool.files import as_json, read_dict, write_json
 
 MADE_FROM = "made_from.json"  # stage 2's note
 SETTINGS = "crf.json"  # stage 3's note
@@ -73,13 +73,16 @@ def claim(
     """
     remarks = remarks or {}
     differ = differing(directory, made_from, name=name, apart=remarks)
-    if differ:
-        raise ValueError(
-            f"{directory} holds files of another run, made with another {', '.join(differ)} "
-            f"({name}): choose another --out, or remove it"
-        )
     path, note = Path(directory) / name, as_json({**made_from, **remarks})
-    if differ is None or json.loads(path.read_text(encoding="utf-8")) != note:
+    noted = read_dict(path)
+    if differ:
+        what = f"made with another {', '.join(differ)} ({name})"
+        raise ValueError(
+            f"{directory} holds files of another run, "
+            f"{what if noted is not None else f'whose {name} is broken'}: choose another --out, or "
+            "remove it"
+        )
+    if noted != note:
         write_json(path, note)
 
 
@@ -101,11 +104,8 @@ def differing(
     path = Path(directory) / name
     if not path.exists():
         return None
-    try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        noted = None
-    if not isinstance(noted, dict):
+    noted = read_dict(path)
+    if noted is None:
         return list(made_from)
     wanted = as_json(dict(made_from))
     names = [n for n in dict.fromkeys((*wanted, *noted)) if n not in (POST, *(apart or {}))]

@@ -19,6 +19,7 @@ from data.files import all_found, list_bytes
 from data.labels import AnnotationLabels, label_files
 from data.prepare import PrepareFlags, check_lists, recorded
 from tool.cli import run_stage
+from tool.files import first_few
 from tool.flags import flag, parse_flags
 
 SBD_FOLDER = voc12.MASK_FOLDERS[0]
@@ -67,9 +68,7 @@ def find_lists(catalog: Catalog, sbd_list: Path | None) -> tuple[dict[str, list[
         print("no list test.txt: it comes with the devkit's test half")
     shared = set(lists["train"]) & set(lists["val"])
     if shared:
-        raise ValueError(
-            f"train and val share {len(shared)} images: {', '.join(sorted(shared)[:3])}"
-        )
+        raise ValueError(f"train and val share {len(shared)} images: {first_few(sorted(shared))}")
     if sbd_list is not None:
         if sbd_list.suffix != ".txt" or not sbd_list.is_file():
             raise FileNotFoundError(f"list {sbd_list} is no .txt file that exists (--sbd-list)")

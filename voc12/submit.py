@@ -30,6 +30,12 @@ FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 _LARGEST = 2**24  # bytes of one mask file
 
 
+class TestListFlags(DatasetFlags):
+    """The flags of the dataset, whose list is test by default."""
+
+    auto = ("test",)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
     """What the command line says.
@@ -39,7 +45,7 @@ class Command:
         pred_dir: Folder of the masks, ID.png. Without it the archive is checked.
     """
 
-    data: DatasetFlags
+    data: TestListFlags
     archive: Path = flag(positional=True, metavar="FILE.tar")
     pred_dir: Path | None = None
 

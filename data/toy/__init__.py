@@ -12,7 +12,6 @@ eight classes have a context. It is in about 85 % of their pictures, and in a fe
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -25,6 +24,7 @@ from PIL import Image
 from data.files import list_bytes
 from data.labels import label_files
 from data.toy.drawing.scene import CLASS_NAMES, Sample, make_sample
+from tool.files import read_dict, write_json
 from tool.formats.mask import save_mask
 
 VERSION = 2
@@ -54,35 +54,26 @@ def write_toy(root: Path, *, seed: int = 0, train: int = 240, val: int = 120) ->
         raise ValueError(f"toy needs at least one train and one val image, not {train} and {val}")
     root = Path(root)
     settings = {"version": VERSION, "seed": seed, "train": train, "val": val}
-    if is_complete(root) and _settings(root) == settings:
+    if is_complete(root) and read_dict(root / MARKER) == settings:
         return
     if root.exists() and not root.is_dir():
         raise ValueError(f"{root} is a file: choose another --root for the toy dataset")
-    if root.exists() and _settings(root) is None and any(root.iterdir()):
+    if root.exists() and read_dict(root / MARKER) is None and any(root.iterdir()):
         raise ValueError(f"{root} holds files that are not the toy dataset: choose another --root")
     root.parent.mkdir(parents=True, exist_ok=True)
     with _sibling(root) as fresh:
         _write_all(fresh, seed=seed, train=train, val=val)
-        (fresh / MARKER).write_text(json.dumps(settings) + "\n")
+        write_json(fresh / MARKER, settings)
         _install(fresh, root, settings)
 
 
 def is_complete(root: Path) -> bool:
     """Return whether `root` holds a finished dataset of this version, of any seed and size."""
-    settings = _settings(root)
+    settings = read_dict(root / MARKER)
     if settings is None or settings.get("version") != VERSION:
         return False
     names = (*FOLDERS, "classes.txt", "labels.csv", f"{LISTS}/train.txt", f"{LISTS}/val.txt")
     return all((root / name).exists() for name in names)
-
-
-def _settings(root: Path) -> dict | None:
-    """Read the marker file; return None if there is none or it is broken."""
-    try:
-        settings = json.loads((root / MARKER).read_text())
-    except (OSError, ValueError):
-        return None
-    return settings if isinstance(settings, dict) else None
 
 
 @contextlib.contextmanager
@@ -97,7 +88,7 @@ def _sibling(root: Path) -> Iterator[Path]:
 
 def _install(fresh: Path, root: Path, settings: dict) -> None:
     """Rename `fresh` to `root`, unless another process has finished the same dataset before."""
-    if is_complete(root) and _settings(root) == settings:
+    if is_complete(root) and read_dict(root / MARKER) == settings:
         return
     fresh.chmod(0o755)
     with _sibling(root) as old:

@@ -36,7 +36,7 @@ class NroiConfig:
         num_negatives: Negatives per class and view.
         num_clusters: NROIs per image and view: the clusters of k-means.
         kmeans_iterations: Iterations of k-means.
-        bank_size: NROIs that the bank keeps. Give a quarter of what a run makes, at most.
+        bank_size: NROIs that the bank keeps. The oldest go first.
         bg_threshold_seg: Cells whose CAM sums to less are background for bg_seg.
         weight_nce_fg: Weight of the contrast within the foreground.
         weight_nce_nroi: Weight of the contrast of pixels to NROIs.

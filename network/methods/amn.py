@@ -70,7 +70,7 @@ class Amn(Method):
         """The hyper-parameters of AMN.
 
         Attributes:
-            smoothing: Label smoothing: the share of the target that all classes divide.
+            smoothing: Label smoothing: the share of the target that the other classes divide.
             dropout: Share of the label-conditioned features that is dropped in training.
         """
 

@@ -38,7 +38,7 @@ class Command:
         device: Where to compute. With auto it is a GPU if there is one.
     """
 
-    image: Path = flag(positional=True)
+    image: Path = flag(positional=True, metavar="IMAGE")
     checkpoint: Path
     classes: list[str] | None = flag(None, metavar="NAME")
     top: int = flag(2, type=positive_int, metavar="N")

@@ -10,10 +10,6 @@ from torch import Tensor
 from network.methods import released_background
 
 PLACES = ("first", "last", "none")
-BACKGROUND_HELP = (
-    "Position of the background map in a foreign classifier, if the file does not show it: first "
-    "(SEAM, PPC), last (EPS) or none (PSA)."
-)
 
 
 def background_place(

@@ -14,6 +14,8 @@ from typing import Any
 from tool.crf.dense import PRESETS
 from tool.provenance import POST, read_note
 
+PRESET = "fbr80"  # FBR's, and that of foreign CAMs
+
 
 @dataclasses.dataclass(frozen=True)
 class Post:
@@ -32,7 +34,7 @@ class Post:
         ValueError: One of them is not possible; names it.
     """
 
-    preset: str | None = "fbr80"
+    preset: str | None = PRESET
     iterations: int | None = None
     alpha: float = 8.0
     threshold: float = 0.22

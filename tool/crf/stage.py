@@ -64,8 +64,8 @@ class PostProcess:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise ValueError(f"alpha {self.alpha:g} is not above 0")
+        if not 0 < self.alpha < float("inf"):
+            raise ValueError(f"alpha {self.alpha:g} is not a number above 0")
         if self.seeds is not None and not 0 <= self.seeds[1] <= self.seeds[0] <= 1:
             raise ValueError(
                 f"seed thresholds FG {self.seeds[0]:g} BG {self.seeds[1]:g}: 0<=BG<=FG<=1"

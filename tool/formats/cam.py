@@ -157,7 +157,7 @@ def _rows(content: np.ndarray | dict, label: Label) -> tuple[np.ndarray, np.ndar
     if "keys" in content and "high_res" in content:
         return _irn_rows(np.asarray(content["keys"]), np.asarray(content["high_res"]))
     if all(isinstance(key, int | np.integer) and not isinstance(key, bool) for key in content):
-        return _keyed_rows({int(key): item for key, item in content.items()}, label)
+        return _integer_rows({int(key): item for key, item in content.items()}, label)
     raise ValueError(f"a dictionary with {_first_keys(content)} is no known CAM layout")
 
 
@@ -172,7 +172,7 @@ def _irn_rows(keys: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return index, maps
 
 
-def _keyed_rows(content: dict[int, np.ndarray], label: Label) -> tuple[np.ndarray, np.ndarray]:
+def _integer_rows(content: dict[int, np.ndarray], label: Label) -> tuple[np.ndarray, np.ndarray]:
     """Return the mask values and the maps of CAM-B or of the CRF's dictionary.
 
     CAM-B is 0-based and has no background. In the CRF's dictionary 0 is the background.

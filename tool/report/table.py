@@ -21,7 +21,7 @@ class Command:
     """What the command line says.
 
     Attributes:
-        directory: Folder of the runs METHOD-seedN, the OUT of scripts/compare.sh.
+        directory: Folder of the runs METHOD-seedN, the OUT of scripts/compare.sh or compare_amn.sh.
         methods: Rows of the table, in this order. By default every method of the folder.
     """
 

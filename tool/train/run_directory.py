@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tool.files import as_json, file_hash, first_few, write_json
+from tool.files import as_json, file_hash, first_few, read_dict, write_json
 from tool.formats.checkpoint import LARGEST_INT, load_checkpoint, plain_tensors, save_checkpoint
 from tool.parallel import dist
 from tool.provenance import commit, version
@@ -54,11 +53,7 @@ def write_config(
 
 def _noted_weights(path: Path) -> dict[str, Any]:
     """Return {"weights": ...} from `config.json`, or {} if it has none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return {k: v for k, v in content.items() if k == "weights"} if isinstance(content, dict) else {}
+    return {k: v for k, v in (read_dict(path) or {}).items() if k == "weights"}
 
 
 def save_run(
