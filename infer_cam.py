@@ -13,89 +13,25 @@ from tqdm import tqdm
 
 from data.dataset import InferDataset
 from data.loader import infer_loader
-from data.readable import ListFlags, open_list
-from network.methods import Method, method_names
-from network.recipe import Recipe
-from network.weights.channel_order import PLACES
-from network.weights.restore import restore
-from tool.cli import DEVICES, positive_int, run_stage
+from data.readable import ImageList, ListFlags, open_list
+from network.contrast.gate import GateSettings, NroiGate, RegionCollector, sample_ids
+from network.methods import Method
+from network.weights.choice import NetworkFlags, network_from
+from tool.cli import positive_int, run_stage
 from tool.crf.flags import CrfFlags, crf_settings
-from tool.files import file_hash, locked
+from tool.crf.post import GATES
+from tool.files import file_hash, list_hash, locked
 from tool.flags import flag, parse_flags
 from tool.formats.cam import strided_size
-from tool.infer.multiscale import infer_images
+from tool.formats.regions import REGIONS, load_regions, save_regions
+from tool.infer.flags import RunFlags, ViewFlags
+from tool.infer.multiscale import Refine, infer_images
 from tool.infer.outputs import Outputs, Plan
 from tool.infer.previous import PREVIOUS, PreviousFlags
 from tool.infer.scales import Views
 from tool.parallel import dist
-from tool.parallel.machine import is_out_of_memory, spare_cores
-from tool.parallel.processes import default_workers
+from tool.parallel.machine import is_out_of_memory
 from tool.provenance import fingerprint
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class NetworkFlags:
-    """The flags of the network.
-
-    Attributes:
-        checkpoint: File with the weights: a checkpoint.pth of train_fbr.py, a .safetensors of
-            network.export, or a .pth of the released code or its kin, which needs --method and
-            --backbone.
-        method: Refuse a checkpoint of another method. A file of other code does not say its method,
-            so give it here.
-        backbone: Refuse a checkpoint of another backbone. A file of other code does not say its
-            backbone, so give it here.
-        background: Position of the background map in a foreign classifier, if the file does not
-            show it: first (SEAM, PPC), last (EPS) or none (PSA).
-        set: Change hyper-parameters that only inference uses, such as the exponent of IRN's walk
-            (beta=5). Those of training stay as they were.
-    """
-
-    checkpoint: Path
-    method: str | None = flag(None, choices=method_names)
-    backbone: str | None = None
-    background: str | None = flag(None, choices=PLACES)
-    set: list[str] = flag(list, action="extend", metavar="NAME=VALUE", renamed="--option")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ViewFlags:
-    """The flags of the copies of an image that pass through the network.
-
-    Attributes:
-        scales: Factors on an image's size, whose maps are summed. By default the recipe's; fewer
-            and smaller ones are faster.
-        sides: Sides of squares that an image is resized to, in place of --scales. Networks of one
-            input size need them.
-        mirror: Infer the mirror of each image too, which takes twice the time. By default as the
-            recipe says.
-    """
-
-    scales: tuple[float, ...] | None = flag(None, exclusive="size", metavar="FACTOR")
-    sides: tuple[int, ...] | None = flag(
-        None, exclusive="size", type=positive_int, metavar="PIXELS"
-    )
-    mirror: bool | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunFlags:
-    """The flags that say where and how to run.
-
-    Attributes:
-        batch_size: Images of one size that are computed together. By default 8 on a GPU and 1 on a
-            CPU; give fewer if memory is short.
-        num_workers: Processes that decode images in advance. With 0 the main process does.
-        crf_workers: CRF processes per rank, for --masks.
-        device: Where to compute. With auto it is a GPU if there is one.
-        amp: Compute in bf16, which is faster on a GPU.
-    """
-
-    batch_size: int | None = flag(None, type=positive_int, metavar="IMAGES")
-    num_workers: int = flag(spare_cores, metavar="N")
-    crf_workers: int = flag(default_workers, type=positive_int, metavar="N")
-    device: str = flag("auto", choices=DEVICES)
-    amp: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,11 +44,15 @@ class Command:
             without --out if you want no CAM files.
         cam_stride: Pixels per stored value. With 4 a file has a 16th of the size, and stages 3 and
             4 enlarge it.
+        gate: With nroi, CAMs are kept as far as a cell is nearer to its class than to background
+            regions of other images; a first pass over some training images collects them in
+            nroi.npz. By default the method's: nroi for fbr and fbr_amn, none for the others.
     """
 
     out: Path | None = None
     masks: Path | None = None
     cam_stride: int = flag(1, type=positive_int, metavar="PIXELS")
+    gate: str | None = flag(None, choices=GATES)
     data: ListFlags
     network: NetworkFlags
     previous: PreviousFlags = flag(title=PREVIOUS)
@@ -136,40 +76,135 @@ def main(argv: Sequence[str] | None = None) -> None:
             if dist.is_main():
                 for folder in filter(None, (command.out, command.masks)):
                     held.enter_context(locked(folder))
-            method, dataset, outputs = prepare(command, device)
+            work = prepare(command, device)
         with dist.all_or_none():
-            infer(command, device, method, dataset, outputs)
+            if dist.is_main():
+                claim(command, work)
+        with dist.all_or_none():
+            infer(command, work, gate=work.load_gate())
 
 
-def prepare(command: Command, device: torch.device) -> tuple[Method, InferDataset, Outputs]:
-    """Build the method, the dataset and the outputs, and claim the folders."""
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a command line stands for.
+
+    Attributes:
+        method: On the device, in evaluation mode.
+        dataset: The images.
+        outputs: The files.
+        made_from: What the maps are made from, but for the gate.
+        gate: Where the gate's regions come from; None without a gate.
+        device: The device that computes.
+    """
+
+    method: Method
+    dataset: InferDataset
+    outputs: Outputs
+    made_from: dict[str, Any]
+    gate: GateSource | None
+    device: torch.device
+
+    def load_gate(self) -> NroiGate | None:
+        """Return the gate, whose file exists by now."""
+        if self.gate is None:
+            return None
+        regions = load_regions(self.gate.path, self.gate.made_from)
+        return NroiGate(
+            regions, self.device, seed=self.gate.seed, has_background=self.method.has_background
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class GateSource:
+    """Where the regions of the gate come from.
+
+    Attributes:
+        path: Their file.
+        dataset: The sample of images that they are collected from.
+        made_from: What the file says that it is made from.
+        seed: Keys the k-means of each image.
+    """
+
+    path: Path
+    dataset: InferDataset
+    made_from: dict[str, Any]
+    seed: int
+
+
+def prepare(command: Command, device: torch.device) -> Work:
+    """Build the method, the dataset, the outputs and the source of the gate."""
     catalog, images = open_list(command.data)
-    method, config = restore(
-        command.network.checkpoint,
-        method=command.network.method,
-        backbone=command.network.backbone,
-        class_names=catalog.class_names,
-        options=command.network.set,
-        background=command.network.background,
-        report=dist.print_once,
+    method, config, made_from = network_from(
+        command.network, catalog.class_names, report=dist.print_once
     )
     method.to(device).to(memory_format=torch.channels_last).eval()
-    views = views_from(command.views, method.recipe)
+    views = command.views.changed(method.recipe.views())
     outputs = Outputs(catalog, plan_from(command, method))
     inputs, previous = method.infer_inputs, command.previous.outputs()
     dataset = InferDataset(catalog, images.ids, views=views, inputs=inputs, previous=previous)
-    if dist.is_main():
-        outputs.claim(origin_of(command, method, views, config["method_config"]))
-    return method, dataset, outputs
+    made_from |= origin_of(command, method, views, config["method_config"])
+    gate = None
+    if gate_name(command, method) == "nroi":
+        gate = gate_source(command, dataset, images, config, made_from)
+    return Work(method, dataset, outputs, made_from, gate, device)
 
 
-def views_from(given: ViewFlags, recipe: Recipe) -> Views:
-    """Return the copies of each image: those of the flags, else the recipe's."""
-    views = recipe.views()
-    if given.scales or given.sides:
-        views = Views(given.scales or (), given.sides)
-    mirror = recipe.mirror if given.mirror is None else given.mirror
-    return dataclasses.replace(views, mirror=mirror)
+def gate_name(command: Command, method: Method) -> str:
+    """Return the gate of the flags, else the method's."""
+    return command.gate or method.recipe.post.gate
+
+
+def gate_source(
+    command: Command,
+    dataset: InferDataset,
+    images: ImageList,
+    config: dict[str, Any],
+    made_from: dict[str, Any],
+) -> GateSource:
+    """Return where the gate's regions come from: a sample of the training list.
+
+    The list is the one that is inferred if the checkpoint's list is not in the dataset. The file
+    lies in the run directory, or in the output folder if the checkpoint is in none.
+    """
+    catalog, seed = dataset.catalog, config.get("seed", 0)
+    ids = images.ids
+    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+        trained = catalog.ids(config["list"])
+        if list_hash(trained) == config["list_sha256"] and trained != images.all_ids:
+            ids = trained
+    label = catalog.label if dataset.with_label else None
+    sample = sample_ids(ids, label, seed=seed)
+    folder = command.out or command.masks or Path()
+    checkpoint = command.network.checkpoint
+    if checkpoint is not None and (checkpoint.parent / "config.json").is_file():
+        folder = checkpoint.parent
+    about = made_from | {
+        "class_names": list(catalog.class_names),
+        "sample_sha256": list_hash(sample),
+        "settings": dataclasses.asdict(GateSettings()),
+    }
+    previous = dataset.previous
+    inputs, views = dataset.inputs, dataset.views
+    chosen = InferDataset(catalog, sample, views=views, inputs=inputs, previous=previous)
+    return GateSource(folder / REGIONS, chosen, about, seed)
+
+
+def claim(command: Command, work: Work) -> None:
+    """Collect the regions of the gate if there are none, and note what the maps are made from."""
+    made_from, gate = work.made_from, work.gate
+    if gate is not None:
+        if not gate.path.is_file():
+            has_background = work.method.has_background
+            collector = RegionCollector(
+                work.method.num_classes, seed=gate.seed, has_background=has_background
+            )
+            every = range(len(gate.dataset))
+            for _ in inferred(command, work, gate.dataset, every, collector, what="regions"):
+                pass
+            save_regions(gate.path, collector.regions(), gate.made_from)
+        load_regions(gate.path, gate.made_from)
+        made_from = made_from | {"gate": {"regions_sha256": file_hash(gate.path)}}
+    work.outputs.claim(made_from)
 
 
 def plan_from(command: Command, method: Method) -> Plan:
@@ -177,7 +212,7 @@ def plan_from(command: Command, method: Method) -> Plan:
     return Plan(
         maps=method.maps,
         has_background=method.has_background,
-        post=method.recipe.post,
+        post=dataclasses.replace(method.recipe.post, gate=gate_name(command, method)),
         map_dir=command.out,
         mask_dir=command.masks,
         map_stride=command.cam_stride,
@@ -197,9 +232,7 @@ def origin_of(
         views: The sizes of the copies of each image.
         options: The method's hyper-parameters.
     """
-    made_from: dict[str, Any] = {
-        "checkpoint_sha256": file_hash(command.network.checkpoint)
-    } | views.note()
+    made_from = views.note()
     for key, folder in command.previous.outputs().folders.items():
         if key in method.infer_inputs:
             made_from[f"{key}s"] = fingerprint(folder)
@@ -211,39 +244,56 @@ def origin_of(
     return made_from
 
 
-def infer(
-    command: Command,
-    device: torch.device,
-    method: Method,
-    dataset: InferDataset,
-    outputs: Outputs,
-) -> None:
+def infer(command: Command, work: Work, *, gate: NroiGate | None) -> None:
     """Infer the images of this rank's share that are not done."""
-    ids = dataset.ids
+    ids, outputs = work.dataset.ids, work.outputs
     mine = dist.share(range(len(ids)))
     remaining = [index for index in mine if not outputs.are_whole(ids[index])]
     print(
         f"{len(mine) - len(remaining)} of {len(mine)} images are done, {len(remaining)} to go",
         flush=True,
     )
-    batch_size = command.run.batch_size or (8 if device.type == "cuda" else 1)
-    batches = dataset.batches(remaining, batch_size)
+    with outputs:
+        for sample, maps in inferred(command, work, work.dataset, remaining, gate):
+            outputs.put(sample["image_id"], sample.get("label"), maps)
+
+
+def inferred(
+    command: Command,
+    work: Work,
+    dataset: InferDataset,
+    indices: Sequence[int],
+    refine: Refine | None,
+    *,
+    what: str | None = None,
+) -> Iterator[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
+    """Yield the sample and the maps of images of a dataset.
+
+    Args:
+        command: The command.
+        work: The method and the device.
+        dataset: The images.
+        indices: Which of them.
+        refine: See `infer_images`.
+        what: Name of the progress bar.
+    """
+    batch_size = command.run.batch_size or (8 if work.device.type == "cuda" else 1)
+    batches = dataset.batches(indices, batch_size)
     loader = infer_loader(dataset, batches=batches, num_workers=command.run.num_workers)
-    bar = tqdm(total=len(remaining), disable=not dist.is_main(), mininterval=1.0)
-    with outputs, bar, contextlib.closing(dist.until_a_rank_fails(loader)) as loaded:
+    bar = tqdm(total=len(indices), desc=what, disable=not dist.is_main(), mininterval=1.0)
+    with bar, contextlib.closing(dist.until_a_rank_fails(loader)) as loaded:
         for samples in loaded:
-            size = strided_size(samples[0]["size"], command.cam_stride)
             with named_if_too_large(samples):
                 merged = infer_images(
-                    method,
+                    work.method,
                     samples,
-                    size=size,
-                    device=device,
+                    size=strided_size(samples[0]["size"], command.cam_stride),
+                    device=work.device,
                     amp=command.run.amp,
                     mirror=dataset.views.mirror,
+                    refine=refine,
                 )
-            for sample, maps in zip(samples, merged, strict=True):
-                outputs.put(sample["image_id"], sample.get("label"), maps)
+            yield from zip(samples, merged, strict=True)
             bar.update(len(samples))
 
 

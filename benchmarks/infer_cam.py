@@ -172,7 +172,8 @@ def memory(command: Command, setting: Setting, out: Path) -> None:
     line = row("{images}", "{process:.1f}", "{worker:.1f}", "{seconds:.0f}")
     rows = Rows(command.json, line, "images", "this process, MiB", "a worker, MiB", "s")
     outputs = MemoryOutputs(dataset, infer_cam.plan_from(stage, method), rows)
-    infer_cam.infer(stage, setting.device, method, dataset, outputs)
+    work = infer_cam.Work(method, dataset, outputs, {}, None, setting.device)
+    infer_cam.infer(stage, work, gate=None)
     late = [seen for seen in rows.record["rows"] if seen["images"] >= command.memory / 5]
     grown = [late[-1][name] - late[0][name] for name in ("process", "worker")]
     print(

@@ -91,6 +91,10 @@ class Recipe:
         if wrong := sorted(set(self.short or ()) - set(_IN_SHORT)):
             raise ValueError(f"short: {', '.join(wrong)}: it may change {', '.join(_IN_SHORT)}")
 
+    def gated(self) -> Recipe:
+        """Return this recipe with the NROI gate in inference (`network.contrast.gate`)."""
+        return dataclasses.replace(self, post=dataclasses.replace(self.post, gate="nroi"))
+
     def chosen(self, short: bool) -> Recipe:
         """Return this recipe, or the one for a few hundred images."""
         if not short:

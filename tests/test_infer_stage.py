@@ -35,7 +35,7 @@ def trained(tmp_path_factory, folder_root):
 
 def infer(checkpoint, root, out, *flags: object):
     base = ["--checkpoint", checkpoint, "--dataset", "folder", "--root", root, "--list", "train"]
-    scales = ["--scales", 0.5, 1, "--num-workers", 0, "--device", "cpu"]
+    scales = ["--scales", 0.5, 1, "--num-workers", 0, "--device", "cpu", "--gate", "none"]
     return run("infer_cam.py", *base, "--out", out, *scales, *flags)
 
 
@@ -137,7 +137,7 @@ def test_a_checkpoint_of_other_classes_is_refused(trained, folder_dataset, tmp_p
 def test_cams_of_two_checkpoints_do_not_mix(trained, folder_root, tmp_path) -> None:
     assert infer(trained, folder_root, tmp_path).returncode == 0
     base = ["--dataset", "folder", "--root", folder_root, "--out", tmp_path, "--device", "cpu"]
-    other = run("infer_cam.py", "--checkpoint", trained, *base, "--scales", 1)
+    other = run("infer_cam.py", "--checkpoint", trained, *base, "--scales", 1, "--gate", "none")
     assert_refused(other, "scales", "--out")
 
 
@@ -177,7 +177,18 @@ def test_masks_in_the_same_pass_are_those_of_two_stages(
     crf = ["--cam-dir", tmp_path / "cam", *data, "--out", tmp_path / "two", "--workers", 1]
     result = run("crf_postprocess.py", *crf)
     assert result.returncode == 0, result.stderr
-    base = ["--checkpoint", trained, *data, "--scales", 0.5, 1, "--num-workers", 0]
+    base = [
+        "--gate",
+        "none",
+        "--checkpoint",
+        trained,
+        *data,
+        "--scales",
+        0.5,
+        1,
+        "--num-workers",
+        0,
+    ]
     one = [*base, "--device", "cpu", "--masks", tmp_path / "one", "--crf-workers", 1, *strided]
     result = run("infer_cam.py", *one)
     assert result.returncode == 0, result.stderr
@@ -219,7 +230,7 @@ def test_a_refused_folder_gets_nothing_from_any_rank(trained, folder_root, tmp_p
     out.mkdir()
     claim(out, {"checkpoint_sha256": "of another"})
     flags = ["--checkpoint", trained, "--dataset", "folder", "--root", folder_root, "--out", out]
-    flags += ["--scales", 0.25, "--num-workers", 0, "--device", "cpu"]
+    flags += ["--scales", 0.25, "--num-workers", 0, "--device", "cpu", "--gate", "none"]
     assert_refused(run_ranks(2, tmp_path / "texts", "infer_cam.py", *flags), "another run")
     assert {file.name for file in out.iterdir()} == {".lock", "made_from.json"}
 

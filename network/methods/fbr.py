@@ -30,8 +30,12 @@ _HEADS = {  # of the released code
 
 
 class Fbr(NroiContrast, Ppc):
-    """PPC with TAP, and with `nce_intra` replaced by `nce_fg` and `nce_nroi`."""
+    """PPC with TAP, and with `nce_intra` replaced by `nce_fg` and `nce_nroi`.
 
+    Its CAMs are gated by NROIs in inference, which the paper does not do (`network.contrast.gate`).
+    """
+
+    recipe = Ppc.recipe.gated()
     background_prototype = False
     released: Mapping[str, str] = {**Ppc.released, **_HEADS}
     released_unused = ("bg_bn.",)  # a BatchNorm that is frozen at its initial identity

@@ -44,6 +44,8 @@ def above_floor(prob: Tensor, inside: Tensor) -> Tensor:
 class FbrAmn(NroiContrast, Amn):
     """AMN with the projections, bank and contrast of FBR on its label-conditioned features."""
 
+    recipe = Amn.recipe.gated()
+
     @dataclasses.dataclass(frozen=True)
     class Config(NroiConfig, Amn.Config):
         """The hyper-parameters of AMN, and those of FBR with the defaults for this host.

@@ -14,6 +14,7 @@ from typing import Any
 from tool.crf.dense import PRESETS
 from tool.provenance import POST, read_note
 
+GATES = ("nroi", "none")
 PRESET = "fbr80"  # FBR's, and that of foreign CAMs
 
 
@@ -29,6 +30,7 @@ class Post:
             with a background row need none: the best row wins.
         seeds: (FG, BG) of confident seeds: foreground above FG, background below BG. For CAMs with
             a background row, factors on that row.
+        gate: "nroi" if stage 2 gates the maps by background regions, else "none".
 
     Raises:
         ValueError: One of them is not possible; names it.
@@ -39,6 +41,7 @@ class Post:
     alpha: float = 8.0
     threshold: float = 0.22
     seeds: tuple[float, float] = (0.30, 0.05)
+    gate: str = "none"
 
     def __post_init__(self) -> None:
         if self.preset is not None and self.preset not in PRESETS:
@@ -49,6 +52,8 @@ class Post:
             raise ValueError(f"alpha {self.alpha!r} is not above 0")
         if not _is_number(self.threshold) or not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold {self.threshold!r} is not within [0, 1]")
+        if self.gate not in GATES:
+            raise ValueError(f"gate {self.gate!r}: there are {', '.join(GATES)}")
         pair = len(self.seeds) == 2 and all(map(_is_number, self.seeds))
         if not pair or not 0 <= self.seeds[1] <= self.seeds[0] <= 1:
             raise ValueError(f"seeds {self.seeds!r} are not FG and BG with 0 <= BG <= FG <= 1")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tool.formats.cam import Cam
+
+Refine = Callable[[str, Sequence[Tensor], dict[str, Tensor]], dict[str, Tensor]]
 
 
 @torch.inference_mode()
@@ -20,6 +22,7 @@ def infer_images(
     size: tuple[int, int] | None = None,
     amp: bool = False,
     mirror: bool = True,
+    refine: Refine | None = None,
 ) -> list[dict[str, Tensor]]:
     """Return the merged maps of images of one size, which pass through the network together.
 
@@ -30,6 +33,9 @@ def infer_images(
         size: (H, W) of the maps; None for the images'.
         amp: Use bf16 autocast.
         mirror: Infer the mirror of each image too.
+        refine: Takes the id of an image, its features at the scales of at least 1 (else at the
+            largest), each (D, h, w), and its merged maps; returns the maps. The features come from
+            the forward passes of the maps. None for the merged maps as they are.
 
     Returns:
         One {name: (C, H, W)} on the device per sample.
@@ -41,15 +47,25 @@ def infer_images(
     for name, value in samples[0].items():
         if isinstance(value, Tensor):
             batch[name] = torch.stack([sample[name] for sample in samples]).to(device)
-    scores = []
-    for images in zip(*(sample["images"] for sample in samples), strict=True):
+    copies = 2 if mirror else 1
+    used = _used_scales(samples[0]) if refine is not None else []
+    scores, features = [], []
+    for index, images in enumerate(zip(*(sample["images"] for sample in samples), strict=True)):
         eight_bit = torch.stack(images).to(device, non_blocking=True)
         views = network_input(
             eight_bit, method.backbone.mean, method.backbone.std, mirror=mirror
         )  # (2B, 3, h, w) or (B, 3, h, w)
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-            scores.append(method.score(batch | {"image": views}).float())
-    copies = 2 if mirror else 1
+            if index in used:
+                score, feature = score_and_embed(method, batch | {"image": views})
+                if feature is None:
+                    raise ValueError(
+                        "the gate needs features, and this method has none: --gate none"
+                    )
+                features.append(feature[::copies])
+            else:
+                score = method.score(batch | {"image": views})
+            scores.append(score.float())
     merged = []
     for i in range(len(samples)):
         one = {key: value[i : i + 1] for key, value in batch.items()}
@@ -57,8 +73,17 @@ def infer_images(
         one["sizes"] = [tuple(image.shape[-2:]) for image in samples[i]["images"]]
         maps = method.merge([score[copies * i : copies * (i + 1)] for score in scores], one)
         _check_maps(method, maps, one["size"])
+        if refine is not None:
+            maps = refine(samples[i]["image_id"], [feature[i] for feature in features], maps)
         merged.append(maps)
     return merged
+
+
+def _used_scales(sample: dict[str, Any]) -> list[int]:
+    """Return the indices of the copies that are no smaller than the image, else of the largest."""
+    sides = [max(image.shape[-2:]) for image in sample["images"]]
+    whole = [index for index, side in enumerate(sides) if side >= max(sample["size"])]
+    return whole or [sides.index(max(sides))]
 
 
 def score_and_embed(method: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:

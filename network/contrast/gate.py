@@ -1,0 +1,278 @@
+"""The NROI gate: background regions of other images, asked about each cell of a CAM at inference.
+
+A cell of a class's CAM is kept as far as its feature is nearer to the class than to the background
+regions of other images. Nothing is trained, and no ground truth is used.
+
+Source: NROIs are FBR's (TCSVT 2024), which uses them as negatives in training only. Their use here
+is this project's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from network.contrast.nroi import kmeans
+from network.losses import add_up, over_maximum, resize
+from tool.formats.regions import Regions
+from tool.progress import derive_seed
+
+SAMPLE, PER_CLASS = 128, 8  # images whose regions are collected, and at least per class
+LARGEST = 512  # images whose NROIs are kept, so that the similarities stay cheap
+
+
+@dataclasses.dataclass(frozen=True)
+class GateSettings:
+    """The constants of the gate. Masks of photographs are flat in all of them.
+
+    Attributes:
+        foreground: A cell supports its class if the class's CAM is above this there.
+        of_maximum: If no cell does, the cells above this share of the CAM's maximum do.
+        background: Cells whose best class is below this are background.
+        fewest: If fewer cells are background, the lowest `lowest` of all cells are.
+        lowest: Share of the cells.
+        clusters: NROIs per image.
+        iterations: Of k-means.
+        nearest: The background similarity of a cell is its mean over this many nearest NROIs.
+        temperature: Divides the difference of the two similarities.
+    """
+
+    foreground: float = 0.5
+    of_maximum: float = 0.9
+    background: float = 0.1
+    fewest: int = 4
+    lowest: float = 0.2
+    clusters: int = 8
+    iterations: int = 10
+    nearest: int = 8
+    temperature: float = 0.1
+
+
+def sum_features(features: Sequence[Tensor]) -> Tensor:
+    """Combine the features of an image at several scales.
+
+    Args:
+        features: One (D, h, w) per scale.
+
+    Returns:
+        (D, h, w) on the largest grid: the sum of the normalised features, normalised.
+    """
+    grid = max((feature.shape[-2:] for feature in features), key=lambda size: size[0] * size[1])
+    sized = (resize(F.normalize(feature.float(), dim=0)[None], grid)[0] for feature in features)
+    return F.normalize(add_up(sized), dim=0)
+
+
+def class_prototypes(z: Tensor, cam: Tensor, settings: GateSettings) -> Tensor:
+    """Compute the prototype of each class in an image: the mean feature of its confident cells.
+
+    Args:
+        z: (D, h, w), normalised.
+        cam: (P, h, w) in [0, 1], the present classes; P may be 0.
+
+    Returns:
+        (P, D), normalised; zeros for a class whose CAM is 0 everywhere.
+    """
+    cells, flat = z.flatten(1), cam.flatten(1)  # (D, T), (P, T)
+    if not len(flat):
+        return z.new_zeros(0, len(cells))
+    # The cells that a class owns: it is the best there, and above the threshold.
+    best = flat.argmax(dim=0) == torch.arange(len(flat), device=flat.device)[:, None]
+    owned = best & (flat > settings.foreground)
+    highest = flat.amax(dim=1, keepdim=True)
+    fallback = (flat >= settings.of_maximum * highest) & (highest > 0)
+    owned = torch.where(owned.any(dim=1, keepdim=True), owned, fallback)
+    return F.normalize((flat * owned) @ cells.T, dim=1)
+
+
+def background_regions(z: Tensor, cam: Tensor, key: int, settings: GateSettings) -> Tensor:
+    """Find the NROIs of an image: the clusters of its background cells.
+
+    Args:
+        z: (D, h, w), normalised.
+        cam: (P, h, w) in [0, 1], the present classes; P may be 0.
+        key: Seed of the first centroids.
+
+    Returns:
+        (R, D), normalised, with R at most `settings.clusters`.
+    """
+    cells = z.flatten(1).T  # (T, D)
+    best = cam.flatten(1).amax(dim=0) if len(cam) else z.new_zeros(len(cells))  # (T,)
+    member = best < settings.background
+    if int(member.sum()) < settings.fewest:
+        count = max(1, round(settings.lowest * len(cells)))
+        member = torch.zeros_like(member)
+        member[best.topk(count, largest=False).indices] = True
+    generator = torch.Generator().manual_seed(key)
+    priority = torch.rand(len(cells), generator=generator).to(z.device)
+    centroid, valid = kmeans(
+        cells[None],
+        member[None],
+        priority[None],
+        clusters=settings.clusters,
+        iterations=settings.iterations,
+    )
+    return F.normalize(centroid[0][valid[0]], dim=1)
+
+
+def gate_of(z: Tensor, prototype: Tensor, region: Tensor, settings: GateSettings) -> Tensor:
+    """Compute how far each cell is nearer to each class than to the background.
+
+    Args:
+        z: (D, h, w), normalised.
+        prototype: (P, D), normalised; a row of zeros leaves its class as it is.
+        region: (R, D), normalised, at least one.
+
+    Returns:
+        (P, h, w) in [0, 1].
+    """
+    cells = z.flatten(1)  # (D, T)
+    count = min(settings.nearest, len(region))
+    ground = (region @ cells).topk(count, dim=0).values.mean(dim=0)  # (T,)
+    gate = torch.sigmoid((prototype @ cells - ground) / settings.temperature)  # (P, T)
+    known = prototype.any(dim=1)[:, None]
+    return torch.where(known, gate, torch.ones_like(gate)).unflatten(1, z.shape[1:])
+
+
+def sample_ids(
+    ids: Sequence[str], label: Callable[[str], np.ndarray] | None, *, seed: int
+) -> list[str]:
+    """Choose the images of a list whose regions are collected.
+
+    They are `SAMPLE` images, an eighth of a shorter list but at least 32, and on until each class
+    has `PER_CLASS` images or the list ends.
+
+    Args:
+        ids: The list.
+        label: Returns the (K,) label of an image; None if there are no labels.
+        seed: Keys the choice.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "gate", "sample"))
+    order = torch.randperm(len(ids), generator=generator).tolist()
+    wanted, chosen, counts = max(32, min(SAMPLE, len(ids) // 8)), [], np.zeros(1)
+    for index in order:
+        enough = label is None or bool((counts >= PER_CLASS).all())
+        if len(chosen) >= wanted and enough:
+            break
+        chosen.append(ids[index])
+        if label is not None:
+            counts = counts + (label(ids[index]) > 0)
+    return chosen
+
+
+class _Refinement:
+    """What the two passes share: the features and the CAM of an image on one grid.
+
+    Args:
+        has_background: The maps have a background row, first.
+        seed: Keys the k-means of each image.
+        settings: The constants.
+    """
+
+    def __init__(
+        self, *, has_background: bool, seed: int, settings: GateSettings | None = None
+    ) -> None:
+        self.first = int(has_background)
+        self.seed, self.settings = seed, settings or GateSettings()
+
+    def cells(self, features: Sequence[Tensor], cam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return z (D, h, w), the CAM of the present classes (P, h, w), and their indices (P,)."""
+        z = sum_features(features)
+        maps = cam[self.first :].float()
+        present = maps.flatten(1).amax(dim=1).gt(0).nonzero()[:, 0]
+        small = F.adaptive_avg_pool2d(over_maximum(maps[present]), z.shape[-2:])
+        return z, small, present
+
+    def key(self, image_id: str) -> int:
+        """Return the seed of an image's k-means."""
+        return derive_seed(self.seed, "gate", image_id)
+
+
+class RegionCollector(_Refinement):
+    """The first pass: collects NROIs and class prototypes of a sample of images."""
+
+    def __init__(self, num_classes: int, **settings: object) -> None:
+        super().__init__(**settings)  # type: ignore[arg-type]
+        self.num_classes = num_classes
+        self.found: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    def __call__(
+        self, image_id: str, features: Sequence[Tensor], maps: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Collect from an image; return its maps, unchanged."""
+        z, cam, present = self.cells(features, next(iter(maps.values())))
+        region = background_regions(z, cam, self.key(image_id), self.settings)
+        prototype = class_prototypes(z, cam, self.settings)
+        values = (region, prototype, present)
+        self.found[image_id] = tuple(value.cpu().numpy() for value in values)  # type: ignore[assignment]
+        return maps
+
+    def regions(self) -> Regions:
+        """Return what was found: all NROIs, and the mean prototype of each class over images."""
+        ids = sorted(self.found)
+        kept = set(list(self.found)[:LARGEST])  # in the order of the sample
+        rows = [self.found[i][0] if i in kept else self.found[i][0][:0] for i in ids]
+        width = rows[0].shape[1]
+        total = np.zeros((self.num_classes, width), np.float64)
+        for image_id in ids:
+            _, prototype, present = self.found[image_id]
+            total[present] += prototype
+        length = np.linalg.norm(total, axis=1, keepdims=True)
+        owner = np.repeat(np.arange(len(ids)), [len(one) for one in rows])
+        prototypes = (total / np.maximum(length, 1e-12)).astype(np.float32)
+        return Regions(ids, owner, np.concatenate(rows), prototypes)
+
+
+class NroiGate(_Refinement):
+    """The second pass: multiplies the CAMs of an image by its gate.
+
+    Args:
+        regions: Of a sample of images; those of the image itself are left out.
+        device: The device of the features.
+        settings: As for both passes.
+    """
+
+    def __init__(self, regions: Regions, device: torch.device, **settings: object) -> None:
+        super().__init__(**settings)  # type: ignore[arg-type]
+        self.index = {image_id: number for number, image_id in enumerate(regions.image_ids)}
+        self.owner = torch.from_numpy(regions.owner).to(device)
+        self.region = torch.from_numpy(regions.region).to(device)
+        self.prototype = torch.from_numpy(regions.prototype).to(device)
+
+    def gate(self, image_id: str, features: Sequence[Tensor], cam: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gate (P, h, w) of the present classes of a map, and their indices (P,)."""
+        z, small, present = self.cells(features, cam)
+        own = class_prototypes(z, small, self.settings)
+        known = own.any(dim=1, keepdim=True)  # a class without a cell stays without a gate
+        prototype = F.normalize(own + self.prototype[present] * known, dim=1)
+        region = self.region[self.owner != self.index.get(image_id, -1)]
+        if not len(region):  # the only image: its own regions have to do
+            region = background_regions(z, small, self.key(image_id), self.settings)
+        return gate_of(z, prototype, region, self.settings), present
+
+    def __call__(
+        self, image_id: str, features: Sequence[Tensor], maps: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Gate the foreground rows of all maps of an image; a background row stays as it is.
+
+        Args:
+            image_id: The image.
+            features: Its features, one (D, h, w) per scale.
+            maps: {name: (C, H, W)}, of which the first decides where classes are.
+
+        Returns:
+            Maps of the same shapes. Without a background row each foreground row has maximum 1.
+        """
+        gate, present = self.gate(image_id, features, next(iter(maps.values())))
+        if not len(present):
+            return maps
+        gated = {}
+        for name, values in maps.items():
+            rows, whole = present + self.first, values.clone()
+            whole[rows] = values[rows] * resize(gate[None], values.shape[-2:])[0].to(values.dtype)
+            gated[name] = whole if self.first else over_maximum(whole)
+        return gated

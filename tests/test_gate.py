@@ -1,0 +1,426 @@
+"""The NROI gate: a plain reference, its edges, its file, and stage 2 with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from method_cases import make_method
+from PIL import Image
+from runs import assert_refused, run, run_ranks, train_flags
+
+import train_fbr
+from network.backbones import build_backbone
+from network.contrast.gate import (
+    GateSettings,
+    NroiGate,
+    RegionCollector,
+    background_regions,
+    class_prototypes,
+    sample_ids,
+    sum_features,
+)
+from tool.formats.cam import load_cam
+from tool.formats.regions import Regions, load_regions, save_regions
+from tool.infer.multiscale import infer_images
+
+CPU = torch.device("cpu")
+SETTINGS = GateSettings()
+D = 6
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+def features_of(*sizes: tuple[int, int], seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(D, *size, generator=generator) for size in sizes]
+
+
+def squares(num_classes: int = 3, side: int = 16) -> torch.Tensor:
+    """A CAM with a square of class 0 and one of class 2, and little elsewhere."""
+    cam = torch.zeros(num_classes, side, side)
+    cam[0] = 0.02
+    cam[0, 2:8, 2:8] = 1.0
+    if num_classes > 2:
+        cam[2] = 0.05
+        cam[2, 9:15, 9:15] = 0.8
+    return cam
+
+
+def some_regions(num_classes: int = 3, seed: int = 1) -> Regions:
+    rng = np.random.default_rng(seed)
+    rows = rng.random((12, D)).astype(np.float32)
+    prototype = rng.random((num_classes, D)).astype(np.float32)
+    return Regions(
+        ["a", "b", "c"],
+        np.repeat(np.arange(3), 4),
+        rows / np.linalg.norm(rows, axis=1, keepdims=True),
+        prototype / np.linalg.norm(prototype, axis=1, keepdims=True),
+    )
+
+
+def gate_for(regions: Regions, *, has_background: bool = False) -> NroiGate:
+    return NroiGate(regions, CPU, seed=0, has_background=has_background)
+
+
+def test_it_is_the_plain_computation() -> None:
+    """Cell by cell, with one scale on the grid of the features."""
+    (feature,), cam, regions = features_of((4, 4)), squares(), some_regions()
+    gate, present = gate_for(regions).gate("b", [feature], cam)
+    assert present.tolist() == [0, 2]
+    z = np.stack([[unit(feature[:, y, x].numpy()) for x in range(4)] for y in range(4)])
+    maps = cam[[0, 2]].numpy()
+    maps = maps / (maps.max(axis=(1, 2), keepdims=True) + 1e-5)
+    small = maps.reshape(2, 4, 4, 4, 4).mean(axis=(2, 4))
+    bank = regions.region[regions.owner != 1]
+    for row, value in enumerate((0, 2)):
+        own = np.zeros(D)
+        for y, x in np.ndindex(4, 4):
+            if small[row, y, x] > 0.5 and small[:, y, x].argmax() == row:
+                own += small[row, y, x] * z[y, x]
+        prototype = unit(unit(own) + regions.prototype[value])
+        for y, x in np.ndindex(4, 4):
+            ground = np.sort(bank @ z[y, x])[-8:].mean()
+            expected = 1 / (1 + np.exp(-(prototype @ z[y, x] - ground) / 0.1))
+            assert gate[row, y, x] == pytest.approx(expected, abs=1e-4)
+
+
+def test_features_of_several_scales_are_summed_on_the_largest_grid() -> None:
+    features = features_of((2, 3), (4, 6))
+    z = sum_features(features)
+    assert z.shape == (D, 4, 6)
+    torch.testing.assert_close(z.norm(dim=0), torch.ones(4, 6))
+    alone = sum_features(features[1:])
+    torch.testing.assert_close(alone, torch.nn.functional.normalize(features[1], dim=0))
+    assert not torch.allclose(z, alone)
+
+
+def test_the_own_regions_of_an_image_are_left_out() -> None:
+    features, cam, regions = features_of((4, 4)), squares(), some_regions()
+    changed = regions.region.copy()
+    changed[regions.owner == 1] = -1 / np.sqrt(D)
+    other = dataclasses.replace(regions, region=changed)
+    maps = {"cam": cam}
+    own = [gate_for(r)("b", features, maps)["cam"] for r in (regions, other)]
+    assert torch.equal(*own)
+    foreign = [gate_for(r)("new", features, maps)["cam"] for r in (regions, other)]
+    assert not torch.equal(*foreign)
+
+
+def test_it_only_takes_away_and_the_maximum_stays() -> None:
+    cam, features = squares(), features_of((4, 4), (8, 8))
+    gated = gate_for(some_regions())("new", features, {"cam": cam, "other": cam / 2})
+    assert torch.equal(cam, squares()), "its argument is changed"
+    for values in gated.values():
+        assert values.shape == cam.shape
+        assert (values[1] == 0).all(), "an absent class"
+        highest = values[[0, 2]].amax(dim=(1, 2))
+        torch.testing.assert_close(highest, torch.ones(2), atol=1e-3, rtol=0)
+    torch.testing.assert_close(gated["cam"], gated["other"], atol=1e-3, rtol=0)
+
+
+def test_a_background_row_stays() -> None:
+    cam = torch.cat([torch.full((1, 16, 16), 0.3), squares()])
+    gated = gate_for(some_regions(), has_background=True)("new", features_of((4, 4)), {"cam": cam})
+    assert torch.equal(gated["cam"][0], cam[0])
+    assert (gated["cam"][1:] <= cam[1:]).all()
+    assert (gated["cam"][1] < cam[1]).any()
+
+
+@pytest.mark.parametrize("num_classes", [1, 80])
+@pytest.mark.parametrize("kind", ["zero", "one", "flat", "point"])
+def test_odd_maps_stay_finite(num_classes: int, kind: str) -> None:
+    cam = torch.zeros(num_classes, 16, 16)
+    if kind != "zero":
+        cam[0] = {"one": 1.0, "flat": 0.3, "point": 0.0}[kind]
+        cam[0, 5, 5] = max(float(cam[0, 5, 5]), 0.4)
+    features = features_of((4, 4))
+    collector = RegionCollector(num_classes, seed=0, has_background=False)
+    maps = {"cam": cam}
+    assert collector("x", features, maps) is maps
+    regions = collector.regions()
+    assert 1 <= len(regions.region) <= 8
+    np.testing.assert_allclose(np.linalg.norm(regions.region, axis=1), 1, atol=1e-5)
+    for image_id in ("x", "new"):  # "x" is the only image: its own regions have to do
+        gated = gate_for(regions)(image_id, features, maps)["cam"]
+        assert torch.isfinite(gated).all()
+        assert gated.shape == cam.shape
+        assert (gated[0].amax() > 0) == (kind != "zero")
+
+
+def test_prototypes_are_those_of_confident_cells() -> None:
+    z = sum_features(features_of((4, 4)))
+    cam = torch.zeros(2, 4, 4)
+    cam[0, 1, 2] = 0.9
+    cam[1] = 0.1
+    cam[1, 3, 3] = 0.4  # no cell is above one half: those near the maximum count
+    prototype = class_prototypes(z, cam, SETTINGS)
+    torch.testing.assert_close(prototype[0], z[:, 1, 2])
+    torch.testing.assert_close(prototype[1], z[:, 3, 3])
+
+
+def test_regions_are_clusters_of_the_background() -> None:
+    """Two kinds of background and an object: the object is in no region."""
+    z = torch.zeros(3, 6, 6)
+    z[0, :3], z[1, 3:] = 1, 1
+    z[:, 2:4, 2:4] = torch.tensor([0.0, 0, 1])[:, None, None]
+    cam = torch.zeros(1, 6, 6)
+    cam[0, 2:4, 2:4] = 1
+    region = background_regions(z, cam, 0, SETTINGS)
+    assert region[:, 2].abs().max() < 1e-5
+    assert {int(row.argmax()) for row in region} == {0, 1}
+    assert torch.equal(region, background_regions(z, cam, 0, SETTINGS))
+    whole = background_regions(z, torch.ones_like(cam), 0, SETTINGS)  # no cell is background
+    assert len(whole) == 7  # the lowest fifth of 36 cells
+
+
+def test_the_sample_is_keyed_and_has_every_class() -> None:
+    ids = [f"{number:04d}" for number in range(2000)]
+
+    def label(image_id: str) -> np.ndarray:
+        return np.array([1, int(image_id) % 100 == 0], np.float32)
+
+    chosen = sample_ids(ids, label, seed=0)
+    assert chosen == sample_ids(ids, label, seed=0) != sample_ids(ids, label, seed=1)
+    assert len(set(chosen)) == len(chosen) >= 128
+    assert sum(label(i)[1] for i in chosen) == 8
+    assert label(chosen[-1])[1] == 1, "it goes on no longer than that"
+    assert len(sample_ids(ids, None, seed=0)) == 128
+    assert len(sample_ids(ids[:300], None, seed=0)) == 37
+    assert sorted(sample_ids(ids[:20], label, seed=0)) == ids[:20]
+
+
+def test_the_file_comes_back_and_has_equal_bytes(tmp_path: Path) -> None:
+    regions, about = some_regions(), {"checkpoint_sha256": "x", "scales": (1.0, 2.0)}
+    for name in ("one.npz", "two.npz"):
+        save_regions(tmp_path / name, regions, about)
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+    back = load_regions(tmp_path / "one.npz", about)
+    for field in dataclasses.fields(Regions):
+        mine, theirs = getattr(regions, field.name), getattr(back, field.name)
+        assert np.array_equal(mine, theirs), field.name
+    assert load_regions(tmp_path / "one.npz", {"scales": [1.0, 2.0]}, whole=False)
+    with pytest.raises(ValueError, match=r"one.npz was made with another scales"):
+        load_regions(tmp_path / "one.npz", about | {"scales": [1.0]})
+    with pytest.raises(ValueError, match=r"another class_names"):
+        load_regions(tmp_path / "one.npz", about | {"class_names": ["cat"]})
+
+
+def test_damaged_and_foreign_files_are_one_line(tmp_path: Path) -> None:
+    path, about = tmp_path / "nroi.npz", {"scales": [1.0]}
+    save_regions(path, some_regions(), about)
+    whole = path.read_bytes()
+    np.savez(tmp_path / "foreign.npz", owner=np.zeros(3, np.int64))
+    np.savez_compressed(tmp_path / "bomb.npz", region=np.zeros((1000, 1000), np.float32))
+    wrong = dataclasses.replace(some_regions(), owner=np.full(12, 9))
+    save_regions(tmp_path / "owner.npz", wrong, about)
+    infinite = dataclasses.replace(some_regions(), region=np.full((12, D), np.inf, np.float32))
+    save_regions(tmp_path / "infinite.npz", infinite, about)
+    for content in (b"", whole[:200], whole[:-30], b"x" * 500, whole.replace(b"<f4", b"<f8")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"nroi.npz is no whole file of regions"):
+            load_regions(path, about)
+    for name in ("foreign", "bomb", "owner", "infinite"):
+        with pytest.raises(ValueError, match=rf"{name}.npz is no whole file of regions"):
+            load_regions(tmp_path / f"{name}.npz", about)
+
+
+def test_cam_and_features_come_from_one_forward_pass() -> None:
+    method = make_method("eps").eval()
+    calls = []
+    method.backbone.register_forward_hook(lambda *_: calls.append(1))
+    sample = {
+        "image_id": "x",
+        "size": (40, 48),
+        "images": [torch.zeros(3, 20 * n, 24 * n, dtype=torch.uint8) for n in (1, 2, 3)],
+        "label": torch.eye(5)[0],
+    }
+    seen = []
+
+    def refine(image_id: str, features: list, maps: dict) -> dict:
+        seen.append([tuple(feature.shape) for feature in features])
+        return maps
+
+    plain = infer_images(method, [sample], device=CPU)[0]["cam"]
+    assert len(calls) == 3
+    refined = infer_images(method, [sample], device=CPU, refine=refine)[0]["cam"]
+    assert len(calls) == 6
+    assert torch.equal(plain, refined)
+    assert [shape[1:] for shape in seen[0]] == [(5, 6), (8, 9)], "the scales of at least 1"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, folder_root) -> Path:
+    """A run of `fbr`, whose recipe has the gate."""
+    out = tmp_path_factory.mktemp("gate") / "run"
+    result = run("train_fbr.py", *train_flags(folder_root, out, steps=2))
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def flags(run_dir: Path, root: Path, out: Path, *more: object) -> list[object]:
+    base = ["--checkpoint", run_dir / "checkpoint.pth", "--dataset", "folder", "--root", root]
+    base += ["--list", "train", "--out", out, "--scales", 1, "--num-workers", 0, "--device", "cpu"]
+    return [*base, *more]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.npy"))}
+
+
+def test_stage_2_gates_and_a_restart_gives_the_same_bytes(trained, folder_root, tmp_path) -> None:
+    first = tmp_path / "first"
+    result = run("infer_cam.py", *flags(trained, folder_root, first))
+    assert result.returncode == 0, result.stderr
+    note = json.loads((first / "made_from.json").read_text())
+    assert note["post"]["gate"] == "nroi"
+    whole, regions = content(first), (trained / "nroi.npz").read_bytes()
+    assert len(whole) == 8
+    # Half of the files lost: made again as they were, from the same regions.
+    for path in sorted(first.glob("*.npy"))[::2]:
+        path.unlink()
+    assert run("infer_cam.py", *flags(trained, folder_root, first)).returncode == 0
+    assert content(first) == whole
+    # The regions lost as well.
+    (trained / "nroi.npz").unlink()
+    assert run("infer_cam.py", *flags(trained, folder_root, tmp_path / "second")).returncode == 0
+    assert content(tmp_path / "second") == whole
+    assert (trained / "nroi.npz").read_bytes() == regions
+    # Batches of several images.
+    batched = flags(trained, folder_root, tmp_path / "b", "--batch-size", 4)
+    assert run("infer_cam.py", *batched).returncode == 0
+    for name in whole:
+        ours, theirs = load_cam(first / name), load_cam(tmp_path / "b" / name)
+        np.testing.assert_allclose(ours.cam, theirs.cam, atol=2e-2)
+    # Without the gate the maps are others, and the two never share a folder.
+    off = flags(trained, folder_root, tmp_path / "off", "--gate", "none")
+    assert run("infer_cam.py", *off).returncode == 0
+    assert content(tmp_path / "off") != whole
+    mixed = run("infer_cam.py", *flags(trained, folder_root, first, "--gate", "none"))
+    assert_refused(mixed, "another gate")
+
+
+def test_ranks_give_the_same_bytes(trained, folder_root, tmp_path) -> None:
+    assert run("infer_cam.py", *flags(trained, folder_root, tmp_path / "one")).returncode == 0
+    regions = (trained / "nroi.npz").read_bytes()
+    (trained / "nroi.npz").unlink()
+    result = run_ranks(
+        2, tmp_path / "texts", "infer_cam.py", *flags(trained, folder_root, tmp_path / "two")
+    )
+    assert result.returncode == 0, result.stderr
+    assert (trained / "nroi.npz").read_bytes() == regions
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+
+
+def test_regions_of_another_checkpoint_or_damaged_ones_are_one_line(
+    trained, folder_root, tmp_path
+) -> None:
+    assert run("infer_cam.py", *flags(trained, folder_root, tmp_path / "one")).returncode == 0
+    path = trained / "nroi.npz"
+    whole = path.read_bytes()
+    other = run("infer_cam.py", *flags(trained, folder_root, tmp_path / "x", "--no-mirror"))
+    assert_refused(other, "nroi.npz was made with another mirror", "remove it")
+    path.write_bytes(whole[:100])
+    damaged = run("infer_cam.py", *flags(trained, folder_root, tmp_path / "y"))
+    assert_refused(damaged, "nroi.npz is no whole file of regions", "remove it")
+    assert not list((tmp_path / "y").glob("*.npy"))
+    path.unlink()
+
+
+def test_other_methods_take_it_by_a_flag(folder_root, tmp_path) -> None:
+    result = run("train_fbr.py", *train_flags(folder_root, tmp_path / "run", method="cam", steps=1))
+    assert result.returncode == 0, result.stderr
+    for gate, made in ((), False), (("--gate", "nroi"), True):
+        out = tmp_path / f"cam-{made}"
+        assert (
+            run("infer_cam.py", *flags(tmp_path / "run", folder_root, out, *gate)).returncode == 0
+        )
+        assert (tmp_path / "run" / "nroi.npz").is_file() == made
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Pretrained weights of the slim backbone."""
+    path = tmp_path_factory.mktemp("weights") / "slim.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        safetensors.torch.save_file(build_backbone("resnet38d_slim").state_dict(), path)
+    return path
+
+
+def gate_alone(cams: Path, root: Path, out: Path, weights: Path, *more: object):
+    base = ["--method", "gate", "--cam-dir", cams, "--backbone", "resnet38d_slim"]
+    base += ["--weights", weights, "--dataset", "folder", "--root", root, "--list", "train"]
+    base += ["--out", out, "--scales", 1, "--num-workers", 0, "--device", "cpu"]
+    return run("infer_cam.py", *base, *more)
+
+
+@pytest.mark.parametrize("layout", ["native", "irn", "psa"])
+def test_anyones_cams_are_gated(layout, trained, weights, folder_root, tmp_path) -> None:
+    """By a frozen backbone, without a checkpoint; the layout of the files changes nothing."""
+    off = flags(trained, folder_root, tmp_path / "plain", "--gate", "none")
+    assert run("infer_cam.py", *off).returncode == 0
+    convert = ["--cam-dir", tmp_path / "plain", "--out", tmp_path / layout, "--to", layout]
+    data = ["--dataset", "folder", "--root", folder_root, "--list", "train"]
+    assert run("data/convert_cams.py", *convert, *data).returncode == 0
+    result = gate_alone(tmp_path / layout, folder_root, tmp_path / "gated", weights)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "gated" / "nroi.npz").is_file()
+    plain = gate_alone(tmp_path / layout, folder_root, tmp_path / "off", weights, "--gate", "none")
+    assert plain.returncode == 0, plain.stderr
+    changed = 0
+    for path in sorted((tmp_path / "plain").glob("*.npy")):
+        before, kept, after = (
+            load_cam(tmp_path / n / path.name) for n in ("plain", "off", "gated")
+        )
+        assert before.class_index.tolist() == after.class_index.tolist()
+        assert before.cam.shape == after.cam.shape
+        np.testing.assert_allclose(kept.cam, before.cam, atol=0.1)  # kept at stride 4 in between
+        changed += bool(np.abs(after.cam - kept.cam).max(initial=0) > 0.01)
+    assert changed > 3
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--method", "cam"], ["--checkpoint is needed"]),
+        (["--method", "gate"], ["takes --backbone and --weights"]),
+        (["--method", "gate", "--weights", "no.pth"], ["no.pth"]),
+        (["--checkpoint", "x.pth", "--weights", "pypi"], ["no other method does"]),
+    ],
+)
+def test_a_gate_without_a_network_is_one_line(more, words, folder_root, tmp_path) -> None:
+    base = ["--dataset", "folder", "--root", folder_root, "--list", "train", "--out", tmp_path]
+    assert_refused(run("infer_cam.py", *base, *more), *words)
+
+
+def test_a_gate_is_not_trained(capsys) -> None:
+    with pytest.raises(SystemExit):
+        train_fbr.main(["--method", "gate", "--out", "x"])
+    assert "invalid choice: 'gate'" in capsys.readouterr().err
+
+
+def test_predict_shows_the_gate_of_the_run(trained, folder_root, tmp_path) -> None:
+    assert run("infer_cam.py", *flags(trained, folder_root, tmp_path / "cam")).returncode == 0
+    image = next((folder_root / "images").glob("*.jpg"))
+    base = [image, "--checkpoint", trained / "checkpoint.pth", "--classes", "disc"]
+    sizes = []
+    for number, more in enumerate(((), ("--gate", "none"))):
+        out = tmp_path / f"{number}.png"
+        result = run("network/predict/__main__.py", *base, *more, "--out", out, "--device", "cpu")
+        assert result.returncode == 0, result.stderr
+        with Image.open(out) as picture:
+            sizes.append(picture.width)
+    assert sizes[0] == sizes[1] / 3 * 5  # image, CAM, gate, gated CAM, mask
+    (trained / "nroi.npz").unlink()
+    wanted = run(
+        "network/predict/__main__.py", *base, "--gate", "nroi", "--out", tmp_path / "x.png"
+    )
+    assert_refused(wanted, "nroi.npz does not exist", "run infer_cam.py first")

@@ -1,0 +1,97 @@
+"""Background regions (NROIs) of images, and class prototypes: the file `nroi.npz` of the gate."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tool.files import as_json, atomic_path
+
+REGIONS = "nroi.npz"  # in a run directory
+_ARRAYS = {"owner": ("int64", 1), "region": ("float32", 2), "prototype": ("float32", 2)}
+_ABOUT = "about"  # UTF-8 JSON: the image ids, and what the file is made from
+_DATE = (1980, 1, 1, 0, 0, 0)  # equal content gives equal bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Regions:
+    """The NROIs of n images, and a prototype per class.
+
+    Attributes:
+        image_ids: The n images.
+        owner: (R,) int64, the index of the image of each NROI; R is at least 1.
+        region: (R, D) float32, normalised.
+        prototype: (K, D) float32, normalised; zeros for a class that no image has.
+    """
+
+    image_ids: list[str]
+    owner: np.ndarray
+    region: np.ndarray
+    prototype: np.ndarray
+
+
+def save_regions(path: Path, regions: Regions, made_from: Mapping[str, Any]) -> None:
+    """Write regions and a note of what they are made from, whole or not at all."""
+    about = json.dumps({"image_ids": regions.image_ids, "made_from": as_json(dict(made_from))})
+    arrays = {name: getattr(regions, name) for name in _ARRAYS}
+    arrays[_ABOUT] = np.frombuffer(about.encode(), np.uint8)
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array, allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", _DATE), content.getvalue())
+
+
+def load_regions(path: Path, made_from: Mapping[str, Any], *, whole: bool = True) -> Regions:
+    """Read regions, after checking that they are made from what is expected.
+
+    Args:
+        path: The file.
+        made_from: What its note must say.
+        whole: The note may say nothing else.
+
+    Raises:
+        ValueError: The file is damaged or foreign, or made from something else; names what differs.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it unpacks to more than its size")
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in _ARRAYS}
+            about = json.loads(bytes(content[_ABOUT]))
+        regions = Regions(list(about["image_ids"]), **arrays)
+        _check(regions)
+        noted = dict(about["made_from"])
+    except (ValueError, TypeError, LookupError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is no whole file of regions ({error}): remove it") from error
+    wanted = as_json(dict(made_from))
+    names = {**wanted, **noted} if whole else wanted
+    differ = [name for name in names if wanted.get(name) != noted.get(name)]
+    if differ:
+        raise ValueError(
+            f"{path} was made with another {', '.join(differ)}: remove it to make it anew"
+        )
+    return regions
+
+
+def _check(regions: Regions) -> None:
+    """Check that types, shapes and values of regions fit each other."""
+    for name, (kind, axes) in _ARRAYS.items():
+        array = getattr(regions, name)
+        if array.dtype != kind or array.ndim != axes:
+            raise ValueError(f"{name} is {array.shape} {array.dtype}")
+        if axes == 2 and not np.isfinite(array).all():
+            raise ValueError(f"{name} has values that are not finite")
+    rows, width = regions.region.shape
+    if rows < 1 or len(regions.owner) != rows or regions.prototype.shape[1] != width:
+        raise ValueError("its arrays do not fit each other")
+    if regions.owner.min() < 0 or regions.owner.max() >= len(regions.image_ids):
+        raise ValueError("a region has no image")
