@@ -32,7 +32,7 @@ from network.flags import (
     recipe_from,
     start_from,
 )
-from network.methods import Method, build_method, find_method, method_names
+from network.methods import Method, build_method, find_method, trained_names
 from network.options import add_option_flags, options_from
 from network.recipe import Recipe
 from network.weights.initialise import initialise
@@ -66,7 +66,7 @@ class MethodFlags:
         short: Take the method's recipe for a few hundred images on a CPU as the defaults.
     """
 
-    method: str = flag("fbr", choices=method_names)
+    method: str = flag("fbr", choices=trained_names)
     short: bool = False
 
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.contrast.cells import Cells
-from network.methods import Method, build_method, method_names
+from network.methods import Method, build_method, trained_names
 from tool.progress import Progress
 
-METHODS = method_names()
+METHODS = trained_names()
 SIDE = 64
 
 

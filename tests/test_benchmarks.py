@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from method_cases import MIXED, make_batch, make_method
+from method_cases import METHODS, MIXED, make_batch, make_method
 from runs import Result, assert_refused, run
 from torch import nn
 
@@ -18,7 +18,6 @@ from benchmarks.arithmetic import Call, backbone_flops, flops_of, peak_tflops, s
 from network import losses
 from network.backbones import build_backbone
 from network.dropout import KeyedDropout
-from network.methods import method_names
 from tool.progress import Progress
 from tool.train.engine import total_loss
 
@@ -123,7 +122,7 @@ def test_functions_are_timed_where_they_were_imported_and_put_back() -> None:
     assert [vars(module) for module in (losses, *apart.LIBRARIES)] == before
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", METHODS)
 def test_a_step_apart_has_the_gradients_of_a_whole_one(name) -> None:
     method, other = make_method(name).train(), make_method(name).train()
     for module in (*method.modules(), *other.modules()):

@@ -41,6 +41,8 @@ class Method(nn.Module):
             folder of its name inside.
         has_background: The maps have K + 1 channels, background first.
         conditioned: `score` reads the label, so that maps exist of given classes only.
+        trained: train_fbr.py trains it. Else stage 2 makes it from a pretrained backbone alone, and
+            it has no `losses` and `weights`.
         recipe: Defaults of the flags.
         released: Name in the released code's files -> name here, of the heads.
         released_unused: Beginnings of names in those files that have no counterpart here.
@@ -62,6 +64,7 @@ class Method(nn.Module):
     maps: tuple[str, ...] = ("cam",)
     has_background = False
     conditioned = False
+    trained = True
     recipe = Recipe()
     released: Mapping[str, str] = {"fc8.weight": "classifier.weight"}
     released_unused: tuple[str, ...] = ()
@@ -232,6 +235,11 @@ class Method(nn.Module):
 def method_names() -> list[str]:
     """Return the names of all methods: the files of this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def trained_names() -> list[str]:
+    """Return the names of the methods that train_fbr.py trains."""
+    return [name for name in method_names() if find_method(name).trained]
 
 
 def find_method(name: str) -> type[Method]:
