@@ -5,17 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from network.contrast.gate import NroiGate
+from network.losses import resize
 from network.methods import Method
 from network.weights.restore import restore
 from tool.cli import DEVICES, positive_int, run_stage
-from tool.files import atomic_path
+from tool.crf.post import GATES
+from tool.files import atomic_path, file_hash
 from tool.flags import flag, parse_flags
 from tool.formats.image import decode
+from tool.formats.regions import REGIONS, load_regions
 from tool.infer.multiscale import infer_images, network_input
 from tool.infer.previous import PREVIOUS, PreviousFlags, PreviousOutputs, takes_previous_outputs
 from tool.infer.scales import at_scale
@@ -35,6 +40,8 @@ class Command:
         bg_threshold: The mask is background where no class is above T. By default T is the method's
             threshold.
         out: PNG to write. By default out/NAME_cam.png.
+        gate: With nroi, CAMs are gated by the regions in the run's nroi.npz, which infer_cam.py
+            made. By default the method's, if that file exists.
         device: Where to compute. With auto it is a GPU if there is one.
     """
 
@@ -44,6 +51,7 @@ class Command:
     top: int = flag(2, type=positive_int, metavar="N")
     bg_threshold: float | None = flag(None, metavar="T")
     out: Path | None = None
+    gate: str | None = flag(None, choices=GATES)
     device: str = flag("auto", choices=DEVICES)
     previous: PreviousFlags = flag(title=PREVIOUS)
 
@@ -71,13 +79,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(
             f"method {config['method']!r} does not classify: pass --classes, of {', '.join(names)}"
         )
-    label = label_of(chosen, len(names))
-    maps = class_maps(method, name, image, label, previous, device)
-    mask = mask_of(maps, chosen, method, command.bg_threshold)
-    foreground = maps[1:] if method.has_background else maps
-    shown = [("image", np.asarray(image))]
-    shown += [(names[i], heat(shown[0][1], foreground[i].numpy())) for i in chosen]
-    picture = strip([*shown, ("mask", label_colours(shown[0][1], mask))])
+    gate = gate_of(command, method, config, device)
+    maps = class_maps(method, name, image, label_of(chosen, len(names)), previous, device, gate)
+    mask = mask_of(maps["gated CAM" if gate else "CAM"], chosen, method, command.bg_threshold)
+    panels = [("image", np.asarray(image))]
+    for index in chosen:
+        for kind, values in maps.items():
+            caption = names[index] if len(maps) == 1 else f"{names[index]}: {kind}"
+            row = index + (method.has_background and kind != "gate")
+            panels.append((caption, heat(panels[0][1], values[row].numpy())))
+    picture = strip([*panels, ("mask", label_colours(panels[0][1], mask))])
     out = command.out or Path("out") / f"{name}_cam.png"
     with atomic_path(out) as temporary:
         Image.fromarray(picture).save(temporary)
@@ -122,6 +133,31 @@ def label_of(chosen: Sequence[int], num_classes: int) -> np.ndarray:
     return label
 
 
+def gate_of(
+    command: Command, method: Method, config: dict[str, Any], device: torch.device
+) -> NroiGate | None:
+    """Return the gate of a run, or None if it has none.
+
+    Raises:
+        ValueError: `--gate nroi` is given and the run has no regions, or they are damaged or of
+            another checkpoint; names the file.
+    """
+    path = command.checkpoint.parent / REGIONS
+    if (command.gate or method.recipe.post.gate) != "nroi":
+        return None
+    if not path.is_file():
+        if command.gate is None:
+            return None
+        raise ValueError(f"--gate nroi: {path} does not exist: run infer_cam.py first")
+    made_from = {
+        "checkpoint_sha256": file_hash(command.checkpoint),
+        "class_names": list(config["class_names"]),
+    }
+    regions = load_regions(path, made_from, whole=False)
+    seed = config.get("seed", 0)
+    return NroiGate(regions, device, seed=seed, has_background=method.has_background)
+
+
 def class_maps(
     method: Method,
     image_id: str,
@@ -129,7 +165,8 @@ def class_maps(
     label: np.ndarray,
     previous: PreviousOutputs,
     device: torch.device,
-) -> torch.Tensor:
+    gate: NroiGate | None = None,
+) -> dict[str, torch.Tensor]:
     """Compute the maps of an image.
 
     Args:
@@ -139,20 +176,42 @@ def class_maps(
         label: (K,) float32, 1 for the classes that are present.
         previous: Folders of files of previous stages.
         device: The device that computes.
+        gate: The gate of the run.
 
     Returns:
-        (C, H, W) float32 on the CPU: the first of its maps. If
-        the method reads the label, the maps of absent classes are 0.
+        `CAM` (C, H, W) float32 on the CPU, the first of the method's maps. If the method reads the
+        label, the maps of absent classes are 0. With a gate also `gate` (K, H, W) and `gated CAM`
+        (C, H, W).
     """
     size, inputs = (image.height, image.width), method.infer_inputs
-    sample = {"image_id": image_id, "size": size, "images": method.recipe.views().of(image)}
+    views = method.recipe.views()
+    sample = {"image_id": image_id, "size": size, "images": views.of(image)}
     if "label" in inputs:
         sample["label"] = torch.from_numpy(label)
     sample |= previous.read(
         inputs, image_id, size=size, label=lambda: label, num_classes=len(label)
     )
-    maps = infer_images(method, [sample], device=device, mirror=method.recipe.mirror)[0]
-    return maps[method.maps[0]].float().cpu()
+    shown: dict[str, torch.Tensor] = {}
+
+    def refine(
+        image_id: str, features: Sequence[torch.Tensor], maps: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        assert gate is not None
+        cam = maps[method.maps[0]]
+        values, present = gate.gate(image_id, features, cam)
+        whole = cam.new_zeros(len(label), *values.shape[-2:]).index_copy_(0, present, values)
+        shown.update({"CAM": cam, "gate": resize(whole[None], size)[0]})
+        return gate(image_id, features, maps)
+
+    maps = infer_images(
+        method,
+        [sample],
+        device=device,
+        mirror=views.mirror,
+        refine=refine if gate is not None else None,
+    )[0]
+    found = shown | {"gated CAM" if gate else "CAM": maps[method.maps[0]]}
+    return {name: values.float().cpu() for name, values in found.items()}
 
 
 def mask_of(
