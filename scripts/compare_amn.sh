@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/comparison.sh
+export GATE="${GATE:-0}"                    # one for all methods, as they share the first stage
 export METHODS="${METHODS:-cam amn fbr_amn}"
 export COMPARE_OUT="${OUT:-out/compare-amn-${DATASET:-toy}}"
 

@@ -8,6 +8,7 @@
 # METHOD=cam|amn|fbr_amn: what makes the CAMs that IRN refines (cam: the classifier's own). IRN=0 stops before IRN.
 # SEED=0  OUT=out/...  BACKBONE=...  CAM_OUT=... (the first stage, which other runs may share)  SKIP_BAD_IMAGES=1
 # are further settings; CAM_FLAGS, AMN_FLAGS, IRN_FLAGS go to train_fbr.py, CAM_SCALES, IRN_SCALES to infer_cam.py.
+# GATE=1|0: gate the CAMs of the classifier and of AMN by background regions (NROIs), or not; by default for fbr_amn.
 # SHORT=1|0: each method's recipe for a few hundred images (its `Recipe.short`), or the paper's; by default 1 for the
 # embedded dataset and your own photographs.
 # Each stage restarts where it stopped. Masks are scored on SCORE_LIST; the checkpoint is the last step's.
@@ -18,6 +19,8 @@ PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
 METHOD="${METHOD:-fbr_amn}"
 DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"
+GATE="${GATE:-$([ "$METHOD" = fbr_amn ] && echo 1 || echo 0)}"      # of the CAMs that seeds and masks are made of
+gate=(--gate "$([ "$GATE" = 1 ] && echo nroi || echo none)")
 BG=0.25                                                          # of the final masks
 case "$DATASET" in
   toy)
@@ -73,7 +76,7 @@ masks() {  # folder of CAMs, folder, flags ...
 # shellcheck disable=SC2086  # the FLAGS and SCALES are lists of words
 train cam "$CAM_OUT" "${cam_size[@]}" $CAM_FLAGS
 # shellcheck disable=SC2086
-infer "$CAM_OUT" --scales $CAM_SCALES
+infer "$CAM_OUT" --scales $CAM_SCALES "${gate[@]}"
 seeds "$CAM_OUT/cam" "$CAM_OUT/seed"
 source="$CAM_OUT" power=1.0
 if [ "$METHOD" != cam ]; then
@@ -81,7 +84,7 @@ if [ "$METHOD" != cam ]; then
   # shellcheck disable=SC2086
   train "$METHOD" "$source" --seed-dir "$CAM_OUT/seed" ${size[@]+"${size[@]}"} $AMN_FLAGS
   # shellcheck disable=SC2086
-  infer "$source" --seed-dir "$CAM_OUT/seed" --scales $CAM_SCALES
+  infer "$source" --seed-dir "$CAM_OUT/seed" --scales $CAM_SCALES "${gate[@]}"
   seeds "$source/cam" "$source/seed"
 fi
 masks "$source/cam" "$source"

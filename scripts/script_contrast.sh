@@ -10,6 +10,7 @@
 #   DATASET=folder ROOT=.../my-photos bash scripts/script_contrast.sh         your own (README); scored if R/masks exists
 # SHORT=1|0: the method's recipe for a few hundred images (its `Recipe.short`), or the paper's; by default 1 for the
 # embedded dataset and your own photographs.
+# GATE=1|0: gate the CAMs by background regions (NROIs) in inference, or not; by default only for fbr.
 # METHOD=fill|cam|eps|ppc|fbr  SEED=0  OUT=out/...  are further settings; TRAIN_FLAGS goes to train_fbr.py, after these;
 # SKIP_BAD_IMAGES=1 leaves out, counts and lists images that cannot be read.
 # Stopped and started again, it goes on where it was.
@@ -52,6 +53,8 @@ OUT="${OUT:-out/$DATASET-$METHOD-seed$SEED}"
 data=(--dataset "$DATASET" --root "$ROOT" ${SALIENCY_ROOT:+--saliency-root "$SALIENCY_ROOT"})
 short=()
 [ "${SHORT:-0}" != 1 ] || short=(--short)
+gate=()
+[ -z "${GATE:-}" ] || gate=(--gate "$([ "$GATE" = 1 ] && echo nroi || echo none)")
 [ "${SKIP_BAD_IMAGES:-0}" = 0 ] || data+=(--skip-bad-images)
 score=("${data[@]}" --list "$SCORE_LIST")
 [ "$DATASET" = toy ] && score+=(--context "$ROOT/context")
@@ -63,7 +66,7 @@ else
   "$PYTHON" train_fbr.py --method "$METHOD" "${data[@]}" --list "$TRAIN_LIST" --out "$OUT" --seed "$SEED" \
     ${short[@]+"${short[@]}"} ${STEPS:+--steps "$STEPS"} ${CROP:+--crop "$CROP"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"} \
     ${BACKBONE:+--backbone "$BACKBONE"} ${WEIGHTS:+--weights "$WEIGHTS"} ${TRAIN_FLAGS:-} ${METHOD_FLAGS:-}
-  "$PYTHON" infer_cam.py --checkpoint "$OUT/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$OUT/cam" \
+  "$PYTHON" infer_cam.py --checkpoint "$OUT/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$OUT/cam" ${gate[@]+"${gate[@]}"} \
     ${SCALES:+--scales $SCALES}
   [ "${SCORE:-1}" = 0 ] ||
     "$PYTHON" eval_miou.py --pred-dir "$OUT/cam" "${score[@]}" --sweep --json "$OUT/miou_cam.json"
