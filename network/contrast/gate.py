@@ -143,8 +143,9 @@ def sample_ids(
 ) -> list[str]:
     """Choose the images of a list whose regions are collected.
 
-    They are `SAMPLE` images, an eighth of a shorter list but at least 32, and on until each class
-    has `PER_CLASS` images or the list ends.
+    They are `SAMPLE` images, an eighth of a shorter list but at least 32. Then come the images, in
+    the same random order, with a class that fewer than `PER_CLASS` chosen images have. Classes that
+    the list lacks, or that are rare in it, thus cost no more images than they have.
 
     Args:
         ids: The list.
@@ -155,12 +156,15 @@ def sample_ids(
     order = torch.randperm(len(ids), generator=generator).tolist()
     wanted, chosen, counts = max(32, min(SAMPLE, len(ids) // 8)), [], np.zeros(1)
     for index in order:
-        enough = label is None or bool((counts >= PER_CLASS).all())
-        if len(chosen) >= wanted and enough:
-            break
-        chosen.append(ids[index])
-        if label is not None:
-            counts = counts + (label(ids[index]) > 0)
+        if label is None:
+            if len(chosen) == wanted:
+                break
+            chosen.append(ids[index])
+            continue
+        has = label(ids[index]) > 0
+        if len(chosen) < wanted or bool((has & (counts < PER_CLASS)).any()):
+            chosen.append(ids[index])
+            counts = counts + has
     return chosen
 
 
