@@ -142,7 +142,7 @@ def prepare(command: Command, device: torch.device) -> Work:
     outputs = Outputs(catalog, plan_from(command, method))
     inputs, previous = method.infer_inputs, command.previous.outputs()
     dataset = InferDataset(catalog, images.ids, views=views, inputs=inputs, previous=previous)
-    made_from |= origin_of(command, method, views, config["method_config"])
+    made_from |= inference_note(command, method, views, config["method_config"])
     gate = None
     if gate_name(command, method) == "nroi":
         gate = gate_source(command, dataset, images, config, made_from)
@@ -221,7 +221,7 @@ def plan_from(command: Command, method: Method) -> Plan:
     )
 
 
-def origin_of(
+def inference_note(
     command: Command, method: Method, views: Views, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Return what the maps are made from, for the note in their folder.

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tool.progress import Progress
 
 
-class KeyedDropout(nn.Module):
+class SeededDropout(nn.Module):
     """Dropout whose mask is the same for any number of ranks and workers.
 
     It does not use torch's global generator.
@@ -43,7 +43,7 @@ class KeyedDropout(nn.Module):
 
 
 def begin_step(module: nn.Module, progress: Progress) -> None:
-    """Set the step of every `KeyedDropout` inside `module`."""
+    """Set the step of every `SeededDropout` inside `module`."""
     for name, child in module.named_modules():
-        if isinstance(child, KeyedDropout):
+        if isinstance(child, SeededDropout):
             child.begin(progress, name)

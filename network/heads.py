@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.backbones import Tap
-from network.dropout import KeyedDropout
+from network.dropout import SeededDropout
 from network.losses import enlarge, over_maximum, resize
 
 _EPS = 1e-5
@@ -59,7 +59,7 @@ class BackgroundSegmentation(nn.Module):
     def __init__(self, width: int, *, groups: int = 8, dropout: float = 0.5) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(groups, width)
-        self.dropout = KeyedDropout(dropout, channels=False)
+        self.dropout = SeededDropout(dropout, channels=False)
         self.classifier = nn.Conv2d(width, 1, 1)
 
     def normalised(self, projected: Tensor) -> Tensor:

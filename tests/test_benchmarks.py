@@ -17,7 +17,7 @@ from benchmarks import apart, arithmetic, timing
 from benchmarks.arithmetic import Call, backbone_flops, flops_of, peak_tflops, share_of_peak
 from network import losses
 from network.backbones import build_backbone
-from network.dropout import KeyedDropout
+from network.dropout import SeededDropout
 from tool.progress import Progress
 from tool.train.engine import total_loss
 
@@ -126,7 +126,7 @@ def test_functions_are_timed_where_they_were_imported_and_put_back() -> None:
 def test_a_step_apart_has_the_gradients_of_a_whole_one(name) -> None:
     method, other = make_method(name).train(), make_method(name).train()
     for module in (*method.modules(), *other.modules()):
-        if isinstance(module, KeyedDropout):  # its draws go by its name, which `Detached` changes
+        if isinstance(module, SeededDropout):  # its draws go by its name, which `Detached` changes
             module.probability = 0.0
     batch, progress = make_batch(MIXED), Progress(step=0, steps=10)
     total_loss(other(batch, progress), other.weights()).backward()

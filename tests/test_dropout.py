@@ -1,4 +1,4 @@
-"""Keyed dropout: a mask belongs to (seed, step, name, call), not to the generator or the rank."""
+"""Seeded dropout: a mask belongs to (seed, step, name, call), not to the generator or the rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from network.dropout import KeyedDropout, begin_step
+from network.dropout import SeededDropout, begin_step
 from tool.progress import Progress
 
 STEP = Progress(step=3, steps=10, seed=5)
@@ -17,13 +17,13 @@ BATCH = torch.ones(4, 6, 5, 5)
 
 def masks(progress: Progress, batch: Tensor = BATCH, *, channels: bool = False) -> list[Tensor]:
     """Two calls of one dropout in one step."""
-    dropout = KeyedDropout(0.5, channels=channels)
+    dropout = SeededDropout(0.5, channels=channels)
     dropout.begin(progress, "head")
     return [dropout(batch), dropout(batch)]
 
 
 def test_it_keeps_the_mean_and_drops_the_share() -> None:
-    dropout = KeyedDropout(0.3, channels=False)
+    dropout = SeededDropout(0.3, channels=False)
     dropout.begin(STEP, "a")
     feature = torch.full((2, 16, 40, 40), 2.0)
     result = dropout(feature)
@@ -41,7 +41,7 @@ def test_channel_dropout_zeroes_whole_channels() -> None:
 
 
 def test_evaluation_is_the_identity() -> None:
-    dropout = KeyedDropout(0.5, channels=True).eval()
+    dropout = SeededDropout(0.5, channels=True).eval()
     assert dropout(BATCH) is BATCH
 
 
@@ -62,7 +62,7 @@ def test_another_step_seed_or_micro_batch_draws_anew(other: dict[str, int]) -> N
 def test_another_call_and_another_name_draw_anew() -> None:
     one, two = masks(STEP)
     assert not torch.equal(one, two)
-    renamed = KeyedDropout(0.5, channels=False)
+    renamed = SeededDropout(0.5, channels=False)
     renamed.begin(STEP, "tail")
     assert not torch.equal(renamed(BATCH), one)
 
@@ -81,7 +81,7 @@ def test_the_ranks_masks_are_slices_of_the_global_one(world_size: int, channels:
 
 def test_begin_step_reaches_every_dropout_under_its_own_name() -> None:
     net = nn.Sequential(
-        KeyedDropout(0.5, channels=False), nn.Sequential(KeyedDropout(0.5, channels=False))
+        SeededDropout(0.5, channels=False), nn.Sequential(SeededDropout(0.5, channels=False))
     )
     begin_step(net, STEP)
     one, two = net[0](BATCH), net[1][0](BATCH)

@@ -276,7 +276,7 @@ def test_a_micro_batch_holds_the_same_images_on_any_number_of_ranks(accumulate: 
     """Ranks divide each micro-batch, not the batch."""
     dataset = [{"index": index} for index in range(17)]
 
-    class Keyed(Dataset):
+    class Seeded(Dataset):
         def __len__(self) -> int:
             return len(dataset)
 
@@ -285,7 +285,7 @@ def test_a_micro_batch_holds_the_same_images_on_any_number_of_ranks(accumulate: 
 
     def micro_batches(rank: int, ranks: int) -> list[list[int]]:
         more = {"rank": rank, "world_size": ranks, "accumulate": accumulate}
-        steps = step_batches(Keyed(), batch_size=24, start_step=0, steps=3, seed=5, **more)
+        steps = step_batches(Seeded(), batch_size=24, start_step=0, steps=3, seed=5, **more)
         parts = [step["index"].chunk(accumulate) for step in steps]
         return [part.tolist() for step in parts for part in step]
 
@@ -294,4 +294,4 @@ def test_a_micro_batch_holds_the_same_images_on_any_number_of_ranks(accumulate: 
         shares = [micro_batches(rank, ranks) for rank in range(ranks)]
         assert [list(itertools.chain(*parts)) for parts in zip(*shares, strict=True)] == alone
     with pytest.raises(ValueError, match="5 micro-batches"):
-        step_batches(Keyed(), batch_size=12, start_step=0, steps=1, seed=0, accumulate=5)
+        step_batches(Seeded(), batch_size=12, start_step=0, steps=1, seed=0, accumulate=5)

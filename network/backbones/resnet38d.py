@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from network.backbones import TAP_NAMES, Backbone, Tap
 from network.backbones.cpu.pointwise import FEWEST_CHANNELS
-from network.dropout import KeyedDropout
+from network.dropout import SeededDropout
 
 NAMES = ("resnet38d", "resnet38d_slim")
 
@@ -98,10 +98,10 @@ class Bottleneck(nn.Module):
         self.bn_branch2a = nn.BatchNorm2d(inputs)
         self.conv_branch2a = nn.Conv2d(inputs, narrow, 1, bias=False)
         self.bn_branch2b1 = nn.BatchNorm2d(narrow)
-        self.dropout_2b1 = KeyedDropout(dropout, channels=True)
+        self.dropout_2b1 = SeededDropout(dropout, channels=True)
         self.conv_branch2b1 = _conv3(narrow, middle, dilation=dilation)
         self.bn_branch2b2 = nn.BatchNorm2d(middle)
-        self.dropout_2b2 = KeyedDropout(dropout, channels=True)
+        self.dropout_2b2 = SeededDropout(dropout, channels=True)
         self.conv_branch2b2 = nn.Conv2d(middle, outputs, 1, bias=False)
         self.conv_branch1 = nn.Conv2d(inputs, outputs, 1, bias=False)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.dropout import KeyedDropout
+from network.dropout import SeededDropout
 from network.heads import Aspp, LabelConditioning
 from network.losses import (
     add_up,
@@ -84,7 +84,7 @@ class Amn(Method):
             if not 0 <= getattr(config, name) < 1:
                 raise ValueError(f"{name} {getattr(config, name)} is not in [0, 1)")
         self.condition = LabelConditioning(self.num_classes, channels)
-        self.dropout = KeyedDropout(config.dropout, channels=False)
+        self.dropout = SeededDropout(config.dropout, channels=False)
         self.classifier = Aspp(channels, self.num_classes + 1)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:

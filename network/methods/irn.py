@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from network.backbones import TAP_NAMES
-from network.dropout import KeyedDropout
+from network.dropout import SeededDropout
 from network.heads import BoundaryHead, DisplacementHead
 from network.losses import add_up, full_precision, resize, sum_of_mirrors
 from network.methods import Batch, Method, Recipe, option
@@ -96,7 +96,7 @@ class Irn(Method):
             backbone.freeze_norms()
         backbone.requires_grad_(False)
         for module in backbone.modules():
-            if isinstance(module, KeyedDropout):
+            if isinstance(module, SeededDropout):
                 module.probability = 0.0
         taps = tuple(backbone.taps.values())
         self.boundary = BoundaryHead(taps)

@@ -196,6 +196,7 @@ def class_maps(
     def refine(
         image_id: str, features: Sequence[torch.Tensor], maps: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
+        """Return the gated maps, and keep the CAM and the gate for the picture."""
         assert gate is not None
         cam = maps[method.maps[0]]
         values, present = gate.gate(image_id, features, cam)

@@ -157,7 +157,7 @@ def _fold_children(module: nn.Module, originals: list[tuple[nn.Module, str, nn.M
         plain = type(conv) in FOLDABLE and conv.bias is None
         if plain and isinstance(norm, FROZEN) and len(norm.weight) == conv.out_channels:
             originals += [(module, name, conv), (module, norm_name, norm)]
-            left = Folded(norm)
+            folded_norm = Folded(norm)
             folded = FoldedConv2d(
                 conv.in_channels,
                 conv.out_channels,
@@ -168,8 +168,8 @@ def _fold_children(module: nn.Module, originals: list[tuple[nn.Module, str, nn.M
                 conv.groups,
                 bias=False,
             )
-            setattr(module, name, folded.take(conv, left))
-            setattr(module, norm_name, left)
+            setattr(module, name, folded.take(conv, folded_norm))
+            setattr(module, norm_name, folded_norm)
     for _, child in module.named_children():
         if not isinstance(child, FoldedConv2d):
             _fold_children(child, originals)
