@@ -1,4 +1,4 @@
-"""The NROI gate: background regions of other images, asked about each cell of a CAM at inference.
+"""The NROI gate: each cell of a CAM is compared with the background regions of other images.
 
 A cell of a class's CAM is kept as far as its feature is nearer to the class than to the background
 regions of other images. Nothing is trained, and no ground truth is used.
@@ -28,7 +28,7 @@ LARGEST = 512  # images whose NROIs are kept, so that the similarities stay chea
 
 @dataclasses.dataclass(frozen=True)
 class GateSettings:
-    """The constants of the gate. Masks of photographs are flat in all of them.
+    """The constants of the gate.
 
     Attributes:
         foreground: A cell supports its class if the class's CAM is above this there.
