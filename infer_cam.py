@@ -20,10 +20,10 @@ from network.weights.choice import NetworkFlags, network_from
 from tool.cli import positive_int, run_stage
 from tool.crf.flags import CrfFlags, crf_settings
 from tool.crf.post import GATES
-from tool.files import file_hash, list_hash, locked
+from tool.files import list_hash, locked
 from tool.flags import flag, parse_flags
 from tool.formats.cam import strided_size
-from tool.formats.regions import REGIONS, load_regions, save_regions
+from tool.formats.regions import REGIONS, differing_regions, load_regions, save_regions
 from tool.infer.flags import RunFlags, ViewFlags
 from tool.infer.multiscale import Refine, infer_images
 from tool.infer.outputs import Outputs, Plan
@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             work = prepare(command, device)
         with dist.all_or_none():
             if dist.is_main():
-                claim(command, work)
+                work.outputs.claim(work.made_from)
+                collect(command, work)
         with dist.all_or_none():
             infer(command, work, gate=work.load_gate())
 
@@ -92,7 +93,7 @@ class Work:
         method: On the device, in evaluation mode.
         dataset: The images.
         outputs: The files.
-        made_from: What the maps are made from, but for the gate.
+        made_from: What the maps are made from.
         gate: Where the gate's regions come from; None without a gate.
         device: The device that computes.
     """
@@ -122,12 +123,14 @@ class GateSource:
         path: Their file.
         dataset: The sample of images that they are collected from.
         made_from: What the file says that it is made from.
+        note: What the maps say of the gate.
         seed: Keys the k-means of each image.
     """
 
     path: Path
     dataset: InferDataset
     made_from: dict[str, Any]
+    note: dict[str, Any]
     seed: int
 
 
@@ -146,6 +149,7 @@ def prepare(command: Command, device: torch.device) -> Work:
     gate = None
     if gate_name(command, method) == "nroi":
         gate = gate_source(command, dataset, images, config, made_from)
+        made_from["gate"] = gate.note
     return Work(method, dataset, outputs, made_from, gate, device)
 
 
@@ -164,7 +168,8 @@ def gate_source(
     """Return where the gate's regions come from: a sample of the training list.
 
     The list is the one that is inferred if the checkpoint's list is not in the dataset. The file
-    lies in the run directory, or in the output folder if the checkpoint is in none.
+    lies in the run directory. It lies in the output folder if the checkpoint is in no run
+    directory, or if the run's file was made otherwise, such as at other scales.
     """
     catalog, seed = dataset.catalog, config.get("seed", 0)
     ids = images.ids
@@ -174,37 +179,33 @@ def gate_source(
             ids = trained
     label = catalog.label if dataset.with_label else None
     sample = sample_ids(ids, label, seed=seed)
-    folder = command.out or command.masks or Path()
+    about = {"sample_sha256": list_hash(sample), "settings": dataclasses.asdict(GateSettings())}
+    made_from = made_from | about | {"class_names": list(catalog.class_names)}
+    path = (command.out or command.masks or Path()) / REGIONS
     checkpoint = command.network.checkpoint
     if checkpoint is not None and (checkpoint.parent / "config.json").is_file():
-        folder = checkpoint.parent
-    about = made_from | {
-        "class_names": list(catalog.class_names),
-        "sample_sha256": list_hash(sample),
-        "settings": dataclasses.asdict(GateSettings()),
-    }
-    previous = dataset.previous
-    inputs, views = dataset.inputs, dataset.views
+        of_run = checkpoint.parent / REGIONS
+        differ = set(differing_regions(of_run, made_from)) if of_run.is_file() else set()
+        if not differ or differ & {"checkpoint_sha256", "class_names"}:
+            path = of_run
+    views, inputs, previous = dataset.views, dataset.inputs, dataset.previous
     chosen = InferDataset(catalog, sample, views=views, inputs=inputs, previous=previous)
-    return GateSource(folder / REGIONS, chosen, about, seed)
+    return GateSource(path, chosen, made_from, about, seed)
 
 
-def claim(command: Command, work: Work) -> None:
-    """Collect the regions of the gate if there are none, and note what the maps are made from."""
-    made_from, gate = work.made_from, work.gate
-    if gate is not None:
-        if not gate.path.is_file():
-            has_background = work.method.has_background
-            collector = RegionCollector(
-                work.method.num_classes, seed=gate.seed, has_background=has_background
-            )
-            every = range(len(gate.dataset))
-            for _ in inferred(command, work, gate.dataset, every, collector, what="regions"):
-                pass
-            save_regions(gate.path, collector.regions(), gate.made_from)
-        load_regions(gate.path, gate.made_from)
-        made_from = made_from | {"gate": {"regions_sha256": file_hash(gate.path)}}
-    work.outputs.claim(made_from)
+def collect(command: Command, work: Work) -> None:
+    """Collect the regions of the gate, if there are none."""
+    gate = work.gate
+    if gate is None or gate.path.is_file():
+        return
+    has_background = work.method.has_background
+    collector = RegionCollector(
+        work.method.num_classes, seed=gate.seed, has_background=has_background
+    )
+    every = range(len(gate.dataset))
+    for _ in inferred(command, work, gate.dataset, every, collector, what="regions"):
+        pass
+    save_regions(gate.path, collector.regions(), gate.made_from)
 
 
 def plan_from(command: Command, method: Method) -> Plan:

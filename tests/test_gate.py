@@ -327,13 +327,39 @@ def test_regions_of_another_checkpoint_or_damaged_ones_are_one_line(
     assert run("infer_cam.py", *flags(trained, folder_root, tmp_path / "one")).returncode == 0
     path = trained / "nroi.npz"
     whole = path.read_bytes()
-    other = run("infer_cam.py", *flags(trained, folder_root, tmp_path / "x", "--no-mirror"))
-    assert_refused(other, "nroi.npz was made with another mirror", "remove it")
     path.write_bytes(whole[:100])
     damaged = run("infer_cam.py", *flags(trained, folder_root, tmp_path / "y"))
     assert_refused(damaged, "nroi.npz is no whole file of regions", "remove it")
+    path.write_bytes(whole)
+    with np.load(path) as content:
+        noted = json.loads(bytes(content["about"]))["made_from"]
+    save_regions(path, load_regions(path, noted), noted | {"checkpoint_sha256": "0" * 64})
+    other = run("infer_cam.py", *flags(trained, folder_root, tmp_path / "y"))
+    assert_refused(other, "nroi.npz was made with another checkpoint_sha256", "remove it")
     assert not list((tmp_path / "y").glob("*.npy"))
     path.unlink()
+
+
+def test_other_scales_have_regions_of_their_own(trained, folder_root, tmp_path) -> None:
+    assert run("infer_cam.py", *flags(trained, folder_root, tmp_path / "one")).returncode == 0
+    regions = (trained / "nroi.npz").read_bytes()
+    for _ in range(2):  # a restart finds them
+        mirrored = run("infer_cam.py", *flags(trained, folder_root, tmp_path / "x", "--no-mirror"))
+        assert mirrored.returncode == 0, mirrored.stderr
+    assert (trained / "nroi.npz").read_bytes() == regions
+    own = (tmp_path / "x" / "nroi.npz").read_bytes()
+    assert own != regions
+
+
+def test_a_folder_of_another_run_is_refused_before_regions_are_collected(
+    trained, folder_root, tmp_path
+) -> None:
+    off = flags(trained, folder_root, tmp_path / "off", "--gate", "none")
+    assert run("infer_cam.py", *off).returncode == 0
+    (trained / "nroi.npz").unlink(missing_ok=True)
+    mixed = run("infer_cam.py", *flags(trained, folder_root, tmp_path / "off"))
+    assert_refused(mixed, "another gate")
+    assert not (trained / "nroi.npz").exists()
 
 
 def test_other_methods_take_it_by_a_flag(folder_root, tmp_path) -> None:

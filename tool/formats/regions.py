@@ -60,6 +60,28 @@ def load_regions(path: Path, made_from: Mapping[str, Any], *, whole: bool = True
     Raises:
         ValueError: The file is damaged or foreign, or made from something else; names what differs.
     """
+    regions, noted = _read(path)
+    differ = _differing(noted, made_from)
+    if not whole:
+        differ = [name for name in differ if name in made_from]
+    if differ:
+        raise ValueError(
+            f"{path} was made with another {', '.join(differ)}: remove it to make it anew"
+        )
+    return regions
+
+
+def differing_regions(path: Path, made_from: Mapping[str, Any]) -> list[str]:
+    """Return the names in which the note of a file of regions differs from `made_from`.
+
+    Raises:
+        ValueError: The file is damaged or foreign.
+    """
+    return _differing(_read(path)[1], made_from)
+
+
+def _read(path: Path) -> tuple[Regions, dict[str, Any]]:
+    """Return the regions of a file, and what they are made from."""
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
@@ -69,17 +91,14 @@ def load_regions(path: Path, made_from: Mapping[str, Any], *, whole: bool = True
             about = json.loads(bytes(content[_ABOUT]))
         regions = Regions(list(about["image_ids"]), **arrays)
         _check(regions)
-        noted = dict(about["made_from"])
+        return regions, dict(about["made_from"])
     except (ValueError, TypeError, LookupError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no whole file of regions ({error}): remove it") from error
+
+
+def _differing(noted: Mapping[str, Any], made_from: Mapping[str, Any]) -> list[str]:
     wanted = as_json(dict(made_from))
-    names = {**wanted, **noted} if whole else wanted
-    differ = [name for name in names if wanted.get(name) != noted.get(name)]
-    if differ:
-        raise ValueError(
-            f"{path} was made with another {', '.join(differ)}: remove it to make it anew"
-        )
-    return regions
+    return [name for name in {**wanted, **noted} if wanted.get(name) != noted.get(name)]
 
 
 def _check(regions: Regions) -> None:

@@ -161,7 +161,7 @@ def class_cells(rows: Cam, num_classes: int, cells: tuple[int, int]) -> Tensor:
     maps = torch.zeros(num_classes, *cells)
     if len(rows.class_index):
         small = torch.nn.functional.interpolate(
-            torch.from_numpy(rows.cam)[None], size=cells, mode="bilinear", align_corners=False
+            torch.tensor(rows.cam)[None], size=cells, mode="bilinear", align_corners=False
         )
         maps[torch.from_numpy(rows.class_index.astype(np.int64)) - 1] = small[0]
     return maps

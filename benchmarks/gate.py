@@ -1,0 +1,159 @@
+"""Measure what the NROI gate adds to the time and the memory of CAM inference.
+
+Each image is inferred without and with the gate, one straight after the other, so that both meet
+the same pace of the machine. The images are those of a dataset, by default the embedded one, or are
+drawn with --size. Network and NROIs are random, which costs the same. The bank is as large as it
+gets, unless --bank says otherwise.
+
+With --memory N, the gate alone refines N tiny images with features of --width channels, and the
+memory of the process is printed on the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import train_fbr
+from benchmarks.drawn import write_drawn
+from benchmarks.infer_cam import resident
+from benchmarks.record import JsonFlags, Rows, row
+from benchmarks.timing import clock, spread
+from benchmarks.training import build, headline, parse_with_training
+from data.dataset import InferDataset
+from data.readable import open_list
+from network.contrast.gate import LARGEST, GateSettings, NroiGate, RegionCollector, sample_ids
+from tool.cli import positive_int, run_stage
+from tool.flags import flag
+from tool.formats.regions import Regions
+from tool.infer.multiscale import infer_images
+from tool.infer.scales import Views
+from tool.parallel.dist import pick_device
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command(JsonFlags):
+    """What the command line says beside the flags of `train_fbr.py`.
+
+    Attributes:
+        scales: Factors on the size of an image. By default the recipe's.
+        images: Number of images, the first of the list.
+        size: Draw images of this height and width.
+        classes: Number of classes of drawn images, and with --memory.
+        bank: Number of images whose NROIs are in the bank.
+        memory: Measure the memory over N images instead of the time.
+        width: Channels of the features with --memory.
+    """
+
+    scales: tuple[float, ...] | None = flag(None, metavar="FACTOR")
+    images: int = flag(16, type=positive_int, metavar="N")
+    size: tuple[int, int] | None = flag(None, type=positive_int, nargs=2, metavar=("H", "W"))
+    classes: int = flag(20, type=positive_int, metavar="K")
+    bank: int = flag(LARGEST, type=positive_int, metavar="N")
+    memory: int | None = flag(None, type=positive_int, metavar="N")
+    width: int = flag(4096, type=positive_int, metavar="D")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure one of the two."""
+    example = "--size 375 500 --scales 1"
+    command, stage = parse_with_training(Command, __name__, argv, example=example)
+    if command.memory:
+        memory(command)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        if command.size:
+            root = Path(name) / "drawn"
+            data = dataclasses.replace(stage.data, dataset="folder", root=root, list="train")
+            stage = dataclasses.replace(stage, data=data)
+            write_drawn(
+                root, images=command.images, sizes=[command.size], num_classes=command.classes
+            )
+        speed(command, stage)
+
+
+def random_regions(images: int, width: int, num_classes: int) -> Regions:
+    """Return 8 random NROIs for each of some images, and a random prototype for each class."""
+    rng = np.random.default_rng(0)
+    clusters = GateSettings().clusters
+
+    def unit(rows: int) -> np.ndarray:
+        found = rng.random((rows, width), dtype=np.float32)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    owner = np.repeat(np.arange(images), clusters)
+    names = [f"bank {number}" for number in range(images)]
+    return Regions(names, owner, unit(len(owner)), unit(num_classes))
+
+
+def speed(command: Command, stage: train_fbr.Command) -> None:
+    """Print the times of an image without and with the gate, and of the first pass."""
+    device = pick_device(stage.run.device)
+    catalog, images = open_list(stage.data)
+    method = build(stage, catalog, images, device).eval()
+    views = Views(command.scales or method.recipe.scales)
+    ids = images.ids[: command.images]
+    dataset = InferDataset(
+        catalog, ids, views=views, inputs=method.infer_inputs, previous=stage.previous
+    )
+    has_background = method.has_background
+    collector = RegionCollector(method.num_classes, seed=0, has_background=has_background)
+    samples = [dataset[index] for index in range(len(dataset))]
+    # Of one image, before anything is timed; it also says how wide the features are.
+    infer_images(method, samples[:1], device=device, amp=stage.run.amp, refine=collector)
+    width = collector.regions().region.shape[1]
+    regions = random_regions(command.bank, width, method.num_classes)
+    gate = NroiGate(regions, device, seed=0, has_background=has_background)
+    ways = {"plain": None, "gate": gate, "first": collector}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    infer_images(method, samples[:1], device=device, amp=stage.run.amp, refine=gate)
+    for sample in samples:
+        for name, refine in ways.items():
+            started = clock()
+            infer_images(method, [sample], device=device, amp=stage.run.amp, refine=refine)
+            seconds[name].append(clock() - started)
+    facts = (f"{width} channels", f"{len(regions.region)} NROIs", f"{method.num_classes} classes")
+    scales = f"scales {', '.join(map(str, views.scales))} and flip"
+    print(headline(stage, device, f"{len(samples)} images", *facts, scales))
+    line = row("{what}", "{median:.0f}", "{fastest:.0f}", "{slowest:.0f}", "{more:+.1f}")
+    rows = Rows(command.json, line, "ms an image", "median", "fastest", "slowest", "more, %")
+    plain = np.array(seconds["plain"])
+    words = {"plain": "without the gate", "gate": "with the gate", "first": "first pass"}
+    for name, found in seconds.items():
+        more = 100 * float(np.median(np.array(found) / plain) - 1)
+        rows.add(what=words[name], more=more, **spread(found, unit=1000))
+    sample_size = len(sample_ids([str(number) for number in range(10_000)], None, seed=0))
+    first, more = (float(np.median(np.array(seconds[n]) / plain)) for n in ("first", "gate"))
+    for count in (405, 1464, 10_582, 82_081):
+        taken = min(sample_size, max(32, count // 8))
+        print(f"a list of {count}: {100 * (taken / count * first + more - 1):+.1f} % in all")
+
+
+def memory(command: Command) -> None:
+    """Print the memory of this process ten times on the way through N images."""
+    device = torch.device("cpu")
+    regions = random_regions(command.bank, command.width, command.classes)
+    gate = NroiGate(regions, device, seed=0, has_background=False)
+    generator = torch.Generator().manual_seed(0)
+    rows = Rows(command.json, row("{images}", "{mib:.1f}", "{seconds:.0f}"), "images", "MiB", "s")
+    started = time.perf_counter()
+    for number in range(command.memory or 0):
+        height, width = 6 + number % 3, 6 + number % 5
+        features = [torch.rand(command.width, height, width, generator=generator)]
+        maps = torch.zeros(command.classes, 8 * height, 8 * width)
+        maps[number % command.classes, 4:24, 4:24] = 1
+        gate(f"image {number}", features, {"cam": maps})
+        if (number + 1) * 10 // (command.memory or 1) > len(rows.record["rows"]):
+            seconds = time.perf_counter() - started
+            rows.add(images=number + 1, mib=resident(os.getpid()), seconds=seconds)
+
+
+if __name__ == "__main__":
+    run_stage(main)
