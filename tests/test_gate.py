@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from method_cases import make_method
+from method_cases import MIXED, make_batch, make_method
 from PIL import Image
 from runs import assert_refused, run, run_ranks, train_flags
 
@@ -25,9 +25,12 @@ from network.contrast.gate import (
     sample_ids,
     sum_features,
 )
+from network.losses import over_maximum
 from tool.formats.cam import load_cam
 from tool.formats.regions import Regions, load_regions, save_regions
 from tool.infer.multiscale import infer_images
+from tool.train.batch import part
+from tool.train.log import training_picture
 
 CPU = torch.device("cpu")
 SETTINGS = GateSettings()
@@ -433,6 +436,27 @@ def test_a_gate_is_not_trained(capsys) -> None:
     with pytest.raises(SystemExit):
         train_fbr.main(["--method", "gate", "--out", "x"])
     assert "invalid choice: 'gate'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["fbr", "fbr_amn"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_training_pictures_show_cam_gate_and_product(name: str, count: int) -> None:
+    method, batch = make_method(name).eval(), part(make_batch(MIXED), slice(count))
+    with torch.no_grad():
+        maps = method.pictures(batch)
+    assert torch.equal(maps["gated CAM"], over_maximum(maps["cam"] * maps["gate"]))
+    present = batch["label"][0] > 0
+    assert (maps["gate"][present] > 0).all()
+    assert (maps["gate"][~present] == 0).all()
+    image = batch["image"][0].clamp(0, 1)
+    whole = training_picture(image, maps, bg_threshold=0.22)
+    plain = training_picture(image, {"cam": maps["cam"]}, bg_threshold=0.22)
+    height, width = image.shape[1:]
+    assert whole.shape[1] == width * (len(maps) + 2)
+    # The pseudo label, the last panel, is that of the gated CAM.
+    maps["gated CAM"] = torch.zeros_like(maps["gated CAM"])
+    nothing = training_picture(image, maps, bg_threshold=0.22)[-height:, -width:]
+    assert not np.array_equal(nothing, plain[-height:, -width:])
 
 
 def test_predict_shows_the_gate_of_the_run(trained, folder_root, tmp_path) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from network.contrast.cells import Cells, class_ids_of, l2_normalize, take
+from network.contrast.gate import gate_of_first
 from network.contrast.info_nce import class_balanced_mean, class_mean, info_nce, mean_query
 from network.contrast.nroi import NROIBank, kmeans
 from network.contrast.queries import draw_queries, foreground_negatives, hard_cells, query_embedding
@@ -20,6 +21,7 @@ from network.heads import BackgroundSegmentation, projection
 from network.losses import image_cells, mean_of_views, over_maximum, resize
 from tool.parallel.dist import gather, global_mean
 from tool.progress import Progress
+from tool.train.batch import Batch, part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,22 @@ class NroiContrast(nn.Module):
         self.segment_background = BackgroundSegmentation(self.config.width)
         self.bank = NROIBank(self.config.bank_size, self.config.width)
         self._pending: list[tuple[Tensor, Tensor]] = []
+
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the host's maps of the first image, the gate of its CAM, and the gated CAM.
+
+        The NROIs of the gate are those of the batch's other images; in inference they come from a
+        sample of the training list.
+        """
+        count = len(batch["image"])
+        first, *others = (
+            super(NroiContrast, self).pictures(part(batch, slice(i, i + 1)))  # type: ignore[misc]
+            for i in range(count)
+        )
+        cams = [maps["cam"] for maps in (first, *others)]
+        gate = gate_of_first(self.embed(batch), cams)
+        gate = resize(gate[None], cams[0].shape[-2:])[0]
+        return first | {"gate": gate, "gated CAM": over_maximum(cams[0] * gate)}
 
     def background_segmentation(
         self, normalised: Tensor, activation: Tensor, label: Tensor, valid: Tensor

@@ -280,3 +280,22 @@ class NroiGate(_Refinement):
             whole[rows] = values[rows] * resize(gate[None], values.shape[-2:])[0].to(values.dtype)
             gated[name] = whole if self.first else over_maximum(whole)
         return gated
+
+
+@torch.no_grad()
+def gate_of_first(features: Tensor, cams: Sequence[Tensor]) -> Tensor:
+    """Compute the gate of the first image of a batch, by the regions of the other images.
+
+    Args:
+        features: (N, D, h, w).
+        cams: One (K, h, w) in [0, 1] per image, 0 for absent classes.
+
+    Returns:
+        (K, h, w) in [0, 1], 0 for absent classes.
+    """
+    collector = RegionCollector(len(cams[0]), seed=0, has_background=False)
+    for number, (feature, cam) in enumerate(zip(features, cams, strict=True)):
+        collector(str(number), [feature], {"cam": cam})
+    gate = NroiGate(collector.regions(), features.device, seed=0, has_background=False)
+    found, present = gate.gate("0", [features[0]], cams[0])
+    return cams[0].new_zeros(len(cams[0]), *found.shape[1:]).index_copy(0, present, found)

@@ -78,11 +78,12 @@ def training_picture(image: Tensor, maps: dict[str, Tensor], *, bg_threshold: fl
     Args:
         image: (3, H, W) in [0, 1].
         maps: name -> (K, h, w) in [0, 1].
-        bg_threshold: Where `cam` is not above it, the pseudo label is background. None if the maps
-            have a background row, which comes first.
+        bg_threshold: Where the CAM is not above it, the pseudo label is background. None if the
+            maps have a background row, which comes first.
 
     Returns:
-        (H + caption, n W, 3) uint8. Without a map `cam` there is no pseudo label.
+        (H + caption, n W, 3) uint8. The pseudo label is that of the map `gated CAM`, else of `cam`.
+        Without either there is none.
     """
     from tool.report.picture import (  # imports OpenCV, which a run without pictures does not need
         heat,
@@ -103,8 +104,9 @@ def training_picture(image: Tensor, maps: dict[str, Tensor], *, bg_threshold: fl
     for name, values in sized.items():
         skipped = name == "cam" and bg_threshold is None  # the background row
         panels.append((name, heat(base, values[skipped:].amax(dim=0).numpy())))
-    if "cam" in sized:
-        best, index = sized["cam"].max(dim=0)
+    cam = sized.get("gated CAM", sized.get("cam"))
+    if cam is not None:
+        best, index = cam.max(dim=0)
         if bg_threshold is not None:
             index = torch.where(best > bg_threshold, index + 1, 0)
         label = index.numpy().astype(np.uint8)
