@@ -46,6 +46,28 @@ def enlarge(maps: Tensor, stride: int, size: tuple[int, int] | torch.Size) -> Te
     return resize(maps, whole)[..., : size[0], : size[1]]
 
 
+def resize_cells(maps: Tensor, stride: int, copy: Sequence[int], size: Sequence[int]) -> Tensor:
+    """Resize maps of the cells of a scaled copy of an image to the pixels of the image.
+
+    As for `enlarge`, the cells can reach beyond the copy, and what reaches beyond is cropped.
+
+    Args:
+        maps: (N, C, h, w), cells of `stride` pixels of the copy.
+        stride: Pixels per cell.
+        copy: Height and width of the copy in pixels.
+        size: (H, W), those of the image.
+
+    Returns:
+        (N, C, H, W).
+    """
+    # The small excess keeps rounding from losing the last row or column.
+    factors = tuple(
+        (1 + 1e-6) * stride * whole / part for whole, part in zip(size, copy, strict=True)
+    )
+    sized = F.interpolate(maps, scale_factor=factors, mode="bilinear", align_corners=False)
+    return sized[..., : size[0], : size[1]]
+
+
 def resize_area(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Reduce maps (N, C, H, W) to (N, C, *size) by averaging the pixels of each cell."""
     return F.adaptive_avg_pool2d(maps, tuple(size))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from method_cases import MIXED, ONE_CLASS, first_steps, make_batch, make_method
 
 from network.heads import Aspp, LabelConditioning
-from network.losses import balanced_cross_entropy, enlarge
+from network.losses import balanced_cross_entropy, enlarge, resize_cells
 from network.methods.fbr_amn import above_floor
 from tool.progress import Progress
 
@@ -141,6 +141,21 @@ def test_maps_are_enlarged_to_what_their_cells_cover() -> None:
     )
 
 
+@pytest.mark.parametrize("copy", [(213, 320), (320, 480), (107, 160), (96, 160)])
+def test_maps_of_a_copy_lie_where_its_cells_lie(copy: tuple[int, int]) -> None:
+    """A ramp over the cells is the same ramp over the pixels, whatever reaches beyond the copy."""
+    size = (213, 320)
+    rows, columns = (torch.arange(-(-pixels // 16)) + 0.5 for pixels in copy)
+    ramp = torch.stack([rows[:, None] + 0 * columns, columns + 0 * rows[:, None]])[None]
+    found = resize_cells(ramp, 16, copy, size)[0]
+    assert found.shape == (2, *size)
+    inner = slice(40, -40)  # beyond the centres of the outermost cells it is constant
+    for axis in (0, 1):
+        expected = (torch.arange(size[axis]) + 0.5) * copy[axis] / size[axis] / 16
+        got = found[axis].select(1 - axis, 0)
+        torch.testing.assert_close(got[inner], expected[inner], atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("name", AMN)
 def test_merging_keeps_probabilities_where_the_seed_is_background(name: str) -> None:
     method = make_method(name)
@@ -149,7 +164,8 @@ def test_merging_keeps_probabilities_where_the_seed_is_background(name: str) -> 
     label = torch.tensor([[0.0, 1, 0, 0, 1]])
     seed = torch.full((1, 24, 40), 255)
     seed[:, :8] = 0
-    batch = {"size": (24, 40), "label": label, "seed": seed}
+    sizes = [(24, 40), (24, 40)]
+    batch = {"size": (24, 40), "sizes": sizes, "label": label, "seed": seed}
     cam = method.merge([pair, pair], batch)["cam"]
     prob = F.interpolate(logit, (24, 40), mode="bilinear").softmax(dim=1)[0, 1:]
     for k in (1, 4):

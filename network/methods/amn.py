@@ -19,15 +19,14 @@ from network.heads import Aspp, LabelConditioning
 from network.losses import (
     add_up,
     balanced_cross_entropy,
-    enlarge,
     min_max,
     over_maximum,
     resize,
+    resize_cells,
     sum_of_mirrors,
 )
 from network.methods import Batch, Method, Recipe
 from tool.crf.post import Post
-from tool.formats.cam import strided_size
 from tool.progress import Progress
 
 SEED_STRIDE = 4  # as in IRN; logits at every pixel would take 16 times the memory
@@ -136,16 +135,16 @@ class Amn(Method):
 
         Args:
             scores: One (2, K+1, h, w) per scale, or (1, K+1, h, w) without mirrors.
-            batch: `size` (H, W), `label` (1, K) and `seed` (1, H, W).
+            batch: `size` (H, W), `sizes` (h, w) of the copies, `label` (1, K) and `seed` (1, H, W).
 
         Returns:
             {"cam": (K, *size)} in [0, 1], 0 for absent classes.
         """
-        # The mean logits of all scales and mirrors, on the cells of the image, then on its pixels.
+        # The mean logits of all scales and mirrors, on the pixels of the image.
         label, size = batch["label"][0], batch["size"]
         stride = self.backbone.taps["high"].stride
-        cells = strided_size(size, stride)
-        total = add_up(enlarge(resize(both, cells), stride, size) for both in scores)
+        copies = zip(scores, batch["sizes"], strict=True)
+        total = add_up(resize_cells(both, stride, copy, size) for both, copy in copies)
         logit = sum_of_mirrors(total) / sum(map(len, scores))  # (K+1, H, W)
         # The probabilities of the P present classes, stretched except on confident background.
         present = label.nonzero()[:, 0]
