@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from data.catalog import Catalog
 from data.readable import ListFlags, open_list
 from tool.cli import positive_int, run_stage
+from tool.crf.area import BINS, Areas, threshold_of
 from tool.crf.flags import CrfFlags, crf_settings
 from tool.crf.post import check_noted, post_of
 from tool.crf.stage import PostProcess
@@ -22,7 +24,7 @@ from tool.files import locked
 from tool.flags import flag, parse_flags
 from tool.formats.predictions import require_files
 from tool.parallel import dist
-from tool.parallel.processes import default_workers
+from tool.parallel.processes import default_workers, map_processes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class Command:
     Attributes:
         cam_dir: Folder of the CAMs: ID.npy, from infer_cam.py or in a layout of the field.
         out: Folder that receives one ID.png per image.
+        threshold_from: Folder of masks. Make masks without a CRF, at the threshold at which all
+            CAMs of the list together have the share of foreground of these masks.
         workers: Processes per rank; on a GPU, threads that read. Give fewer if memory is short.
     """
 
@@ -39,6 +43,7 @@ class Command:
     crf: CrfFlags = flag(title="masks")
     cam_dir: Path
     out: Path
+    threshold_from: Path | None = flag(None, metavar="MASKS")
     workers: int = flag(default_workers, type=positive_int, metavar="N")
 
 
@@ -51,7 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with dist.ranks(), contextlib.ExitStack() as held:
         with dist.all_or_none():
-            work, image_ids = prepare(command)
+            catalog, images = open_list(command.data)
+            require_files(command.cam_dir, images.ids, ".npy", what="CAMs", stage="infer_cam.py")
+            counts = count_areas(command, catalog, images.ids)
+        counts = dist.sum_over_ranks(counts)
+        with dist.all_or_none():
+            work, image_ids = prepare(command, catalog, counts), images.ids
             if dist.is_main():
                 held.enter_context(locked(command.out))
                 work.claim(image_ids)
@@ -65,17 +75,42 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{command.out}: {written} written, {len(image_ids) - written} were there")
 
 
-def prepare(command: Command) -> tuple[PostProcess, list[str]]:
-    """Return the writer of the masks and the ids of their images; raise if a CAM is missing."""
-    catalog, images = open_list(command.data)
-    require_files(command.cam_dir, images.ids, ".npy", what="CAMs", stage="infer_cam.py")
-    if command.crf.seeds == []:
+def count_areas(command: Command, catalog: Catalog, image_ids: Sequence[str]) -> np.ndarray:
+    """Return the counts of `--threshold-from` over this rank's share of the images, else zeros."""
+    total = np.zeros(BINS + 2, np.int64)
+    masks = command.threshold_from
+    if masks is None:
+        return total
+    if command.crf.threshold is not None or command.crf.seeds is not None:
+        raise ValueError("--threshold-from: not with --threshold or --seeds")
+    require_files(masks, image_ids, ".png", what="masks", stage="crf_postprocess.py")
+    areas = Areas(catalog, command.cam_dir, masks)
+    for counts in map_processes(areas, dist.share(image_ids), workers=command.workers):
+        total += counts
+    return total
+
+
+def prepare(command: Command, catalog: Catalog, counts: np.ndarray) -> PostProcess:
+    """Return the writer of the masks.
+
+    Args:
+        command: The command.
+        catalog: The dataset.
+        counts: Those of `count_areas`, of all ranks.
+    """
+    crf = command.crf
+    if command.threshold_from is not None:
+        crf = dataclasses.replace(crf, threshold=threshold_of(counts))
+    if crf.seeds == []:
         check_noted(command.cam_dir)
-    settings = crf_settings(command.crf, post_of(command.cam_dir))
+    settings = crf_settings(crf, post_of(command.cam_dir))
     work = PostProcess(catalog, command.cam_dir, command.out, **settings)
     if work.threshold is not None and command.crf.threshold is None and dist.is_main():
-        print(f"no CRF, as these CAMs' method has none: foreground is above {work.threshold:g}")
-    return work, images.ids
+        why = "as these CAMs' method has none"
+        if command.threshold_from is not None:
+            why = f"with as much foreground as {command.threshold_from}"
+        print(f"no CRF, {why}: foreground is above {work.threshold:g}")
+    return work
 
 
 if __name__ == "__main__":

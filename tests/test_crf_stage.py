@@ -98,6 +98,59 @@ def test_masks_without_crf_are_the_cams_over_a_threshold(
         run(folder_dataset, tmp_path / "other", "--threshold", 0.3, "--seeds", 0.3, 0.05)
 
 
+def share_of_foreground(masks: dict[str, np.ndarray]) -> float:
+    known = sum(int((mask < 255).sum()) for mask in masks.values())
+    return sum(int(((mask > 0) & (mask < 255)).sum()) for mask in masks.values()) / known
+
+
+def test_a_threshold_is_found_by_the_area_of_other_masks(
+    folder_dataset: Path, tmp_path: Path
+) -> None:
+    """The masks at a threshold lead back to it, and other masks of that area do too."""
+    write_cams(folder_dataset)
+    wanted = run(folder_dataset, tmp_path / "wanted", "--threshold", 0.45)
+    found = run(folder_dataset, tmp_path / "found", "--threshold-from", tmp_path / "wanted")
+    assert share_of_foreground(found) == share_of_foreground(wanted) > 0.01
+    assert all((found[name] == wanted[name]).all() for name in found)
+    threshold = json.loads((tmp_path / "found" / "crf.json").read_text())["threshold"]
+    assert 0.3 <= threshold <= 0.6
+    # Only the area counts: the same masks elsewhere, and with unknown pixels.
+    for name, mask in wanted.items():
+        moved = np.roll(mask, 3, axis=1)
+        moved[::2] = 255
+        save_mask(tmp_path / "moved" / f"{name}.png", moved)
+    other = run(folder_dataset, tmp_path / "other", "--threshold-from", tmp_path / "moved")
+    assert share_of_foreground(other) == pytest.approx(share_of_foreground(wanted), rel=0.2)
+    # Larger masks ask for a lower threshold.
+    run(folder_dataset, tmp_path / "large", "--threshold", 0.05)
+    wide = run(folder_dataset, tmp_path / "wide", "--threshold-from", tmp_path / "large")
+    assert share_of_foreground(wide) > share_of_foreground(found)
+
+
+def test_a_threshold_from_masks_that_do_not_help_is_one_line(
+    folder_dataset: Path, tmp_path: Path
+) -> None:
+    write_cams(folder_dataset)
+    masks = run(folder_dataset, tmp_path / "masks", "--threshold", 0.45)
+    flag = ("--threshold-from", tmp_path / "masks")
+    fails(folder_dataset, tmp_path / "x", "not with --threshold", *flag, "--threshold", 0.3)
+    fails(folder_dataset, tmp_path / "x", "not with --threshold", *flag, "--seeds")
+    fails(folder_dataset, tmp_path / "x", "does not exist", "--threshold-from", tmp_path / "no")
+    name = next(iter(masks))
+    save_mask(tmp_path / "masks" / f"{name}.png", np.zeros((3, 4), np.uint8))
+    fails(folder_dataset, tmp_path / "x", "4x3", *flag)
+    (tmp_path / "masks" / f"{name}.png").unlink()
+    fails(folder_dataset, tmp_path / "x", "1 of .* masks are missing", *flag)
+    for name, mask in masks.items():
+        save_mask(tmp_path / "masks" / f"{name}.png", np.zeros_like(mask))
+    fails(folder_dataset, tmp_path / "x", "no foreground", *flag)
+    write_cams(folder_dataset, background=0.3)
+    for name, mask in masks.items():
+        save_mask(tmp_path / "masks" / f"{name}.png", mask)
+    fails(folder_dataset, tmp_path / "x", "background row", *flag)
+    assert not (tmp_path / "x").exists()
+
+
 def test_the_default_is_the_recipe_of_fbr(folder_dataset: Path, tmp_path: Path) -> None:
     write_cams(folder_dataset)
     default = run(folder_dataset, tmp_path / "a")

@@ -17,7 +17,7 @@ from runs import REPOSITORY, RanksResult, assert_refused, environment, run_ranks
 
 from tool.cli import Parser
 from tool.crf import dense
-from tool.formats.cam import Cam, save_cam
+from tool.formats.cam import Cam, load_cam, save_cam
 from tool.formats.mask import load_mask, save_mask
 from tool.parallel import dist
 from tool.parallel.processes import default_workers
@@ -74,6 +74,19 @@ def test_masks_do_not_depend_on_the_ranks_and_a_restart_takes_another_number(
     assert again.stdout == f"{tmp_path / 'two'}: 4 written, 4 were there\n"
     assert files_in(tmp_path / "two") == whole
     assert kept.stat().st_ino == inode
+
+
+def test_a_threshold_by_area_is_that_of_all_ranks(folder_root, tmp_path) -> None:
+    cams = write_cams(folder_root, tmp_path / "cam")
+    rows = load_cam(cams / "d6.npy")
+    save_cam(cams / "d6.npy", rows.foreground())  # a background row takes no threshold
+    flags = ("--threshold-from", folder_root / "masks")
+    for ranks in (1, 3):
+        out = tmp_path / str(ranks)
+        done = post_process(ranks, tmp_path / f"r{ranks}", folder_root, cams, out, *flags)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("with as much foreground as") == 1
+    assert files_in(tmp_path / "3") == files_in(tmp_path / "1")
 
 
 def test_torchrun_starts_the_ranks(folder_root, tmp_path) -> None:
