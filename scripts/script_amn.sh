@@ -8,7 +8,9 @@
 # METHOD=cam|amn|fbr_amn: what makes the CAMs that IRN refines (cam: the classifier's own). IRN=0 stops before IRN.
 # SEED=0  OUT=out/...  BACKBONE=...  CAM_OUT=... (the first stage, which other runs may share)  SKIP_BAD_IMAGES=1
 # are further settings; CAM_FLAGS, AMN_FLAGS, IRN_FLAGS go to train_fbr.py, CAM_SCALES, IRN_SCALES to infer_cam.py.
-# GATE=1|0: gate the CAMs of the classifier and of AMN by background regions (NROIs), or not; by default for fbr_amn.
+# GATE=1|0: gate the CAMs of each stage by background regions (NROIs), or not; by default for fbr_amn. With it, the final
+# threshold is the one at which IRN's CAMs have as much foreground as the masks before it, else the paper's.
+# ROUNDS=N: train AMN N times, each time on the seeds of the stage before.
 # SHORT=1|0: each method's recipe for a few hundred images (its `Recipe.short`), or the paper's; by default 1 for the
 # embedded dataset and your own photographs.
 # Each stage restarts where it stopped. Masks are scored on SCORE_LIST; the checkpoint is the last step's.
@@ -21,7 +23,8 @@ DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"
 GATE="${GATE:-$([ "$METHOD" = fbr_amn ] && echo 1 || echo 0)}"      # of the CAMs that seeds and masks are made of
 gate=(--gate "$([ "$GATE" = 1 ] && echo nroi || echo none)")
-BG=0.25                                                          # of the final masks
+BG=0.25                                                          # of the final masks, without the gate
+ROUNDS="${ROUNDS:-1}"
 case "$DATASET" in
   toy)
     ROOT="${ROOT:-out/toy-data}" TRAIN_LIST="${TRAIN_LIST:-train}"
@@ -80,17 +83,23 @@ infer "$CAM_OUT" --scales $CAM_SCALES "${gate[@]}"
 seeds "$CAM_OUT/cam" "$CAM_OUT/seed"
 source="$CAM_OUT" power=1.0
 if [ "$METHOD" != cam ]; then
-  source="$OUT/2-$METHOD" power=1.3
-  # shellcheck disable=SC2086
-  train "$METHOD" "$source" --seed-dir "$CAM_OUT/seed" ${size[@]+"${size[@]}"} $AMN_FLAGS
-  # shellcheck disable=SC2086
-  infer "$source" --seed-dir "$CAM_OUT/seed" --scales $CAM_SCALES "${gate[@]}"
-  seeds "$source/cam" "$source/seed"
+  power=1.3
+  for ((round = 1; round <= ROUNDS; round++)); do
+    seed_dir="$source/seed" source="$OUT/2-$METHOD"
+    [ "$round" = 1 ] || source+="-round$round"
+    # shellcheck disable=SC2086
+    train "$METHOD" "$source" --seed-dir "$seed_dir" ${size[@]+"${size[@]}"} $AMN_FLAGS
+    # shellcheck disable=SC2086
+    infer "$source" --seed-dir "$seed_dir" --scales $CAM_SCALES "${gate[@]}"
+    seeds "$source/cam" "$source/seed"
+  done
 fi
 masks "$source/cam" "$source"
 [ "${IRN:-1}" = 1 ] || exit 0
 # shellcheck disable=SC2086
 train irn "$OUT/3-irn" --seed-dir "$source/seed" --power "$power" ${size[@]+"${size[@]}"} $IRN_FLAGS
 # shellcheck disable=SC2086
-infer "$OUT/3-irn" --cam-dir "$source/cam" ${IRN_SCALES:+--scales $IRN_SCALES}
-masks "$OUT/3-irn/cam" "$OUT/3-irn" --threshold "$BG"
+infer "$OUT/3-irn" --cam-dir "$source/cam" ${IRN_SCALES:+--scales $IRN_SCALES} "${gate[@]}"
+threshold=(--threshold "$BG")
+[ "$GATE" = 0 ] || threshold=(--threshold-from "$source/mask")
+masks "$OUT/3-irn/cam" "$OUT/3-irn" "${threshold[@]}"

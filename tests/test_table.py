@@ -33,3 +33,27 @@ def test_rows_are_mean_and_deviation_over_seeds(tmp_path) -> None:
 
 def test_an_empty_folder_names_the_script(tmp_path) -> None:
     assert_refused(run("tool/report/table.py", tmp_path), "compare.sh")
+
+
+def gate_run(folder: Path, plain: dict[int, float], gated: dict[int, float], leak: float) -> Path:
+    for gate, results in (("none", plain), ("nroi", gated)):
+        (folder / f"gate-{gate}").mkdir(parents=True)
+        for alpha, miou in results.items():
+            content = {"miou": miou, "leak": {"overall": leak}}
+            (folder / f"gate-{gate}" / f"miou-{alpha}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_the_table_of_the_gate_names_the_oracle_and_sums_up_seeds(tmp_path) -> None:
+    runs = [
+        gate_run(tmp_path / "eps-seed0", {2: 66.0, 8: 64.0}, {8: 68.0, 4: 67.0}, 9.0),
+        gate_run(tmp_path / "eps-seed1", {2: 60.0, 8: 62.0}, {8: 66.0, 4: 69.0}, 7.0),
+        gate_run(tmp_path / "cam-seed0", {8: 40.0}, {8: 44.0}, 50.0),
+    ]
+    lines = run("tool/report/gate.py", *runs).stdout.splitlines()
+    assert lines[2] == "| `eps-seed0` | 64.0 | 68.0 | 66.0 (2) | 68.0 (8) | 9.0 | 9.0 |"
+    assert lines[3] == "| `eps-seed1` | 62.0 | 66.0 | 62.0 (8) | 69.0 (4) | 7.0 | 7.0 |"
+    assert lines[5].startswith("| `eps`, 2 runs | 63.0 ± 1.4 | 67.0 ± 1.4 | 64.0 ± 2.8 | 68.5")
+    assert len(lines) == 6, "one run of a method has no mean"
+    (runs[2] / "gate-nroi" / "miou-8.json").unlink()
+    assert_refused(run("tool/report/gate.py", runs[2]), "no miou-8.json in", "cam-seed0/gate-nroi")
