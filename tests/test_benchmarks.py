@@ -198,6 +198,21 @@ def test_infer_cam_reports_memory() -> None:
     assert re.search(r"from image 4 to image 20: this process [+-][\d.]+ MiB", result.stdout)
 
 
+def test_gate_reports_time_and_memory() -> None:
+    flags = ["--size", 32, 40, "--images", 3, "--scales", 1, "--bank", 4]
+    result = run("benchmarks/gate.py", *flags, *SLIM)
+    assert result.returncode == 0, result.stderr
+    assert "3 images" in result.stdout
+    assert "32 NROIs" in result.stdout, "8 per image of the bank"
+    rows = re.findall(r"^\| (.+) \| (\d+ \| ){3}[+-][\d.]+ \|$", result.stdout, re.MULTILINE)
+    assert [row[0] for row in rows] == ["without the gate", "with the gate", "first pass"]
+    assert "a list of 10582" in result.stdout
+    memory = run("benchmarks/gate.py", "--memory", 20, "--width", 16, "--bank", 4, "--classes", 80)
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) \| \d+ \|$", memory.stdout, re.MULTILINE)
+    assert [int(row[0]) for row in rows] == list(range(2, 21, 2))
+    assert all(float(row[1]) > 50 for row in rows)
+
+
 def test_contrast_takes_several_numbers_of_classes() -> None:
     flags = ["--cells", 4, "--batch-size", 2, "--repeats", 1, "--classes", 3, 5]
     result = run("benchmarks/contrast.py", *flags)

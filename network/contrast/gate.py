@@ -119,20 +119,33 @@ def background_regions(z: Tensor, cam: Tensor, key: int, settings: GateSettings)
     return F.normalize(centroid[0][valid[0]], dim=1)
 
 
-def gate_of(z: Tensor, prototype: Tensor, region: Tensor, settings: GateSettings) -> Tensor:
+def gate_of(
+    z: Tensor,
+    prototype: Tensor,
+    region: Tensor,
+    settings: GateSettings,
+    *,
+    own: Tensor | None = None,
+) -> Tensor:
     """Compute how far each cell is nearer to each class than to the background.
 
     Args:
         z: (D, h, w), normalised.
         prototype: (P, D), normalised; a row of zeros leaves its class as it is.
         region: (R, D), normalised, at least one.
+        settings: The constants.
+        own: (R,) bool, the regions to leave out, not all of them; None to leave out none.
 
     Returns:
         (P, h, w) in [0, 1].
     """
     cells = z.flatten(1)  # (D, T)
-    count = min(settings.nearest, len(region))
-    ground = (region @ cells).topk(count, dim=0).values.mean(dim=0)  # (T,)
+    similarity = region @ cells  # (R, T)
+    count = len(region)
+    if own is not None:
+        similarity.masked_fill_(own[:, None], -torch.inf)
+        count -= int(own.sum())
+    ground = similarity.topk(min(settings.nearest, count), dim=0).values.mean(dim=0)  # (T,)
     gate = torch.sigmoid((prototype @ cells - ground) / settings.temperature)  # (P, T)
     known = prototype.any(dim=1)[:, None]
     return torch.where(known, gate, torch.ones_like(gate)).unflatten(1, z.shape[1:])
@@ -253,10 +266,12 @@ class NroiGate(_Refinement):
         own = class_prototypes(z, small, self.settings)
         known = own.any(dim=1, keepdim=True)  # a class without a cell stays without a gate
         prototype = F.normalize(own + self.prototype[present] * known, dim=1)
-        region = self.region[self.owner != self.index.get(image_id, -1)]
-        if not len(region):  # the only image: its own regions have to do
-            region = background_regions(z, small, self.key(image_id), self.settings)
-        return gate_of(z, prototype, region, self.settings), present
+        region, own = self.region, None
+        if image_id in self.index:
+            own = self.owner == self.index[image_id]
+            if own.all():  # the only image: its own regions have to do
+                region, own = background_regions(z, small, self.key(image_id), self.settings), None
+        return gate_of(z, prototype, region, self.settings, own=own), present
 
     def __call__(
         self, image_id: str, features: Sequence[Tensor], maps: dict[str, Tensor]
