@@ -17,7 +17,7 @@ from benchmarks.record import JsonFlags, write_record
 from tool.cli import run_stage
 from tool.flags import parse_flags
 from tool.parallel.machine import cpp_compiler
-from tool.provenance import commit, version
+from tool.provenance import commit, cpu_model, version
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "triton", "tensorboard")
@@ -46,7 +46,7 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "opencv": importlib.util.find_spec("cv2") is not None,
-        "cpu": output("sed", "-n", r"s/^model name\s*: //p", "/proc/cpuinfo") or platform.machine(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "cpp_compiler": cpp_compiler(),

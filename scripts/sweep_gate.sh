@@ -5,7 +5,7 @@
 #   RUNS="out/compare-toy/cam-seed0 out/compare-toy/eps-seed0" bash scripts/sweep_gate.sh
 #   RUNS="out/voc6/eps-seed0" DATASET=voc12 ROOT=.../voc6 bash scripts/sweep_gate.sh
 # ALPHAS="2 3 4 8" are the exponents; the best of them on ground truth is an oracle, and the table says so. SCALES goes to
-# infer_cam.py. What is finished is kept.
+# infer_cam.py. SAVE=FOLDER receives the figures of each run, a small JSON. What is finished is kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
@@ -30,4 +30,4 @@ for run in $RUNS; do
   done
 done
 # shellcheck disable=SC2086  # RUNS is a list of words
-"$PYTHON" -m tool.report.gate $RUNS
+"$PYTHON" -m tool.report.gate $RUNS ${SAVE:+--save "$SAVE"}

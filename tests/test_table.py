@@ -55,5 +55,12 @@ def test_the_table_of_the_gate_names_the_oracle_and_sums_up_seeds(tmp_path) -> N
     assert lines[3] == "| `eps-seed1` | 62.0 | 66.0 | 62.0 (8) | 69.0 (4) | 7.0 | 7.0 |"
     assert lines[5].startswith("| `eps`, 2 runs | 63.0 ± 1.4 | 67.0 ± 1.4 | 64.0 ± 2.8 | 68.5")
     assert len(lines) == 6, "one run of a method has no mean"
+    # The figures travel without the runs.
+    (runs[0] / "config.json").write_text(json.dumps({"commit": "abc", "cpu": "a processor"}))
+    assert run("tool/report/gate.py", *runs, "--save", tmp_path / "saved").returncode == 0
+    files = [tmp_path / "saved" / f"{path.name}.json" for path in runs]
+    assert run("tool/report/gate.py", *files).stdout.splitlines() == lines
+    saved = json.loads(files[0].read_text())
+    assert (saved["commit"], saved["cpu"]) == ("abc", "a processor")
     (runs[2] / "gate-nroi" / "miou-8.json").unlink()
     assert_refused(run("tool/report/gate.py", runs[2]), "no miou-8.json in", "cam-seed0/gate-nroi")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import subprocess
 from collections.abc import Mapping
 from importlib import metadata
@@ -129,3 +130,17 @@ def version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def cpu_model() -> str:
+    """Return the name of the processor with its family and model, which the name may not tell.
+
+    Two processors give results that differ by as much as those of two seeds.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # no Linux
+        return platform.processor() or platform.machine()
+    facts = {name.strip(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+    numbers = "/".join(facts[name] for name in ("cpu family", "model") if name in facts)
+    return facts.get("model name", platform.machine()) + (f" ({numbers})" if numbers else "")

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from tool.cli import run_stage
+from tool.files import write_json
 from tool.flags import flag, parse_flags
-from tool.report.table import spread
+from tool.report.table import read, spread
 
 GATES = ("none", "nroi")
-DEFAULT = 8.0
+DEFAULT = "8"
+Results = dict[str, dict[str, float | None]]  # exponent -> "miou" and "leak"
 HEADINGS = ("plain at 8", "gate at 8", "plain, best", "gate, best", "leak plain", "leak gate")
 
 
@@ -28,10 +30,13 @@ class Command:
     """What the command line says.
 
     Attributes:
-        runs: Run directories, a row for each; they hold gate-none/ and gate-nroi/.
+        runs: A row for each: run directories, which hold gate-none/ and gate-nroi/, or files that
+            --save wrote.
+        save: Folder that receives RUN.json per run: its figures, configuration, code and processor.
     """
 
     runs: list[Path] = flag(positional=True, metavar="RUN")
+    save: Path | None = flag(None, metavar="DIR")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,49 +50,59 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"| run | {' | '.join(HEADINGS)} |")
     print("|---" * (1 + len(HEADINGS)) + "|")
     for run in command.runs:
-        results = [results_of(run, gate) for gate in GATES]
+        saved = run.is_file()
+        name, record = run.stem if saved else run.name, read(run) if saved else of_run(run)
+        if command.save is not None:
+            write_json(command.save / f"{name}.json", record)
+        results = [record["results"][gate] for gate in GATES]
         found = figures(*results)
         cells = [spread([value]) for value in found]
         for column, of_gate in enumerate(results, start=2):
-            cells[column] += f" ({best_exponent(of_gate):g})"
-        print(f"| `{run.name}` | {' | '.join(cells)} |")
-        methods.setdefault(re.sub(r"-seed\d+$", "", run.name), []).append(found)
+            cells[column] += f" ({best_exponent(of_gate)})"
+        print(f"| `{name}` | {' | '.join(cells)} |")
+        methods.setdefault(re.sub(r"-seed\d+$", "", name), []).append(found)
     for method, rows in methods.items():
         if len(rows) > 1:
             cells = [spread(list(column)) for column in zip(*rows, strict=True)]
             print(f"| `{method}`, {len(rows)} runs | {' | '.join(cells)} |")
 
 
-def results_of(run: Path, gate: str) -> dict[float, dict[str, Any]]:
-    """Return the result of each exponent.
+def of_run(run: Path) -> dict[str, Any]:
+    """Return the figures of a run directory, and what the run was.
+
+    Returns:
+        `results` {gate: {exponent: {"miou", "leak"}}}, and `config`, `commit` and `cpu` of the
+        run's `config.json`.
 
     Raises:
-        FileNotFoundError: There is none for the default exponent.
+        FileNotFoundError: There is no result for the default exponent.
     """
-    folder = run / f"gate-{gate}"
-    found = {
-        float(path.stem.removeprefix("miou-")): json.loads(path.read_text(encoding="utf-8"))
-        for path in folder.glob("miou-*.json")
-    }
-    if DEFAULT not in found:
-        raise FileNotFoundError(f"no miou-8.json in {folder}: run scripts/sweep_gate.sh")
-    return found
+    noted = read(run / "config.json")
+    record: dict[str, Any] = {name: noted.get(name) for name in ("commit", "cpu", "config")}
+    record["results"] = {}
+    for gate in GATES:
+        results = {}
+        for path in sorted((run / f"gate-{gate}").glob("miou-*.json")):
+            found = read(path)
+            leak = (found.get("leak") or {}).get("overall")
+            results[path.stem.removeprefix("miou-")] = {"miou": found["miou"], "leak": leak}
+        if DEFAULT not in results:
+            raise FileNotFoundError(f"no miou-8.json in {run}/gate-{gate}: run sweep_gate.sh")
+        record["results"][gate] = results
+    return record
 
 
-def figures(
-    plain: dict[float, dict[str, Any]], gated: dict[float, dict[str, Any]]
-) -> list[float | None]:
+def figures(plain: Results, gated: Results) -> list[float | None]:
     """Return the figures of a run, in the order of `HEADINGS`; None for a leak that it lacks."""
     both = (plain, gated)
-    found: list[float | None] = [results[DEFAULT]["miou"] for results in both]
+    found = [results[DEFAULT]["miou"] for results in both]
     found += [results[best_exponent(results)]["miou"] for results in both]
-    found += [(results[DEFAULT].get("leak") or {}).get("overall") for results in both]
-    return found
+    return found + [results[DEFAULT]["leak"] for results in both]
 
 
-def best_exponent(results: dict[float, dict[str, Any]]) -> float:
+def best_exponent(results: Results) -> str:
     """Return the exponent that is best on ground truth."""
-    return max(results, key=lambda one: results[one]["miou"])
+    return max(results, key=lambda alpha: results[alpha]["miou"] or 0)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import torch
 from tool.files import as_json, file_hash, first_few, read_dict, write_json
 from tool.formats.checkpoint import LARGEST_INT, load_checkpoint, plain_tensors, save_checkpoint
 from tool.parallel import dist
-from tool.provenance import commit, version
+from tool.provenance import commit, cpu_model, version
 
 CHECKPOINT = "checkpoint.pth"
 COUNTER = "num_batches_tracked"  # a norm's counter is no weight, and a frozen norm has none
@@ -29,7 +29,7 @@ def write_config(
     weights: Path | None,
     resumed: bool = False,
 ) -> None:
-    """Write `config.json`: what the run is, from which weights, with which flags and versions.
+    """Write `config.json`: what the run is, from which weights, by which code and processor.
 
     Args:
         directory: The run directory.
@@ -45,6 +45,7 @@ def write_config(
         **({"weights": start} if not resumed else _noted_weights(path)),
         "flags": flags,
         "commit": commit(),
+        "cpu": cpu_model(),
         "versions": {name: version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
     }
