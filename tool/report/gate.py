@@ -8,7 +8,6 @@ has. Runs METHOD-seedN of one method also get a row of means ± sample standard 
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from tool.cli import run_stage
 from tool.files import write_json
 from tool.flags import flag, parse_flags
-from tool.report.table import read, spread
+from tool.report.figures import read, spread
 
 GATES = ("none", "nroi")
 DEFAULT = "8"

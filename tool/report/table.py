@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from tool.cli import run_stage
 from tool.flags import flag, parse_flags
+from tool.report.figures import read, spread
 
 COLUMNS = ("CAM", "CAM oracle", "masks", "leak", "seeds")
 
@@ -84,11 +82,6 @@ def figures(run: Path) -> dict[str, float | None]:
     }
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file, {} if the file does not exist."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def row(runs: list[dict[str, float | None]]) -> list[str]:
     """Return the cells of one method: its figures, then the number of its runs.
 
@@ -97,15 +90,6 @@ def row(runs: list[dict[str, float | None]]) -> list[str]:
     if not runs:
         return ["not run"] * (len(COLUMNS) - 1) + ["0"]
     return [spread([run[name] for run in runs]) for name in COLUMNS[:-1]] + [str(len(runs))]
-
-
-def spread(values: list[float | None]) -> str:
-    """Return `mean ± std`, `mean` for a single figure, or a dash for none."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    mean = statistics.fmean(known)
-    return f"{mean:.1f}" if len(known) == 1 else f"{mean:.1f} ± {statistics.stdev(known):.1f}"
 
 
 if __name__ == "__main__":

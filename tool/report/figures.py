@@ -1,0 +1,22 @@
+"""Figures of runs: read from JSON files, summed up over seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file, {} if the file does not exist."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def spread(values: list[float | None]) -> str:
+    """Return `mean ± std`, `mean` for a single figure, or a dash for none."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = statistics.fmean(known)
+    return f"{mean:.1f}" if len(known) == 1 else f"{mean:.1f} ± {statistics.stdev(known):.1f}"
