@@ -13,17 +13,18 @@ from tqdm import tqdm
 
 from data.dataset import InferDataset
 from data.loader import infer_loader
-from data.readable import ImageList, ListFlags, open_list
-from network.contrast.gate import GateSettings, NroiGate, RegionCollector, sample_ids
+from data.readable import ListFlags, bad_images, open_list
+from data.regions import RegionSource, region_source
+from network.contrast.gate import GateSettings, NroiGate, RegionCollector
 from network.methods import Method
 from network.weights.choice import NetworkFlags, network_from
 from tool.cli import positive_int, run_stage
 from tool.crf.flags import CrfFlags, crf_settings
 from tool.crf.post import GATES
-from tool.files import list_hash, locked
+from tool.files import locked
 from tool.flags import flag, parse_flags
 from tool.formats.cam import strided_size
-from tool.formats.regions import REGIONS, differing_regions, load_regions, save_regions
+from tool.formats.regions import load_regions, save_regions
 from tool.infer.flags import RunFlags, ViewFlags
 from tool.infer.multiscale import Refine, infer_images
 from tool.infer.outputs import Outputs, Plan
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             work = prepare(command, device)
         with dist.all_or_none():
             if dist.is_main():
-                work.outputs.claim(work.made_from)
+                work.outputs.claim(work.made_from, work.dataset.ids)
                 collect(command, work)
         with dist.all_or_none():
             infer(command, work, gate=work.load_gate())
@@ -102,36 +103,17 @@ class Work:
     dataset: InferDataset
     outputs: Outputs
     made_from: dict[str, Any]
-    gate: GateSource | None
+    gate: RegionSource | None
     device: torch.device
 
     def load_gate(self) -> NroiGate | None:
         """Return the gate, whose file exists by now."""
         if self.gate is None:
             return None
-        regions = load_regions(self.gate.path, self.gate.made_from)
+        regions, _ = load_regions(self.gate.path, self.gate.made_from)
         return NroiGate(
             regions, self.device, seed=self.gate.seed, has_background=self.method.has_background
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class GateSource:
-    """Where the regions of the gate come from.
-
-    Attributes:
-        path: Their file.
-        dataset: The sample of images that they are collected from.
-        made_from: What the file says that it is made from.
-        note: What the maps say of the gate.
-        seed: Keys the k-means of each image.
-    """
-
-    path: Path
-    dataset: InferDataset
-    made_from: dict[str, Any]
-    note: dict[str, Any]
-    seed: int
 
 
 def prepare(command: Command, device: torch.device) -> Work:
@@ -141,15 +123,30 @@ def prepare(command: Command, device: torch.device) -> Work:
         command.network, catalog.class_names, report=dist.print_once
     )
     method.to(device).to(memory_format=torch.channels_last).eval()
+    previous = command.previous.outputs()
+    if method.whole_cams:
+        previous.require(method.infer_inputs, images.ids)
+        first = images.ids[0]
+        previous = previous.whole(first, label=lambda: catalog.label(first))
+        method.has_background = previous.with_background
     views = command.views.changed(method.recipe.views())
     outputs = Outputs(catalog, plan_from(command, method))
-    inputs, previous = method.infer_inputs, command.previous.outputs()
+    inputs = method.infer_inputs
     dataset = InferDataset(catalog, images.ids, views=views, inputs=inputs, previous=previous)
     made_from |= inference_note(command, method, views, config["method_config"])
     gate = None
     if gate_name(command, method) == "nroi":
-        gate = gate_source(command, dataset, images, config, made_from)
-        made_from["gate"] = gate.note
+        facts = made_from | {"settings": dataclasses.asdict(GateSettings())}
+        gate = region_source(
+            dataset,
+            images,
+            config,
+            facts,
+            checkpoint=command.network.checkpoint,
+            folder=command.out or command.masks or Path(),
+            report=dist.print_once,
+        )
+        made_from["gate"] = gate.note()
     return Work(method, dataset, outputs, made_from, gate, device)
 
 
@@ -158,54 +155,24 @@ def gate_name(command: Command, method: Method) -> str:
     return command.gate or method.recipe.post.gate
 
 
-def gate_source(
-    command: Command,
-    dataset: InferDataset,
-    images: ImageList,
-    config: dict[str, Any],
-    made_from: dict[str, Any],
-) -> GateSource:
-    """Return where the gate's regions come from: a sample of the training list.
-
-    The list is the one that is inferred if the checkpoint's list is not in the dataset. The file
-    lies in the run directory. It lies in the output folder if the checkpoint is in no run
-    directory, or if the run's file was made otherwise, such as at other scales.
-    """
-    catalog, seed = dataset.catalog, config.get("seed", 0)
-    ids = images.ids
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-        trained = catalog.ids(config["list"])
-        if list_hash(trained) == config["list_sha256"] and trained != images.all_ids:
-            ids = trained
-    label = catalog.label if dataset.with_label else None
-    sample = sample_ids(ids, label, seed=seed)
-    about = {"sample_sha256": list_hash(sample), "settings": dataclasses.asdict(GateSettings())}
-    made_from = made_from | about | {"class_names": list(catalog.class_names)}
-    path = (command.out or command.masks or Path()) / REGIONS
-    checkpoint = command.network.checkpoint
-    if checkpoint is not None and (checkpoint.parent / "config.json").is_file():
-        of_run = checkpoint.parent / REGIONS
-        differ = set(differing_regions(of_run, made_from)) if of_run.is_file() else set()
-        if not differ or differ & {"checkpoint_sha256", "class_names"}:
-            path = of_run
-    views, inputs, previous = dataset.views, dataset.inputs, dataset.previous
-    chosen = InferDataset(catalog, sample, views=views, inputs=inputs, previous=previous)
-    return GateSource(path, chosen, made_from, about, seed)
-
-
 def collect(command: Command, work: Work) -> None:
-    """Collect the regions of the gate, if there are none."""
-    gate = work.gate
-    if gate is None or gate.path.is_file():
+    """Collect the regions of the gate, if there are none, and say where they come from."""
+    source = work.gate
+    if source is None:
         return
-    has_background = work.method.has_background
+    if source.sample is None or source.path.is_file():
+        print(f"gate: the regions in {source.path}", flush=True)
+        return
+    sample = source.sample
+    bad = bad_images(sample.catalog, sample.ids) if command.data.skip_bad_images else {}
+    indices = [number for number, image_id in enumerate(sample.ids) if image_id not in bad]
+    print(f"gate: regions of {len(indices)} images of {source.of}", flush=True)
     collector = RegionCollector(
-        work.method.num_classes, seed=gate.seed, has_background=has_background
+        work.method.num_classes, seed=source.seed, has_background=work.method.has_background
     )
-    every = range(len(gate.dataset))
-    for _ in inferred(command, work, gate.dataset, every, collector, what="regions"):
+    for _ in inferred(command, work, sample, indices, collector, what="regions", stride=1):
         pass
-    save_regions(gate.path, collector.regions(), gate.made_from)
+    save_regions(source.path, collector.regions(sample.ids), source.made_from)
 
 
 def plan_from(command: Command, method: Method) -> Plan:
@@ -267,6 +234,7 @@ def inferred(
     refine: Refine | None,
     *,
     what: str | None = None,
+    stride: int | None = None,
 ) -> Iterator[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
     """Yield the sample and the maps of images of a dataset.
 
@@ -277,7 +245,9 @@ def inferred(
         indices: Which of them.
         refine: See `infer_images`.
         what: Name of the progress bar.
+        stride: Pixels per value of the maps; by default the command's.
     """
+    stride = stride or command.cam_stride
     batch_size = command.run.batch_size or (8 if work.device.type == "cuda" else 1)
     batches = dataset.batches(indices, batch_size)
     loader = infer_loader(dataset, batches=batches, num_workers=command.run.num_workers)
@@ -288,7 +258,7 @@ def inferred(
                 merged = infer_images(
                     work.method,
                     samples,
-                    size=strided_size(samples[0]["size"], command.cam_stride),
+                    size=strided_size(samples[0]["size"], stride),
                     device=work.device,
                     amp=command.run.amp,
                     mirror=dataset.views.mirror,
@@ -310,8 +280,8 @@ def named_if_too_large(samples: Sequence[dict[str, Any]]) -> Iterator[None]:
         height, width = samples[0]["size"]
         raise ValueError(
             f"too little memory for {len(samples)} images of {width}x{height} at once ({names}): "
-            "give fewer or smaller --scales or --sides, a smaller --batch-size, or a smaller copy "
-            "of the image"
+            "give fewer or smaller --scales or --sides, a smaller --batch-size, --gate none, or a "
+            "smaller copy of the image"
         ) from error
 
 

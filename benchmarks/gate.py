@@ -29,7 +29,8 @@ from benchmarks.timing import clock, spread
 from benchmarks.training import build, headline, parse_with_training
 from data.dataset import InferDataset
 from data.readable import open_list
-from network.contrast.gate import LARGEST, GateSettings, NroiGate, RegionCollector, sample_ids
+from data.regions import FEWEST, SAMPLE, SHARE
+from network.contrast.gate import LARGEST, GateSettings, NroiGate, RegionCollector
 from tool.cli import positive_int, run_stage
 from tool.flags import flag
 from tool.formats.regions import Regions
@@ -108,7 +109,7 @@ def speed(command: Command, stage: train_fbr.Command) -> None:
     samples = [dataset[index] for index in range(len(dataset))]
     # Of one image, before anything is timed; it also says how wide the features are.
     infer_images(method, samples[:1], device=device, amp=stage.run.amp, refine=collector)
-    width = collector.regions().region.shape[1]
+    width = collector.regions(ids).region.shape[1]
     regions = random_regions(command.bank, width, method.num_classes)
     gate = NroiGate(regions, device, seed=0, has_background=has_background)
     ways = {"plain": None, "gate": gate, "first": collector}
@@ -129,10 +130,9 @@ def speed(command: Command, stage: train_fbr.Command) -> None:
     for name, found in seconds.items():
         more = 100 * float(np.median(np.array(found) / plain) - 1)
         rows.add(what=words[name], more=more, **spread(found, unit=1000))
-    sample_size = len(sample_ids([str(number) for number in range(10_000)], None, seed=0))
     first, more = (float(np.median(np.array(seconds[n]) / plain)) for n in ("first", "gate"))
     for count in (405, 1464, 10_582, 82_081):
-        taken = min(sample_size, max(32, count // 8))
+        taken = max(FEWEST, min(SAMPLE, count // SHARE))
         print(f"a list of {count}: {100 * (taken / count * first + more - 1):+.1f} % in all")
 
 
@@ -149,7 +149,7 @@ def memory(command: Command) -> None:
         features = [torch.rand(command.width, height, width, generator=generator)]
         maps = torch.zeros(command.classes, 8 * height, 8 * width)
         maps[number % command.classes, 4:24, 4:24] = 1
-        gate(f"image {number}", features, {"cam": maps})
+        gate(f"image {number}", features, {"cam": maps}, maps.amax(dim=(1, 2)))
         if (number + 1) * 10 // (command.memory or 1) > len(rows.record["rows"]):
             seconds = time.perf_counter() - started
             rows.add(images=number + 1, mib=resident(os.getpid()), seconds=seconds)

@@ -60,6 +60,8 @@ def resize_cells(maps: Tensor, stride: int, copy: Sequence[int], size: Sequence[
     Returns:
         (N, C, H, W).
     """
+    if any(cells * stride < part for cells, part in zip(maps.shape[-2:], copy, strict=True)):
+        return resize(maps, size)  # a backbone whose cells do not reach the end of the image
     # The small excess keeps rounding from losing the last row or column.
     factors = tuple(
         (1 + 1e-6) * stride * whole / part for whole, part in zip(size, copy, strict=True)

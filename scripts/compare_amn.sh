@@ -16,6 +16,7 @@ mkdir -p "$COMPARE_OUT/runs"
 one() {  # method, seed
   local run="$COMPARE_OUT/runs/$1-seed$2" first="$COMPARE_OUT/runs/cam-seed$2/1-cam" own
   own="$run/2-$1"
+  [ "${ROUNDS:-1}" = 1 ] || own+="-round$ROUNDS"
   [ "$1" = cam ] && own="$first"
   METHOD="$1" SEED="$2" OUT="$run" CAM_OUT="$first" \
     logged "$1, seed $2" "$run" bash scripts/script_amn.sh || return 1

@@ -22,7 +22,11 @@ METHOD="${METHOD:-fbr_amn}"
 DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"
 GATE="${GATE:-$([ "$METHOD" = fbr_amn ] && echo 1 || echo 0)}"      # of the CAMs that seeds and masks are made of
-gate=(--gate "$([ "$GATE" = 1 ] && echo nroi || echo none)")
+case "$GATE" in
+  0) gate=(--gate none) ;;
+  1) gate=(--gate nroi) ;;
+  *) echo "GATE=$GATE: give 1 or 0" >&2 && exit 2 ;;
+esac
 BG=0.25                                                          # of the final masks, without the gate
 ROUNDS="${ROUNDS:-1}"
 case "$DATASET" in

@@ -54,7 +54,12 @@ data=(--dataset "$DATASET" --root "$ROOT" ${SALIENCY_ROOT:+--saliency-root "$SAL
 short=()
 [ "${SHORT:-0}" != 1 ] || short=(--short)
 gate=()
-[ -z "${GATE:-}" ] || gate=(--gate "$([ "$GATE" = 1 ] && echo nroi || echo none)")
+case "${GATE:-}" in
+  "") ;;
+  0) gate=(--gate none) ;;
+  1) gate=(--gate nroi) ;;
+  *) echo "GATE=$GATE: give 1 or 0" >&2 && exit 2 ;;
+esac
 [ "${SKIP_BAD_IMAGES:-0}" = 0 ] || data+=(--skip-bad-images)
 score=("${data[@]}" --list "$SCORE_LIST")
 [ "$DATASET" = toy ] && score+=(--context "$ROOT/context")

@@ -156,6 +156,13 @@ def test_maps_of_a_copy_lie_where_its_cells_lie(copy: tuple[int, int]) -> None:
         torch.testing.assert_close(got[inner], expected[inner], atol=1e-4, rtol=0)
 
 
+def test_cells_that_do_not_reach_the_end_are_resized_to_the_image() -> None:
+    """Backbones of patches, such as ConvNeXt, drop what does not fill a cell."""
+    maps = torch.rand(1, 3, 5, 7)
+    found = resize_cells(maps, 16, (93, 117), (93, 117))
+    assert torch.equal(found, F.interpolate(maps, (93, 117), mode="bilinear"))
+
+
 @pytest.mark.parametrize("name", AMN)
 def test_merging_keeps_probabilities_where_the_seed_is_background(name: str) -> None:
     method = make_method(name)

@@ -210,6 +210,15 @@ def test_all_four_stages(tree: Path, data: Path, weights: Path, tmp_path: Path, 
         assert (cams / "squared" / "a1.npy").is_file()
         notes = [json.loads((f / "made_from.json").read_text()).get("map") for f in folders]
         assert notes == [None, "squared"], "two maps, two origins"
+    gated = [*infer, "--num-workers", "0", "--gate", "nroi", "--out", str(tmp_path / "gated")]
+    if name == "trial_segment":  # it infers without labels
+        process = start(tree, gated)
+        text, _ = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert "needs image labels" in text
+    else:
+        finished(tree, gated)
+        assert len(list((tmp_path / "gated").glob("*.npy"))) == 8
     rows = load_cam(cams / "a1.npy")
     assert (0 in rows.class_index) == (name in ("trial_segment", "trial_teacher"))
     scored = [*base[: base.index("train") + 1]]  # of the segmentation network still without labels

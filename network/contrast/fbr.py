@@ -98,7 +98,7 @@ class NroiContrast(nn.Module):
             for i in range(count)
         )
         cams = [maps["cam"] for maps in (first, *others)]
-        gate = gate_of_first(self.embed(batch), cams)
+        gate = gate_of_first(self.embed(batch), cams, batch["label"])
         gate = resize(gate[None], cams[0].shape[-2:])[0]
         return first | {"gate": gate, "gated CAM": over_maximum(cams[0] * gate)}
 

@@ -10,7 +10,7 @@ is this project's own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from network.losses import add_up, over_maximum, resize
 from tool.formats.regions import Regions
 from tool.progress import derive_seed
 
-SAMPLE, PER_CLASS = 128, 8  # images whose regions are collected, and at least per class
 LARGEST = 512  # images whose NROIs are kept, so that the similarities stay cheap
 
 
@@ -151,36 +150,6 @@ def gate_of(
     return torch.where(known, gate, torch.ones_like(gate)).unflatten(1, z.shape[1:])
 
 
-def sample_ids(
-    ids: Sequence[str], label: Callable[[str], np.ndarray] | None, *, seed: int
-) -> list[str]:
-    """Choose the images of a list whose regions are collected.
-
-    They are `SAMPLE` images, an eighth of a shorter list but at least 32. Then come the images, in
-    the same random order, with a class that fewer than `PER_CLASS` chosen images have. Classes that
-    the list lacks, or that are rare in it, thus cost no more images than they have.
-
-    Args:
-        ids: The list.
-        label: Returns the (K,) label of an image; None if there are no labels.
-        seed: Keys the choice.
-    """
-    generator = torch.Generator().manual_seed(derive_seed(seed, "gate", "sample"))
-    order = torch.randperm(len(ids), generator=generator).tolist()
-    wanted, chosen, counts = max(32, min(SAMPLE, len(ids) // 8)), [], np.zeros(1)
-    for index in order:
-        if label is None:
-            if len(chosen) == wanted:
-                break
-            chosen.append(ids[index])
-            continue
-        has = label(ids[index]) > 0
-        if len(chosen) < wanted or bool((has & (counts < PER_CLASS)).any()):
-            chosen.append(ids[index])
-            counts = counts + has
-    return chosen
-
-
 class _Refinement:
     """What the two passes share: the features and the CAM of an image on one grid.
 
@@ -196,13 +165,28 @@ class _Refinement:
         self.first = int(has_background)
         self.seed, self.settings = seed, settings or GateSettings()
 
-    def cells(self, features: Sequence[Tensor], cam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return z (D, h, w), the CAM of the present classes (P, h, w), and their indices (P,)."""
+    def cells(
+        self, features: Sequence[Tensor], cam: Tensor, label: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Put the features and the CAM of an image on one grid.
+
+        Maps with a background row are scores that compare with it, and stay as they are. Others are
+        divided by their maximum.
+
+        Args:
+            features: One (D, h, w) per scale.
+            cam: (C, H, W).
+            label: (K,), 1 for the classes of the image.
+
+        Returns:
+            z (D, h, w), the CAM of the P present classes (P, h, w), and their indices (P,).
+        """
         z = sum_features(features)
-        maps = cam[self.first :].float()
-        present = maps.flatten(1).amax(dim=1).gt(0).nonzero()[:, 0]
-        small = F.adaptive_avg_pool2d(over_maximum(maps[present]), z.shape[-2:])
-        return z, small, present
+        present = label.to(cam.device).nonzero()[:, 0]
+        maps = cam[self.first :][present].float()
+        if not self.first:
+            maps = over_maximum(maps)
+        return z, F.adaptive_avg_pool2d(maps, z.shape[-2:]), present
 
     def key(self, image_id: str) -> int:
         """Return the seed of an image's k-means."""
@@ -218,20 +202,24 @@ class RegionCollector(_Refinement):
         self.found: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def __call__(
-        self, image_id: str, features: Sequence[Tensor], maps: dict[str, Tensor]
+        self, image_id: str, features: Sequence[Tensor], maps: dict[str, Tensor], label: Tensor
     ) -> dict[str, Tensor]:
         """Collect from an image; return its maps, unchanged."""
-        z, cam, present = self.cells(features, next(iter(maps.values())))
+        z, cam, present = self.cells(features, next(iter(maps.values())), label)
         region = background_regions(z, cam, self.key(image_id), self.settings)
         prototype = class_prototypes(z, cam, self.settings)
         values = (region, prototype, present)
         self.found[image_id] = tuple(value.cpu().numpy() for value in values)  # type: ignore[assignment]
         return maps
 
-    def regions(self) -> Regions:
-        """Return what was found: all NROIs, and the mean prototype of each class over images."""
+    def regions(self, order: Sequence[str]) -> Regions:
+        """Return what was found: NROIs, and the mean prototype of each class over images.
+
+        Args:
+            order: The images in the order of the sample. The NROIs of the first `LARGEST` count.
+        """
         ids = sorted(self.found)
-        kept = set(list(self.found)[:LARGEST])  # in the order of the sample
+        kept = set([image_id for image_id in order if image_id in self.found][:LARGEST])
         rows = [self.found[i][0] if i in kept else self.found[i][0][:0] for i in ids]
         width = rows[0].shape[1]
         total = np.zeros((self.num_classes, width), np.float64)
@@ -260,12 +248,26 @@ class NroiGate(_Refinement):
         self.region = torch.from_numpy(regions.region).to(device)
         self.prototype = torch.from_numpy(regions.prototype).to(device)
 
-    def gate(self, image_id: str, features: Sequence[Tensor], cam: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gate (P, h, w) of the present classes of a map, and their indices (P,)."""
-        z, small, present = self.cells(features, cam)
-        own = class_prototypes(z, small, self.settings)
-        known = own.any(dim=1, keepdim=True)  # a class without a cell stays without a gate
-        prototype = F.normalize(own + self.prototype[present] * known, dim=1)
+    def gate(
+        self, image_id: str, features: Sequence[Tensor], cam: Tensor, label: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the gate of the present classes of a map.
+
+        Returns:
+            The gate (P, h, w), and the indices of the P classes.
+
+        Raises:
+            ValueError: The regions have another number of channels or classes.
+        """
+        if (len(features[0]), len(label)) != (self.region.shape[1], len(self.prototype)):
+            raise ValueError(
+                f"the regions of the gate have {self.region.shape[1]} channels and "
+                f"{len(self.prototype)} classes, the method {len(features[0])} and {len(label)}"
+            )
+        z, small, present = self.cells(features, cam, label)
+        own_prototype = class_prototypes(z, small, self.settings)
+        known = own_prototype.any(dim=1, keepdim=True)  # a class without a cell has no gate
+        prototype = F.normalize(own_prototype + self.prototype[present] * known, dim=1)
         region, own = self.region, None
         if image_id in self.index:
             own = self.owner == self.index[image_id]
@@ -274,7 +276,7 @@ class NroiGate(_Refinement):
         return gate_of(z, prototype, region, self.settings, own=own), present
 
     def __call__(
-        self, image_id: str, features: Sequence[Tensor], maps: dict[str, Tensor]
+        self, image_id: str, features: Sequence[Tensor], maps: dict[str, Tensor], label: Tensor
     ) -> dict[str, Tensor]:
         """Gate the foreground rows of all maps of an image; a background row stays as it is.
 
@@ -282,35 +284,43 @@ class NroiGate(_Refinement):
             image_id: The image.
             features: Its features, one (D, h, w) per scale.
             maps: {name: (C, H, W)}, of which the first decides where classes are.
+            label: (K,), 1 for the classes of the image.
 
         Returns:
-            Maps of the same shapes. Without a background row each foreground row has maximum 1.
+            Maps of the same shapes. Without a background row each class keeps its maximum.
         """
-        gate, present = self.gate(image_id, features, next(iter(maps.values())))
+        gate, present = self.gate(image_id, features, next(iter(maps.values())), label)
         if not len(present):
             return maps
         gated = {}
         for name, values in maps.items():
             rows, whole = present + self.first, values.clone()
-            whole[rows] = values[rows] * resize(gate[None], values.shape[-2:])[0].to(values.dtype)
-            gated[name] = whole if self.first else over_maximum(whole)
+            before = values[rows]
+            after = before * resize(gate[None], values.shape[-2:])[0].to(values.dtype)
+            if not self.first:
+                after = over_maximum(after) * before.amax(dim=(-2, -1), keepdim=True)
+            whole[rows] = after
+            gated[name] = whole
         return gated
 
 
 @torch.no_grad()
-def gate_of_first(features: Tensor, cams: Sequence[Tensor]) -> Tensor:
+def gate_of_first(features: Tensor, cams: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Compute the gate of the first image of a batch, by the regions of the other images.
 
     Args:
         features: (N, D, h, w).
-        cams: One (K, h, w) in [0, 1] per image, 0 for absent classes.
+        cams: One (K, h, w) in [0, 1] per image.
+        labels: (N, K).
 
     Returns:
         (K, h, w) in [0, 1], 0 for absent classes.
     """
-    collector = RegionCollector(len(cams[0]), seed=0, has_background=False)
-    for number, (feature, cam) in enumerate(zip(features, cams, strict=True)):
-        collector(str(number), [feature], {"cam": cam})
-    gate = NroiGate(collector.regions(), features.device, seed=0, has_background=False)
-    found, present = gate.gate("0", [features[0]], cams[0])
+    names = [str(number) for number in range(len(features))]
+    collector = RegionCollector(labels.shape[1], seed=0, has_background=False)
+    for name, feature, cam, label in zip(names, features, cams, labels, strict=True):
+        collector(name, [feature], {"cam": cam}, label)
+    regions = collector.regions(names)
+    gate = NroiGate(regions, features.device, seed=0, has_background=False)
+    found, present = gate.gate(names[0], [features[0]], cams[0], labels[0])
     return cams[0].new_zeros(len(cams[0]), *found.shape[1:]).index_copy(0, present, found)

@@ -43,6 +43,8 @@ class Method(nn.Module):
         conditioned: `score` reads the label, so that maps exist of given classes only.
         trained: train_fbr.py trains it. Else stage 2 makes it from a pretrained backbone alone, and
             it has no `losses` and `weights`.
+        whole_cams: The CAMs of a previous stage are read at full size in inference, and with their
+            background row, if they have one. Stage 2 sets `has_background` accordingly.
         recipe: Defaults of the flags.
         released: Name in the released code's files -> name here, of the heads.
         released_unused: Beginnings of names in those files that have no counterpart here.
@@ -65,6 +67,7 @@ class Method(nn.Module):
     has_background = False
     conditioned = False
     trained = True
+    whole_cams = False
     recipe = Recipe()
     released: Mapping[str, str] = {"fc8.weight": "classifier.weight"}
     released_unused: tuple[str, ...] = ()

@@ -1,16 +1,17 @@
 """`gate`: the NROI gate alone, on the CAMs of any method or codebase, with a frozen backbone.
 
 `infer_cam.py --method gate --cam-dir CAMS --backbone NAME --weights W` multiplies CAMs that lie on
-disk, in any layout that `tool.formats.cam` reads, by the gate of `network.contrast.gate`. The
-features are those of a pretrained backbone. There is no checkpoint, and nothing is trained.
+disk, in any layout that `tool.formats.cam` reads, by the gate of `network.contrast.gate`. A
+background row stays as it is. The features are those of a pretrained backbone. There is no
+checkpoint, and nothing is trained.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from network.losses import resize
 from network.methods import Batch, Method
 from network.recipe import Recipe
 
@@ -20,19 +21,19 @@ class Gate(Method):
 
     trained = False
     infer_inputs = ("image", "label", "cam")
-    recipe = Recipe().gated()
+    whole_cams = True
+    recipe = Recipe(mirror=False).gated()
 
     def score(self, batch: Batch) -> Tensor:
-        """Return the previous CAMs (2B, K, h, w), each followed by its mirror."""
+        """Return the previous CAMs (B, C, H, W), or (2B, C, H, W), each followed by its mirror."""
         cam, images = batch["cam"].float(), batch["image"]
         if len(images) == len(cam):
             return cam
         return torch.stack([cam, cam.flip(-1)], dim=1).flatten(0, 1)
 
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Return {"cam": (K, H, W)}: the previous CAMs, enlarged; 0 for absent classes."""
+        """Return {"cam": (C, H, W)}: the previous CAMs; 0 for absent classes."""
         del scores
-        cam = F.interpolate(
-            batch["cam"].float(), size=batch["size"], mode="bilinear", align_corners=False
-        )[0]
-        return {"cam": cam * batch["label"][0, :, None, None]}
+        cam, label = resize(batch["cam"].float(), batch["size"])[0], batch["label"][0]
+        background = label.new_ones(len(cam) - len(label))
+        return {"cam": cam * torch.cat([background, label])[:, None, None]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from network.contrast.gate import NroiGate
+from network.contrast.gate import GateSettings, NroiGate
 from network.losses import resize
 from network.methods import Method
 from network.weights.restore import restore
@@ -23,9 +24,10 @@ from tool.formats.image import decode
 from tool.formats.regions import REGIONS, load_regions
 from tool.infer.multiscale import infer_images, network_input
 from tool.infer.previous import PREVIOUS, PreviousFlags, PreviousOutputs, takes_previous_outputs
-from tool.infer.scales import at_scale
+from tool.infer.scales import Views, at_scale
 from tool.parallel.dist import pick_device
 from tool.report.picture import heat, label_colours, strip
+from tool.train.run_directory import CHECKPOINT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Command:
             threshold.
         out: PNG to write. By default out/NAME_cam.png.
         gate: With nroi, CAMs are gated by the regions in the run's nroi.npz, which infer_cam.py
-            made. By default the method's, if that file exists.
+            made, at the scales of that file. By default the method's, if that file exists.
         device: Where to compute. With auto it is a GPU if there is one.
     """
 
@@ -79,8 +81,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(
             f"method {config['method']!r} does not classify: pass --classes, of {', '.join(names)}"
         )
-    gate = gate_of(command, method, config, device)
-    maps = class_maps(method, name, image, label_of(chosen, len(names)), previous, device, gate)
+    gate, views = gate_of(command, method, config, device)
+    label = label_of(chosen, len(names))
+    maps = class_maps(method, name, image, label, previous, device, views, gate)
     mask = mask_of(maps["gated CAM" if gate else "CAM"], chosen, method, command.bg_threshold)
     panels = [("image", np.asarray(image))]
     for index in chosen:
@@ -135,27 +138,37 @@ def label_of(chosen: Sequence[int], num_classes: int) -> np.ndarray:
 
 def gate_of(
     command: Command, method: Method, config: dict[str, Any], device: torch.device
-) -> NroiGate | None:
-    """Return the gate of a run, or None if it has none.
+) -> tuple[NroiGate | None, Views]:
+    """Return the gate of a run, or None if it has none, and the sizes of the copies of the image.
+
+    With a gate these are the sizes at which its regions were collected, else the method's.
 
     Raises:
         ValueError: `--gate nroi` is given and the run has no regions, or they are damaged or of
             another checkpoint; names the file.
     """
-    path = command.checkpoint.parent / REGIONS
+    path, views = command.checkpoint.parent / REGIONS, method.recipe.views()
     if (command.gate or method.recipe.post.gate) != "nroi":
-        return None
-    if not path.is_file():
-        if command.gate is None:
-            return None
-        raise ValueError(f"--gate nroi: {path} does not exist: run infer_cam.py first")
+        return None, views
+    if "label" not in method.infer_inputs:
+        raise ValueError("--gate nroi: this method infers without classes, which the gate needs")
+    if command.checkpoint.name != CHECKPOINT or not path.is_file():
+        why = f"{path} does not exist: run infer_cam.py first"
+        if command.checkpoint.name != CHECKPOINT:
+            why = f"regions belong to the {CHECKPOINT} of a run, and this is another file"
+        if command.gate is not None:
+            raise ValueError(f"--gate nroi: {why}")
+        print(f"without the gate: {why}", file=sys.stderr)
+        return None, views
     made_from = {
         "checkpoint_sha256": file_hash(command.checkpoint),
         "class_names": list(config["class_names"]),
+        "settings": dataclasses.asdict(GateSettings()),
     }
-    regions = load_regions(path, made_from, whole=False)
+    regions, noted = load_regions(path, made_from)
     seed = config.get("seed", 0)
-    return NroiGate(regions, device, seed=seed, has_background=method.has_background)
+    gate = NroiGate(regions, device, seed=seed, has_background=method.has_background)
+    return gate, Views.noted(noted)
 
 
 def class_maps(
@@ -165,7 +178,8 @@ def class_maps(
     label: np.ndarray,
     previous: PreviousOutputs,
     device: torch.device,
-    gate: NroiGate | None = None,
+    views: Views,
+    gate: NroiGate | None,
 ) -> dict[str, torch.Tensor]:
     """Compute the maps of an image.
 
@@ -176,7 +190,8 @@ def class_maps(
         label: (K,) float32, 1 for the classes that are present.
         previous: Folders of files of previous stages.
         device: The device that computes.
-        gate: The gate of the run.
+        views: The sizes of the copies of the image.
+        gate: The gate of the run; None for none.
 
     Returns:
         `CAM` (C, H, W) float32 on the CPU, the first of the method's maps. If the method reads the
@@ -184,7 +199,6 @@ def class_maps(
         (C, H, W).
     """
     size, inputs = (image.height, image.width), method.infer_inputs
-    views = method.recipe.views()
     sample = {"image_id": image_id, "size": size, "images": views.of(image)}
     if "label" in inputs:
         sample["label"] = torch.from_numpy(label)
@@ -194,15 +208,18 @@ def class_maps(
     shown: dict[str, torch.Tensor] = {}
 
     def refine(
-        image_id: str, features: Sequence[torch.Tensor], maps: dict[str, torch.Tensor]
+        image_id: str,
+        features: Sequence[torch.Tensor],
+        maps: dict[str, torch.Tensor],
+        label: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """Return the gated maps, and keep the CAM and the gate for the picture."""
         assert gate is not None
         cam = maps[method.maps[0]]
-        values, present = gate.gate(image_id, features, cam)
+        values, present = gate.gate(image_id, features, cam, label)
         whole = cam.new_zeros(len(label), *values.shape[-2:]).index_copy_(0, present, values)
         shown.update({"CAM": cam, "gate": resize(whole[None], size)[0]})
-        return gate(image_id, features, maps)
+        return gate(image_id, features, maps, label)
 
     maps = infer_images(
         method,

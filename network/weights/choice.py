@@ -48,7 +48,9 @@ class NetworkFlags:
         if self.checkpoint is None and self.method != "gate":
             raise ValueError("--checkpoint is needed by every method but gate")
         if (self.method == "gate") != (self.weights is not None):
-            raise ValueError("--method gate takes --backbone and --weights, no other method does")
+            raise ValueError("--weights is needed by --method gate, and only by it")
+        if self.method == "gate" and (self.checkpoint or self.background or self.set):
+            raise ValueError("--method gate takes no --checkpoint, --background or --set")
 
 
 def network_from(

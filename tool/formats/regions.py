@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from tool.files import as_json, atomic_path
 REGIONS = "nroi.npz"  # in a run directory
 _ARRAYS = {"owner": ("int64", 1), "region": ("float32", 2), "prototype": ("float32", 2)}
 _ABOUT = "about"  # UTF-8 JSON: the image ids, and what the file is made from
+_BROKEN = (ValueError, TypeError, LookupError, ArithmeticError, OSError, EOFError, MemoryError)
+_BROKEN += (RuntimeError, zipfile.BadZipFile, zlib.error)  # RuntimeError: encrypted, nested JSON
 _DATE = (1980, 1, 1, 0, 0, 0)  # equal content gives equal bytes
 
 
@@ -49,39 +52,38 @@ def save_regions(path: Path, regions: Regions, made_from: Mapping[str, Any]) -> 
             archive.writestr(zipfile.ZipInfo(f"{name}.npy", _DATE), content.getvalue())
 
 
-def load_regions(path: Path, made_from: Mapping[str, Any], *, whole: bool = True) -> Regions:
+def load_regions(path: Path, made_from: Mapping[str, Any]) -> tuple[Regions, dict[str, Any]]:
     """Read regions, after checking that they are made from what is expected.
 
     Args:
         path: The file.
-        made_from: What its note must say.
-        whole: The note may say nothing else.
+        made_from: What its note must say, beside what else it says.
+
+    Returns:
+        The regions and the whole note.
 
     Raises:
         ValueError: The file is damaged or foreign, or made from something else; names what differs.
     """
-    regions, noted = _read(path)
-    differ = _differing(noted, made_from)
-    if not whole:
-        differ = [name for name in differ if name in made_from]
+    regions, noted = read_regions(path)
+    differ = differing(noted, made_from)
     if differ:
-        raise ValueError(
-            f"{path} was made with another {', '.join(differ)}: remove it to make it anew"
-        )
-    return regions
+        raise ValueError(f"{path} differs in {', '.join(differ)}: remove it to make it anew")
+    return regions, noted
 
 
-def differing_regions(path: Path, made_from: Mapping[str, Any]) -> list[str]:
-    """Return the names in which the note of a file of regions differs from `made_from`.
+def differing(noted: Mapping[str, Any], made_from: Mapping[str, Any]) -> list[str]:
+    """Return the names of `made_from` of which a note says something else."""
+    wanted = as_json(dict(made_from))
+    return [name for name in wanted if wanted[name] != noted.get(name)]
+
+
+def read_regions(path: Path) -> tuple[Regions, dict[str, Any]]:
+    """Return the regions of a file, and what they are made from.
 
     Raises:
-        ValueError: The file is damaged or foreign.
+        ValueError: The file is damaged or foreign; names it.
     """
-    return _differing(_read(path)[1], made_from)
-
-
-def _read(path: Path) -> tuple[Regions, dict[str, Any]]:
-    """Return the regions of a file, and what they are made from."""
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
@@ -92,13 +94,8 @@ def _read(path: Path) -> tuple[Regions, dict[str, Any]]:
         regions = Regions(list(about["image_ids"]), **arrays)
         _check(regions)
         return regions, dict(about["made_from"])
-    except (ValueError, TypeError, LookupError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         raise ValueError(f"{path} is no whole file of regions ({error}): remove it") from error
-
-
-def _differing(noted: Mapping[str, Any], made_from: Mapping[str, Any]) -> list[str]:
-    wanted = as_json(dict(made_from))
-    return [name for name in {**wanted, **noted} if wanted.get(name) != noted.get(name)]
 
 
 def _check(regions: Regions) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tool.formats.cam import Cam
 
-Refine = Callable[[str, Sequence[Tensor], dict[str, Tensor]], dict[str, Tensor]]
+Refine = Callable[[str, Sequence[Tensor], dict[str, Tensor], Tensor], dict[str, Tensor]]
 
 
 @torch.inference_mode()
@@ -34,8 +34,9 @@ def infer_images(
         amp: Use bf16 autocast.
         mirror: Infer the mirror of each image too.
         refine: Takes the id of an image, its features at the scales of at least 1 (else at the
-            largest), each (D, h, w), and its merged maps; returns the maps. The features come from
-            the forward passes of the maps. None for the merged maps as they are.
+            largest), each (D, h, w), its merged maps in the order of `method.maps`, and its label
+            (K,); returns the maps. The features come from the forward passes of the maps. None for
+            the merged maps as they are.
 
     Returns:
         One {name: (C, H, W)} on the device per sample.
@@ -60,9 +61,10 @@ def infer_images(
                 score, feature = score_and_embed(method, batch | {"image": views})
                 if feature is None:
                     raise ValueError(
-                        "the gate needs features, and this method has none: --gate none"
+                        "the gate needs features, and this method has none: pass --gate none"
                     )
-                features.append(feature[::copies])
+                # A copy: a view would keep the features of the mirrors in memory, too.
+                features.append(feature[::copies].clone())
             else:
                 score = method.score(batch | {"image": views})
             scores.append(score.float())
@@ -74,7 +76,9 @@ def infer_images(
         maps = method.merge([score[copies * i : copies * (i + 1)] for score in scores], one)
         _check_maps(method, maps, one["size"])
         if refine is not None:
-            maps = refine(samples[i]["image_id"], [feature[i] for feature in features], maps)
+            ordered = {name: maps[name] for name in method.maps}
+            views = [feature[i] for feature in features]
+            maps = refine(samples[i]["image_id"], views, ordered, one["label"][0])
         merged.append(maps)
     return merged
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tool.crf.stage import Images, PostProcess
 from tool.formats.cam import is_whole, save_cam
 from tool.infer.multiscale import present_rows
 from tool.parallel.writer import BackgroundWriter
-from tool.provenance import POST, claim
+from tool.provenance import MADE_FROM, POST, claim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +65,23 @@ class Outputs(contextlib.ExitStack):
             self._masks = self.enter_context(BackgroundWriter(threads=1, processes=processes))
         return super().__enter__()
 
-    def claim(self, made_from: dict[str, object]) -> None:
+    def claim(self, made_from: dict[str, object], image_ids: Sequence[str]) -> None:
         """Note in each folder what it is made from.
 
+        Args:
+            made_from: What the maps are made from.
+            image_ids: The images whose files are written.
+
         Raises:
-            ValueError: A folder holds files made from something else; names what differs.
+            ValueError: A folder holds files made from something else, or files of these images and
+                no note; names what differs.
         """
         plan = self.plan
+        if plan.map_dir is not None:
+            for name in plan.maps:
+                _check_origin(self._folder(name), [f"{image_id}.npy" for image_id in image_ids])
+        if plan.mask_dir is not None:
+            _check_origin(plan.mask_dir, [f"{image_id}.png" for image_id in image_ids])
         if plan.map_stride > 1:
             made_from = made_from | {"cam_stride": plan.map_stride}
         for name in plan.maps if plan.map_dir is not None else ():
@@ -106,3 +117,12 @@ class Outputs(contextlib.ExitStack):
         """Return the folder of a map."""
         out = self.plan.map_dir
         return out if name == self.plan.maps[0] else out / name
+
+
+def _check_origin(folder: Path, names: Sequence[str]) -> None:
+    """Check that a folder without a note has no files of these names, which others have made."""
+    if (folder / MADE_FROM).is_file():
+        return
+    found = next((name for name in names if (folder / name).exists()), None)
+    if found is not None:
+        raise ValueError(f"{folder} has files of another origin ({found}): choose another --out")

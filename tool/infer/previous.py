@@ -61,9 +61,26 @@ class PreviousOutputs:
 
     Attributes:
         folders: Batch key -> folder, of the kinds that were given.
+        cam_stride: Pixels per cell of the batch key `cam`.
+        with_background: The batch key `cam` has the CAMs' background row, first.
     """
 
     folders: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    cam_stride: int = CAM_STRIDE
+    with_background: bool = False
+
+    def whole(self, image_id: str, *, label: Callable[[], np.ndarray]) -> PreviousOutputs:
+        """Return these folders, whose CAMs are read at full size and with their background row.
+
+        Args:
+            image_id: An image. Whether its CAM has a background row decides for all.
+            label: As for `read`.
+
+        Raises:
+            ValueError: Its CAM is broken; names the file.
+        """
+        cam = load_cam(self.folders["cam"] / f"{image_id}.npy", label=label)
+        return dataclasses.replace(self, cam_stride=1, with_background=cam.has_background)
 
     def require(self, inputs: Collection[str], image_ids: Sequence[str]) -> None:
         """Check that every file that `inputs` names exists; none is read.
@@ -92,7 +109,7 @@ class PreviousOutputs:
         label: Callable[[], np.ndarray],
         num_classes: int,
     ) -> dict[str, Tensor]:
-        """Read what `inputs` names of `seed` (H, W) int64 and `cam` (K, h, w), for inference.
+        """Read what `inputs` names of `seed` (H, W) int64 and `cam` (C, h, w), for inference.
 
         Args:
             size: (H, W) of the image.
@@ -107,7 +124,10 @@ class PreviousOutputs:
             found["seed"] = torch.from_numpy(seed).long()
         if "cam" in inputs:
             cam = self.read_cam(image_id, size=size, label=label, num_classes=num_classes)
-            found["cam"] = class_cells(cam, num_classes, strided_size(size, CAM_STRIDE))
+            cells = strided_size(size, self.cam_stride)
+            found["cam"] = class_cells(
+                cam, num_classes, cells, with_background=self.with_background
+            )
         return found
 
     def read_mask(
@@ -136,34 +156,50 @@ class PreviousOutputs:
         label: Callable[[], np.ndarray],
         num_classes: int,
     ) -> Cam:
-        """Return the foreground rows of a CAM file.
+        """Return the rows of a CAM file, with the background row if the folder is read with it.
 
         Args:
             size: (H, W) of the image.
             label: Returns the image's (K,) label, for the pickled layouts of the field.
 
         Raises:
-            ValueError: The file is broken, has another size or a class above K; names the file.
+            ValueError: The file is broken, has another size or a class above K, or lacks the
+                background row that the folder is read with; names the file.
         """
         path = self.folders["cam"] / f"{image_id}.npy"
         cam = load_cam(path, label=label)
         check_classes(path, cam.class_index, num_classes)
         check_maps(cam, size, path)
-        return cam.foreground()
+        if not self.with_background:
+            return cam.foreground()
+        if cam.class_index.size and not cam.has_background:
+            raise ValueError(f"{path} has no background row, and other CAMs of the folder have one")
+        return cam
 
 
-def class_cells(rows: Cam, num_classes: int, cells: tuple[int, int]) -> Tensor:
-    """Return the foreground rows (P, H, W) of a CAM as (K, h, w) maps; absent classes are 0.
+def class_cells(
+    rows: Cam, num_classes: int, cells: tuple[int, int], *, with_background: bool = False
+) -> Tensor:
+    """Return the rows (P, H, W) of a CAM as maps of all classes; absent classes are 0.
 
     Args:
+        rows: The CAM.
+        num_classes: K.
         cells: (h, w) of the result.
+        with_background: The rows begin with the background. A CAM without rows is all background.
+
+    Returns:
+        (K, h, w), or (K+1, h, w) with the background first.
     """
-    maps = torch.zeros(num_classes, *cells)
+    maps = torch.zeros(num_classes + with_background, *cells)
+    if with_background:
+        maps[0] = 1
     if len(rows.class_index):
         small = torch.nn.functional.interpolate(
             torch.tensor(rows.cam)[None], size=cells, mode="bilinear", align_corners=False
         )
-        maps[torch.from_numpy(rows.class_index.astype(np.int64)) - 1] = small[0]
+        values = torch.from_numpy(rows.class_index.astype(np.int64))
+        maps[values - (0 if with_background else 1)] = small[0]
     return maps
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
@@ -68,3 +69,17 @@ class Views:
         """Return what provenance notes of the copies."""
         sizes = {"scales": list(self.scales)} if self.sides is None else {"sides": list(self.sides)}
         return sizes if self.mirror else {**sizes, "mirror": False}
+
+    @classmethod
+    def noted(cls, note: Mapping[str, Any]) -> Views:
+        """Return the copies that a provenance note speaks of.
+
+        Raises:
+            ValueError: The note says nothing of them, or something impossible.
+        """
+        try:
+            sides = tuple(note["sides"]) if "sides" in note else None
+            scales = tuple(note["scales"]) if sides is None else (1.0,)
+            return cls(scales, sides, note.get("mirror", True))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"a note without the scales of its images: {error}") from error

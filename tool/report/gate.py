@@ -43,8 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         FileNotFoundError: A run has no results.
+        ValueError: Two runs have one name.
     """
     command = parse_flags(Command, argv, example="out/compare-toy/eps-seed0")
+    twice = [run.name for run in command.runs if [r.name for r in command.runs].count(run.name) > 1]
+    if twice:
+        raise ValueError(f"two runs are called {twice[0]}: a table is of one dataset")
     methods: dict[str, list[list[float | None]]] = {}
     print(f"| run | {' | '.join(HEADINGS)} |")
     print("|---" * (1 + len(HEADINGS)) + "|")
