@@ -4,7 +4,8 @@
 #   bash scripts/compare.sh                                         toy, all methods, three seeds
 #   SHORT=1 STEPS=400 METHODS="fill eps fbr" SEEDS=0 DATASET=voc12 ROOT=... TRAIN_LIST=train bash scripts/compare.sh
 # A method may carry flags of train_fbr.py: METHODS="fbr fbr:--weight-bg-sim=0". JOBS=2 runs two at a time (one thread
-# each). Every setting of script_contrast.sh holds here. Finished runs are kept.
+# each). BASELINE=eps adds paired differences to that method, over the seeds that both have on one processor model. Every
+# setting of script_contrast.sh holds here. Finished runs are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/comparison.sh
@@ -28,5 +29,5 @@ for seed in $SEEDS; do
   done
 done | xargs -P "$JOBS" -L 1 bash -c 'one "$@"' one || failed=1
 # shellcheck disable=SC2086  # METHODS is a list of words
-"$PYTHON" -m tool.report.table "$COMPARE_OUT" --methods $METHODS
+"$PYTHON" -m tool.report.table "$COMPARE_OUT" --methods $METHODS ${BASELINE:+--baseline "$BASELINE"}
 exit "$failed"

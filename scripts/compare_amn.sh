@@ -4,7 +4,7 @@
 #   bash scripts/compare_amn.sh                                     toy, three seeds
 #   SEEDS=0 DATASET=voc12 ROOT=... TRAIN_LIST=train SHORT=1 bash scripts/compare_amn.sh
 # All methods of a seed share its first stage. JOBS=2 runs two seeds at a time (one thread each). Every setting of
-# script_amn.sh holds here. Finished runs are kept.
+# script_amn.sh holds here. BASELINE=amn adds paired differences to that row. Finished runs are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/comparison.sh
@@ -21,8 +21,8 @@ one() {  # method, seed
   METHOD="$1" SEED="$2" OUT="$run" CAM_OUT="$first" \
     logged "$1, seed $2" "$run" bash scripts/script_amn.sh || return 1
   mkdir -p "$COMPARE_OUT/$1-seed$2" "$COMPARE_OUT/$1+irn-seed$2"
-  cp "$own"/miou*.json "$COMPARE_OUT/$1-seed$2"
-  cp "$run"/3-irn/miou*.json "$COMPARE_OUT/$1+irn-seed$2"
+  cp "$own"/{miou*,config}.json "$COMPARE_OUT/$1-seed$2"
+  cp "$run"/3-irn/{miou*,config}.json "$COMPARE_OUT/$1+irn-seed$2"
 }
 export -f one
 failed=0
@@ -39,5 +39,5 @@ export -f seed_of
 printf '%s\n' $SEEDS | xargs -P "$JOBS" -L 1 bash -c 'seed_of "$1"' seed_of || failed=1
 rows=()
 for method in $METHODS; do rows+=("$method" "$method+irn"); done
-"$PYTHON" -m tool.report.table "$COMPARE_OUT" --methods "${rows[@]}"
+"$PYTHON" -m tool.report.table "$COMPARE_OUT" --methods "${rows[@]}" ${BASELINE:+--baseline "$BASELINE"}
 exit "$failed"

@@ -31,6 +31,22 @@ def test_rows_are_mean_and_deviation_over_seeds(tmp_path) -> None:
     assert set(by_name["`eps`"]) == {"not run", "0"}
 
 
+def test_differences_are_paired_by_seed_and_processor(tmp_path) -> None:
+    for method, masks in (("eps", (60.0, 64.0, 62.0)), ("fbr", (61.0, 67.0, 90.0))):
+        for seed, value in enumerate(masks):
+            write(tmp_path / f"{method}-seed{seed}", value)
+            cpu = {"cpu": "another" if (method, seed) == ("fbr", 2) else "one"}
+            (tmp_path / f"{method}-seed{seed}" / "config.json").write_text(json.dumps(cpu))
+    write(tmp_path / "fill-seed0", 40.0)
+    result = run("tool/report/table.py", tmp_path, "--baseline", "eps")
+    rows = [[cell.strip() for cell in line.split("|")] for line in result.stdout.splitlines()]
+    assert rows[0][-3:-1] == ["masks - eps", "leak - eps"]
+    by_name = {row[1]: row[-3:-1] for row in rows}
+    assert by_name["`fbr`"] == ["+2.0 ± 1.0 (2)", "+0.0 ± 0.0 (2)"]
+    assert by_name["`eps`"] == by_name["`fill`"] == ["-", "-"]
+    assert_refused(run("tool/report/table.py", tmp_path, "--baseline", "ppc"), "no such run")
+
+
 def test_an_empty_folder_names_the_script(tmp_path) -> None:
     assert_refused(run("tool/report/table.py", tmp_path), "compare.sh")
 

@@ -1,9 +1,15 @@
-"""Print a Markdown table of the runs of `scripts/compare.sh`."""
+"""Print a Markdown table of the runs of `scripts/compare.sh`.
+
+A figure is the mean ± sample standard deviation over seeds. With --baseline two columns are paired
+differences: mean ± standard error over the seeds that both methods have on one processor model. The
+results of a seed differ between processors by up to the spread of the seeds.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -21,10 +27,12 @@ class Command:
     Attributes:
         directory: Folder of the runs METHOD-seedN, the OUT of scripts/compare.sh or compare_amn.sh.
         methods: Rows of the table, in this order. By default every method of the folder.
+        baseline: Method that the others are compared with, seed by seed.
     """
 
     directory: Path = flag(positional=True)
     methods: list[str] | None = flag(None, metavar="METHOD")
+    baseline: str | None = flag(None, metavar="METHOD")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,11 +47,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise FileNotFoundError(
             f"no METHOD-seedN/miou.json in {command.directory}: run scripts/compare.sh"
         )
-    names = (cam_column(path for paths in runs.values() for path in paths), *COLUMNS[1:])
+    base = command.baseline
+    if base is not None and base not in runs:
+        raise FileNotFoundError(f"--baseline {base}: {command.directory} has no such run")
+    names = [cam_column(path for paths in runs.values() for path in paths), *COLUMNS[1:]]
+    names += [f"masks - {base}", f"leak - {base}"] if base else []
     print(f"| method | {' | '.join(names)} |")
-    print("|---" * (len(COLUMNS) + 1) + "|")
+    print("|---" * (len(names) + 1) + "|")
     for method in command.methods or sorted(runs):
-        cells = row([figures(run) for run in runs.get(method, [])])
+        found = runs.get(method, [])
+        cells = row([figures(run) for run in found])
+        if base is not None:
+            cells += [difference(found, runs[base], name) for name in ("masks", "leak")]
         print(f"| `{method}` | {' | '.join(cells)} |")
 
 
@@ -80,6 +95,34 @@ def figures(run: Path) -> dict[str, float | None]:
         "masks": mask.get("miou"),
         "leak": leak.get("overall") if isinstance(leak, dict) else leak,
     }
+
+
+def difference(runs: Sequence[Path], baseline: Sequence[Path], name: str) -> str:
+    """Return the mean ± standard error of a figure's paired differences, and their number.
+
+    Runs of one seed are a pair if they were trained on one processor model. A dash if there is no
+    pair, or if the runs are the baseline's.
+    """
+    others = {run.name.rpartition("-seed")[2]: run for run in baseline}
+    pairs = [(run, others.get(run.name.rpartition("-seed")[2])) for run in runs]
+    found = []
+    for one, other in pairs:
+        if other is None or one == other or processor(one) != processor(other):
+            continue
+        here, there = figures(one)[name], figures(other)[name]
+        if here is not None and there is not None:
+            found.append(here - there)
+    if not found:
+        return "-"
+    mean = statistics.fmean(found)
+    if len(found) == 1:
+        return f"{mean:+.1f} (1)"
+    return f"{mean:+.1f} ± {statistics.stdev(found) / len(found) ** 0.5:.1f} ({len(found)})"
+
+
+def processor(run: Path) -> object:
+    """Return the processor model that a run was trained on; None if it does not say."""
+    return read(run / "config.json").get("cpu")
 
 
 def row(runs: list[dict[str, float | None]]) -> list[str]:
