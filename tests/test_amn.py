@@ -123,11 +123,27 @@ def test_padding_holds_no_query_and_no_prototype() -> None:
     method, batch = make_method("fbr_amn"), make_batch(MIXED)
     batch["valid"][..., 32:] = False
     seen = []
-    method.fbr_contrast = lambda _, cells, *__: seen.append(cells[0]) or {}
+    method.fbr_contrast = lambda _, cells, *__, **___: seen.append(cells[0]) or {}
     method.losses(batch, Progress())
     pseudo = seen[0].pseudo.view(len(MIXED), 8, 8)
     assert (pseudo[..., 4:] == 0).all()
     assert (pseudo[..., :4] > 0).any()
+
+
+def test_confident_background_of_the_seed_is_no_query() -> None:
+    batch = make_batch(MIXED)
+    batch["seed"][..., 32:] = 0
+    seen = []
+    for flag in (False, True):
+        method = make_method("fbr_amn", query_seed=flag)
+        method.fbr_contrast = lambda *_, eligible, **__: seen.append(eligible) or {}
+        method.losses(batch, Progress())
+    assert seen[0] is None
+    (eligible,) = seen[1]
+    assert not eligible[..., 4:].any()
+    ground = (batch["seed"] == 0).float().unfold(1, 8, 8).unfold(2, 8, 8).mean(dim=(3, 4))
+    assert eligible.shape[-1] == 8
+    assert torch.equal(eligible[:, 0], ground < 0.5)
 
 
 def test_maps_are_enlarged_to_what_their_cells_cover() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest import mock
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from method_cases import (
     make_method,
     second_step,
 )
+from torch import Tensor, nn
 
 from network.contrast import fbr as terms_of_fbr
 from network.contrast import queries
+from network.contrast.nroi import region_means
 from network.losses import resize
 from network.methods import ppc as ppc_module
 from tool.progress import Progress
@@ -183,14 +186,14 @@ def test_fbr_pools_by_tap_and_the_hosts_plainly() -> None:
 def test_nrois_are_centroids_of_the_background_cells_of_their_image() -> None:
     method, batch = make_method("fbr", num_clusters=64), make_batch(MIXED)
     batch["valid"][0, :, SIDE // 2 :] = False  # the lower half of the first image is padding
-    seen, inner = [], method.image_nrois
+    seen, inner = [], method.fbr_contrast
 
-    def spy(*args: object) -> object:
-        result = inner(*args)
-        seen.extend(zip(args[0], args[1], result, strict=True))
+    def spy(embeddings, cells, label, background, *args: object, **more: object) -> object:
+        result = inner(embeddings, cells, label, background, *args, **more)
+        seen.extend(zip(background, cells, method._pending, strict=True))
         return result
 
-    method.image_nrois = spy
+    method.fbr_contrast = spy
     method(batch, Progress())
     assert len(seen) == 2
     for output, cells, (centroid, valid) in seen:
@@ -204,6 +207,71 @@ def test_nrois_are_centroids_of_the_background_cells_of_their_image() -> None:
             own = background[image].flatten(1).T[member[image]]
             given = centroid[image][valid[image]]
             assert torch.equal(own.sum(dim=1).sort().values, given.sum(dim=1).sort().values)
+
+
+def test_region_means_are_those_of_each_cluster_in_the_other_space() -> None:
+    """Two clusters that only Z_bg tells apart; a cell that is no member counts nowhere."""
+    feature = torch.tensor([[0.0, 0], [0, 0.1], [5, 5], [5, 5.1], [0, 0]])[None]
+    member = torch.tensor([[True, True, True, True, False]])
+    embedding = torch.arange(10.0).view(1, 5, 2)
+    centroid, found = torch.tensor([[[0, 0.05], [5, 5.05], [0, 0]]]), torch.tensor([[1, 1, 0]]) > 0
+    mean, has_cell = region_means(feature, member, centroid, found, embedding)
+    assert has_cell.tolist() == [[True, True, False]]
+    torch.testing.assert_close(mean[0, :2], torch.tensor([[1.0, 2], [5, 6]]))
+
+
+def test_nrois_in_the_space_of_the_queries_are_means_of_their_image_s_cells() -> None:
+    """Of the first view alone."""
+    method, batch = make_method("fbr", nroi_space="fg", num_clusters=300), make_batch(MIXED)
+    batch["valid"][0, :, SIDE // 2 :] = False
+    with mock.patch.object(method, "image_nrois", wraps=method.image_nrois) as spy:
+        method(batch, Progress())
+    ((region,),) = (call.args[0] for call in spy.call_args_list)
+    ((mean, found),) = method._pending
+    assert region.background.shape[1:] == region.embedding.shape[-2:]
+    assert region.background.any()
+    assert not region.background[0, region.background.shape[1] // 2 :].any(), "padding"
+    for image in range(len(MIXED)):
+        own = region.embedding[image].flatten(1).T[region.background[image].flatten()]
+        given = mean[image][found[image]]
+        assert (len(own) > 0) == (len(given) > 0)
+        if len(own):  # means of the cells
+            assert given.min() >= own.min() - 1e-5
+            assert given.max() <= own.max() + 1e-5
+
+
+def spied_queries(method: nn.Module, batch: dict) -> list[tuple[Tensor, Tensor]]:
+    """The queries and the foreground negatives of each view, as indices of cells."""
+    found: list[tuple[Tensor, Tensor]] = []
+    with (
+        mock.patch.object(terms_of_fbr, "query_embedding", wraps=queries.query_embedding) as query,
+        mock.patch.object(terms_of_fbr, "take", wraps=terms_of_fbr.take) as taken,
+    ):
+        method(batch, Progress())
+    for call, other in zip(query.call_args_list, taken.call_args_list, strict=True):
+        chosen = call.args[1]
+        found.append((chosen.cell[chosen.chosen], other.args[1]))
+    return found
+
+
+def test_only_salient_cells_are_queries_and_negatives() -> None:
+    batch = make_batch(MIXED)
+    batch["saliency"] = torch.zeros_like(batch["saliency"])
+    batch["saliency"][..., : SIDE // 2] = 1.0
+    batch["valid"][:, :, : SIDE // 4] = False
+    left = torch.zeros(len(MIXED), 8, 8, dtype=torch.bool)
+    left[:, 2:, :4] = True
+    outside = 0
+    for threshold in (0.0, 0.5):
+        method = make_method("fbr", query_saliency=threshold)
+        views = spied_queries(method, batch)
+        assert len(views) == 2
+        for cells in (index for view in views for index in view):
+            wrong = int((~left.flatten()[cells]).sum())
+            outside += wrong if threshold == 0 else 0
+            assert threshold == 0 or wrong == 0
+        assert all(len(query) for query, _ in views)
+    assert outside > 0, "without the rule there are others"
 
 
 def test_the_background_segmentation_learns_nothing_from_padding() -> None:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from network.contrast.cells import Cells, class_ids_of, l2_normalize, take
 from network.contrast.gate import gate_of_first
 from network.contrast.info_nce import class_balanced_mean, class_mean, info_nce, mean_query
-from network.contrast.nroi import NROIBank, kmeans
+from network.contrast.nroi import NROIBank, kmeans, region_means
 from network.contrast.queries import draw_queries, foreground_negatives, hard_cells, query_embedding
 from network.heads import BackgroundSegmentation, projection
 from network.losses import image_cells, mean_of_views, over_maximum, resize
+from network.options import option
 from tool.parallel.dist import gather, global_mean
 from tool.progress import Progress
 from tool.train.batch import Batch, part
@@ -39,6 +40,10 @@ class NroiConfig:
         num_clusters: NROIs per image and view: the clusters of k-means.
         kmeans_iterations: Iterations of k-means.
         bank_size: NROIs that the bank keeps. The oldest go first.
+        nroi_space: Space of the NROIs. With bg they are the centroids that k-means finds in Z_bg,
+            of both views on the contrast grid, as in the release. With fg they are the mean Z_fg
+            of the cells of each cluster, of the first view on its own grid: then queries and NROIs
+            are in one space.
         bg_threshold_seg: Cells whose CAM sums to less are background for bg_seg.
         weight_nce_fg: Weight of the contrast within the foreground.
         weight_nce_nroi: Weight of the contrast of pixels to NROIs.
@@ -53,10 +58,26 @@ class NroiConfig:
     num_clusters: int = 8
     kmeans_iterations: int = 10
     bank_size: int = 50_000
+    nroi_space: str = option("bg", choices=("bg", "fg"))
     bg_threshold_seg: float = 0.05
     weight_nce_fg: float = 0.1
     weight_nce_nroi: float = 0.01
     weight_bg_seg: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionView:
+    """The cells of one view in which NROIs are found; constants.
+
+    Attributes:
+        feature: (N, D, h, w), Z_bg.
+        background: (N, h, w) bool, the cells to cluster.
+        embedding: (N, D, h, w), Z_fg.
+    """
+
+    feature: Tensor
+    background: Tensor
+    embedding: Tensor
 
 
 class NroiContrast(nn.Module):
@@ -132,6 +153,9 @@ class NroiContrast(nn.Module):
         background: Sequence[Tensor],
         valid: Tensor,
         progress: Progress,
+        *,
+        eligible: Sequence[Tensor] | None = None,
+        first: RegionView | None = None,
     ) -> dict[str, Tensor]:
         """Compute `nce_fg` and `nce_nroi` on the contrast grid, and this step's NROIs.
 
@@ -144,22 +168,47 @@ class NroiContrast(nn.Module):
             background: (N, D, h, w) per view, the output of phi_bg before its ReLU.
             valid: (N, 1, H, W) bool, the pixels that are not padding.
             progress: The step.
+            eligible: (N, 1, g, g) bool per view, the cells that may be queries and negatives of
+                `nce_fg`; None for all.
+            first: The first view on its own grid, for `nroi_space` fg. By default that view on the
+                contrast grid.
 
         Returns:
             The two terms, each the mean of the views.
         """
         class_ids = class_ids_of(label)  # (P,)
         views = range(len(embeddings))
-        both = [self.fbr_losses(embeddings[i], cells[i], class_ids, progress, i) for i in views]
+        may = [None if eligible is None else gather(one).flatten() for one in eligible or cells]
+        both = [
+            self.fbr_losses(embeddings[i], cells[i], class_ids, progress, i, eligible=may[i])
+            for i in views
+        ]
         self._metrics = mean_of_views([metrics for _, metrics in both])
         if progress.micro == 0:  # later micro-batches add to the NROIs of the same step
             self._pending = []
-        grid = embeddings[0].shape[-2:]
-        self._pending += self.image_nrois(background, cells, image_cells(valid, grid), progress)
+        inside = image_cells(valid, embeddings[0].shape[-2:])[:, 0]  # (N, g, g)
+        regions = [
+            RegionView(
+                resize(F.relu(background[i].detach()), inside.shape[1:]),
+                (cells[i].local(cells[i].pseudo, progress).view_as(inside) == 0) & inside,
+                embeddings[i].detach(),
+            )
+            for i in views
+        ]
+        if self.config.nroi_space == "fg":
+            regions = [first or regions[0]]
+        self._pending += self.image_nrois(regions, progress)
         return mean_of_views([terms for terms, _ in both])
 
     def fbr_losses(
-        self, embedding: Tensor, cells: Cells, class_ids: Tensor, progress: Progress, index: int
+        self,
+        embedding: Tensor,
+        cells: Cells,
+        class_ids: Tensor,
+        progress: Progress,
+        index: int,
+        *,
+        eligible: Tensor | None,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute `nce_fg` and `nce_nroi` of one view, and the mean cosines of their queries.
 
@@ -169,6 +218,7 @@ class NroiContrast(nn.Module):
             class_ids: (P,) 0-based classes to compute for.
             progress: The step, which keys the draws.
             index: Of the view; names its draws.
+            eligible: (T,) bool, as for `fbr_contrast`.
 
         Returns:
             The terms by name, and the metrics by name: the mean cosine of each term's queries to
@@ -177,6 +227,9 @@ class NroiContrast(nn.Module):
         config, name = self.config, f"view{index}"
         # Queries: hard cells of each class, of all ranks.
         hard = hard_cells(cells, class_ids, quantile=config.quantile, floor=config.floor)  # (P, T)
+        if eligible is not None:
+            hard &= eligible
+            cells = dataclasses.replace(cells, pseudo=cells.pseudo * eligible)  # for negatives
         queries = draw_queries(
             cells, hard, class_ids, progress, f"query.{name}", cap=config.max_queries
         )
@@ -214,44 +267,39 @@ class NroiContrast(nn.Module):
         return terms, metrics
 
     def image_nrois(
-        self,
-        background: Sequence[Tensor],
-        cells: Sequence[Cells],
-        inside: Tensor,
-        progress: Progress,
+        self, views: Sequence[RegionView], progress: Progress
     ) -> list[tuple[Tensor, Tensor]]:
-        """Compute the NROIs of each view and image: the centroids of its background cells.
-
-        Padding is left out.
+        """Compute the NROIs of each view and image: the regions of its background cells.
 
         Args:
-            background: (N, D, h, w) per view, the output of phi_bg before its ReLU; constants here.
-            cells: Of the same views.
-            inside: (N, 1, g, g) bool, the cells of each view that are not padding.
+            views: Of one grid.
             progress: The step, which keys the draws.
 
         Returns:
-            Per view, (N, k, D) centroids and (N, k) bool: which of them stand for cells.
+            Per view, (N, k, D) NROIs and (N, k) bool: which of them stand for cells.
         """
-        # Per view: embeddings (N, g g, D), background cells and random priorities (N, g g).
-        images, _, *grid = inside.shape
-        inside = inside.flatten(1)
+        # Per view: Z_bg (N, T, D), background cells and random priorities (N, T).
+        images = len(views[0].background)
         feature, member, priority = [], [], []
-        for index, (own, output) in enumerate(zip(cells, background, strict=True)):
-            feature.append(resize(F.relu(output.detach()), grid).flatten(2).transpose(1, 2))
-            member.append((own.local(own.pseudo, progress).view_as(inside) == 0) & inside)
+        for index, view in enumerate(views):
+            feature.append(view.feature.flatten(2).transpose(1, 2))
+            member.append(view.background.flatten(1))
             priority.append(
                 progress.uniform_per_image(
-                    f"kmeans.view{index}", images, inside.shape[1:], inside.device
+                    f"kmeans.view{index}", images, member[-1].shape[1:], member[-1].device
                 )
             )
+        every, cells = torch.cat(feature), torch.cat(member)
         vector, found = kmeans(  # all views at once
-            torch.cat(feature),
-            torch.cat(member),
+            every,
+            cells,
             torch.cat(priority),
             clusters=self.config.num_clusters,
             iterations=self.config.kmeans_iterations,
         )
+        if self.config.nroi_space == "fg":
+            embedding = torch.cat([view.embedding.flatten(2) for view in views])
+            vector, found = region_means(every, cells, vector, found, embedding.transpose(1, 2))
         return list(zip(vector.split(images), found.split(images), strict=True))
 
     def after_step(self, progress: Progress) -> None:

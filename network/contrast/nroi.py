@@ -60,6 +60,30 @@ def kmeans(
     return torch.where(few, seed, centroid), value > 0
 
 
+@torch.no_grad()
+def region_means(
+    feature: Tensor, member: Tensor, centroid: Tensor, found: Tensor, embedding: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute the mean embedding of each cluster's cells, in another space than the clusters'.
+
+    Args:
+        feature: (N, T, D), in which the clusters were found.
+        member: (N, T) bool, the cells that were clustered.
+        centroid: (N, k, D).
+        found: (N, k) bool, which centroids stand for cells.
+        embedding: (N, T, E).
+
+    Returns:
+        (N, k, E) means, and (N, k) bool: which clusters have a cell.
+    """
+    distance = torch.cdist(centroid, feature).masked_fill(~found[:, :, None], torch.inf)
+    owner = distance.argmin(dim=1)  # (N, k, T) -> (N, T)
+    assigned = torch.zeros_like(distance).scatter_(1, owner[:, None], 1.0)
+    assigned = assigned * (member[:, None] & found[:, :, None])
+    size = assigned.sum(dim=2, keepdim=True)  # (N, k, 1)
+    return assigned @ embedding / size.clamp(min=1), size[:, :, 0] > 0
+
+
 class NROIBank(nn.Module):
     """A first-in-first-out ring of embeddings, saved and moved with the model.
 

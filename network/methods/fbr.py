@@ -16,9 +16,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.contrast.fbr import NroiConfig, NroiContrast
+from network.contrast.cells import pseudo_labels
+from network.contrast.fbr import NroiConfig, NroiContrast, RegionView
 from network.heads import thresholded_average_pool
-from network.losses import full_precision, mean_of_views
+from network.losses import full_precision, image_cells, mean_of_views, min_max, resize_area
 from network.methods.ppc import HostConfig, Ppc, View
 from tool.progress import Progress
 
@@ -48,10 +49,13 @@ class Fbr(NroiContrast, Ppc):
 
         Attributes:
             tap_threshold: TAP averages the cells above this share of a channel's maximum.
+            query_saliency: Only cells whose mean saliency is above this, and that are not padding,
+                are queries and negatives of nce_fg. With 0 all cells may be, as in the release.
             weight_bg_sim: Weight of the decorrelation of foreground and background.
         """
 
         tap_threshold: float = 0.10
+        query_saliency: float = 0.0
         weight_bg_sim: float = 0.1
 
     def build(self) -> None:
@@ -123,4 +127,32 @@ class Fbr(NroiContrast, Ppc):
         embeddings, cells = self.cells(views)
         terms = self.prototype_losses(embeddings, cells, progress)
         label = views[0].label
-        return terms | self.fbr_contrast(embeddings, cells, label, background, valid, progress)
+        eligible = None
+        if self.config.query_saliency > 0:
+            inside = image_cells(valid, embeddings[0].shape[-2:])
+            salient = [resize_area(view.saliency, inside.shape[-2:]) for view in views]
+            eligible = [(one > self.config.query_saliency) & inside for one in salient]
+        return terms | self.fbr_contrast(
+            embeddings,
+            cells,
+            label,
+            background,
+            valid,
+            progress,
+            eligible=eligible,
+            first=self.first_region_view(views[0], background[0], valid),
+        )
+
+    def first_region_view(self, view: View, background: Tensor, valid: Tensor) -> RegionView:
+        """Return the first view on its own grid, with its background by pseudo labels.
+
+        Args:
+            view: The view.
+            background: (N, D, h, w), the output of phi_bg before its ReLU.
+            valid: (N, 1, H, W) bool, the pixels that are not padding.
+        """
+        score = min_max(view.refined_cam[:, 1:].detach())  # (N, K, h, w)
+        pseudo = pseudo_labels(score, view.label, bg_score=self.config.bg_score)
+        inside = image_cells(valid, pseudo.shape[-2:])[:, 0]
+        z_bg = F.relu(background.detach())
+        return RegionView(z_bg, (pseudo == 0) & inside, view.embedding.detach())

@@ -17,7 +17,7 @@ from torch import Tensor
 from network.contrast.cells import Cells, view_cells
 from network.contrast.fbr import NroiConfig, NroiContrast
 from network.heads import projection
-from network.losses import full_precision, image_cells
+from network.losses import full_precision, image_cells, resize_area
 from network.methods import Batch
 from network.methods.amn import Amn
 from network.options import weights_of
@@ -52,9 +52,13 @@ class FbrAmn(NroiContrast, Amn):
 
         Attributes:
             width: Channels D of the embedding.
+            query_seed: Only cells that are mostly no confident background in the seed, and no
+                padding, are queries and negatives of nce_fg. Else all cells may be, as in the
+                release.
         """
 
         width: int = 128
+        query_seed: bool = False
         quantile: float = 0.4
         bank_size: int = 100_000
         weight_nce_nroi: float = 0.05
@@ -87,10 +91,14 @@ class FbrAmn(NroiContrast, Amn):
         }
         # The contrast, on every cell of the only view.
         embedding = F.relu(self.project_foreground(feature)).float()  # (N, D, h, w)
+        eligible = None
+        if self.config.query_seed:
+            ground = resize_area((batch["seed"] == 0)[:, None].float(), inside.shape[-2:])
+            eligible = [(ground < 0.5) & inside]
         with full_precision(embedding):
             cells = self.cells(embedding, torch.cat([prob[:, :1], foreground], dim=1), label)
             return terms | self.fbr_contrast(
-                [embedding], [cells], label, [background], valid, progress
+                [embedding], [cells], label, [background], valid, progress, eligible=eligible
             )
 
     def cells(self, embedding: Tensor, prob: Tensor, label: Tensor) -> Cells:
