@@ -126,9 +126,8 @@ def prepare(command: Command, device: torch.device) -> Work:
     previous = command.previous.outputs()
     if method.whole_cams:
         previous.require(method.infer_inputs, images.ids)
-        first = images.ids[0]
-        previous = previous.whole(first, label=lambda: catalog.label(first))
-        method.has_background = previous.with_background
+        previous = previous.whole(images.ids, label=catalog.label)
+        method.has_background = bool(previous.with_background)
     views = command.views.changed(method.recipe.views())
     outputs = Outputs(catalog, plan_from(command, method))
     inputs = method.infer_inputs

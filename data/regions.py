@@ -90,7 +90,7 @@ def region_source(
         differ = differing(noted, facts)
         if {"checkpoint_sha256", "class_names"} & set(differ):
             load_regions(of_run, facts)
-        elif not differ:
+        elif not differ and "sample_sha256" in noted:
             return RegionSource(of_run, facts | {"sample_sha256": noted["sample_sha256"]}, seed)
     writable = of_run is not None and os.access(of_run.parent, os.W_OK) and not of_run.exists()
     trained = training_ids(catalog, config)

@@ -612,6 +612,15 @@ def test_a_background_row_of_foreign_cams_stays(weights, folder_root, tmp_path) 
     save_cam(tmp_path / "cams" / "d6.npy", rows)
     mixed = gate_alone(tmp_path / "cams", folder_root, tmp_path / "mixed", weights)
     assert_refused(mixed, "d6.npy has no background row")
+    for image_id in FOLDER_IMAGES:  # the other way round, and the first CAM has no row at all
+        rows = load_cam(tmp_path / "cams" / f"{image_id}.npy")
+        if image_id == "a1":
+            rows = Cam(rows.class_index[:0], rows.cam[:0])
+        elif image_id != "c5":
+            rows = rows.foreground()
+        save_cam(tmp_path / "cams" / f"{image_id}.npy", rows)
+    mixed = gate_alone(tmp_path / "cams", folder_root, tmp_path / "other", weights)
+    assert_refused(mixed, "c5.npy has a background row, other CAMs of the folder none")
 
 
 def test_a_gate_is_not_trained(capsys) -> None:

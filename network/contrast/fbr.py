@@ -237,34 +237,52 @@ class NroiContrast(nn.Module):
         query, is_local = query_embedding(embedding, queries, progress)  # (P, M, D), (P, M)
         # The positive of a class is its prototype.
         positive = l2_normalize(cells.prototype[class_ids + 1])  # (P, D)
-        # Negatives of `nce_fg`: cells of other classes.
-        cell, has_other = foreground_negatives(
-            cells,
-            class_ids,
-            progress,
-            f"fg.{name}",
-            count=config.num_negatives,
-            temperature=config.temperature,
-        )
-        # Negatives of `nce_nroi`: rows of the bank. The draw is made for all K classes, so that
-        # that of a class does not depend on the others.
-        shape = (len(cells.valid) - 1, config.num_negatives)
-        nroi = self.bank.sample(shape, progress, f"nroi.{name}", rows=class_ids)  # (P, n, D)
-        has_nroi = (self.bank.filled > 0).expand(len(class_ids))  # (P,)
+        negatives, has_negatives = self.negatives(cells, class_ids, progress, name)
         # Both losses of every query at once, then their means and, to log, the mean cosines.
         mean, blocks = mean_query(query.detach(), is_local, queries), queries.blocks()
-        negatives = [l2_normalize(take(cells.embedding, cell)), l2_normalize(nroi)]
         # Two of (P, M).
         losses = info_nce(query, positive, negatives, temperature=config.temperature, blocks=blocks)
         terms, metrics = {}, {}
         for term, loss, negative, has_negative in zip(
-            ("nce_fg", "nce_nroi"), losses, negatives, (has_other, has_nroi), strict=True
+            ("nce_fg", "nce_nroi"), losses, negatives, has_negatives, strict=True
         ):
             terms[term] = class_balanced_mean(loss, is_local, queries, has_negative, progress)
             for side, other in (("positive", positive), ("negative", negative.mean(dim=1))):
                 cosine = (mean * other).sum(dim=1)
                 metrics[f"{term}_cos_{side}"] = class_mean(cosine, queries, has_negative, progress)
         return terms, metrics
+
+    def negatives(
+        self, cells: Cells, class_ids: Tensor, progress: Progress, name: str
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Sample the negatives of `nce_fg` and of `nce_nroi` for each class.
+
+        Args:
+            cells: The view.
+            class_ids: (P,) 0-based classes.
+            progress: The step, which keys the draws.
+            name: Of the view.
+
+        Returns:
+            Per term, (P, n, D) unit vectors, and (P,) bool: which classes have any.
+        """
+        # Of `nce_fg`: cells of other classes.
+        count = self.config.num_negatives
+        cell, has_other = foreground_negatives(
+            cells,
+            class_ids,
+            progress,
+            f"fg.{name}",
+            count=count,
+            temperature=self.config.temperature,
+        )
+        # Of `nce_nroi`: rows of the bank. The draw is made for all K classes, so that that of a
+        # class does not depend on the others.
+        shape = (len(cells.valid) - 1, count)
+        nroi = self.bank.sample(shape, progress, f"nroi.{name}", rows=class_ids)  # (P, n, D)
+        has_nroi = (self.bank.filled > 0).expand(len(class_ids))
+        vectors = [l2_normalize(take(cells.embedding, cell)), l2_normalize(nroi)]
+        return vectors, [has_other, has_nroi]
 
     def image_nrois(
         self, views: Sequence[RegionView], progress: Progress

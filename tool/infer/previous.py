@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -62,25 +63,33 @@ class PreviousOutputs:
     Attributes:
         folders: Batch key -> folder, of the kinds that were given.
         cam_stride: Pixels per cell of the batch key `cam`.
-        with_background: The batch key `cam` has the CAMs' background row, first.
+        with_background: Whether every CAM has a background row, which is then the first row of the
+            batch key `cam`. None if it does not matter: the row is left out.
     """
 
     folders: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     cam_stride: int = CAM_STRIDE
-    with_background: bool = False
+    with_background: bool | None = None
 
-    def whole(self, image_id: str, *, label: Callable[[], np.ndarray]) -> PreviousOutputs:
+    def whole(
+        self, image_ids: Sequence[str], *, label: Callable[[str], np.ndarray]
+    ) -> PreviousOutputs:
         """Return these folders, whose CAMs are read at full size and with their background row.
 
         Args:
-            image_id: An image. Whether its CAM has a background row decides for all.
-            label: As for `read`.
+            image_ids: The images. Whether there is a background row, the first CAM with any row
+                says for all.
+            label: Returns the (K,) label of an image.
 
         Raises:
-            ValueError: Its CAM is broken; names the file.
+            ValueError: A CAM is broken; names the file.
         """
-        cam = load_cam(self.folders["cam"] / f"{image_id}.npy", label=label)
-        return dataclasses.replace(self, cam_stride=1, with_background=cam.has_background)
+        for image_id in image_ids:
+            path = self.folders["cam"] / f"{image_id}.npy"
+            cam = load_cam(path, label=functools.partial(label, image_id))
+            if cam.class_index.size:
+                return dataclasses.replace(self, cam_stride=1, with_background=cam.has_background)
+        return dataclasses.replace(self, cam_stride=1, with_background=False)
 
     def require(self, inputs: Collection[str], image_ids: Sequence[str]) -> None:
         """Check that every file that `inputs` names exists; none is read.
@@ -126,7 +135,7 @@ class PreviousOutputs:
             cam = self.read_cam(image_id, size=size, label=label, num_classes=num_classes)
             cells = strided_size(size, self.cam_stride)
             found["cam"] = class_cells(
-                cam, num_classes, cells, with_background=self.with_background
+                cam, num_classes, cells, with_background=bool(self.with_background)
             )
         return found
 
@@ -163,17 +172,18 @@ class PreviousOutputs:
             label: Returns the image's (K,) label, for the pickled layouts of the field.
 
         Raises:
-            ValueError: The file is broken, has another size or a class above K, or lacks the
-                background row that the folder is read with; names the file.
+            ValueError: The file is broken, has another size or a class above K, or has a background
+                row and other CAMs have none, or the other way round; names the file.
         """
         path = self.folders["cam"] / f"{image_id}.npy"
         cam = load_cam(path, label=label)
         check_classes(path, cam.class_index, num_classes)
         check_maps(cam, size, path)
-        if not self.with_background:
+        if self.with_background is None:
             return cam.foreground()
-        if cam.class_index.size and not cam.has_background:
-            raise ValueError(f"{path} has no background row, and other CAMs of the folder have one")
+        if cam.class_index.size and cam.has_background != self.with_background:
+            one, others = ("a", "none") if cam.has_background else ("no", "one")
+            raise ValueError(f"{path} has {one} background row, other CAMs of the folder {others}")
         return cam
 
 
