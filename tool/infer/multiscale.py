@@ -59,28 +59,42 @@ def infer_images(
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             if index in used:
                 score, feature = score_and_embed(method, batch | {"image": views})
-                if feature is None:
-                    raise ValueError(
-                        "the gate needs features, and this method has none: pass --gate none"
-                    )
                 # A copy: a view would keep the features of the mirrors in memory, too.
                 features.append(feature[::copies].clone())
             else:
                 score = method.score(batch | {"image": views})
             scores.append(score.float())
     merged = []
-    for i in range(len(samples)):
+    for i, sample in enumerate(samples):
         one = {key: value[i : i + 1] for key, value in batch.items()}
-        one["size"] = size or tuple(samples[i]["size"])
-        one["sizes"] = [tuple(image.shape[-2:]) for image in samples[i]["images"]]
-        maps = method.merge([score[copies * i : copies * (i + 1)] for score in scores], one)
-        _check_maps(method, maps, one["size"])
+        one["size"] = size or tuple(sample["size"])
+        one["sizes"] = [tuple(image.shape[-2:]) for image in sample["images"]]
+        maps = merged_maps(method, [score[copies * i : copies * (i + 1)] for score in scores], one)
         if refine is not None:
-            ordered = {name: maps[name] for name in method.maps}
             views = [feature[i] for feature in features]
-            maps = refine(samples[i]["image_id"], views, ordered, one["label"][0])
+            maps = refine(sample["image_id"], views, maps, one["label"][0])
         merged.append(maps)
     return merged
+
+
+def merged_maps(
+    method: nn.Module, scores: list[Tensor], batch: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Return what `merge` makes of an image, in the order of `method.maps`.
+
+    Raises:
+        ValueError: They are other maps than the method declares, or of another shape.
+    """
+    maps = method.merge(scores, batch)
+    if set(maps) != set(method.maps):
+        raise ValueError(f"merge returned the maps {sorted(maps)}, not {sorted(method.maps)}")
+    expected = (method.num_classes + method.has_background, *batch["size"])
+    for name, values in maps.items():
+        if tuple(values.shape) != expected:
+            raise ValueError(
+                f"merge returned the map {name!r} of shape {tuple(values.shape)}, not {expected}"
+            )
+    return {name: maps[name] for name in method.maps}
 
 
 def _used_scales(sample: dict[str, Any]) -> list[int]:
@@ -90,22 +104,17 @@ def _used_scales(sample: dict[str, Any]) -> list[int]:
     return whole or [sides.index(max(sides))]
 
 
-def score_and_embed(method: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """Return the scores and the embedding of a batch, for which the backbone runs once."""
+def score_and_embed(method: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the scores and the embedding of a batch, for which the backbone runs once.
+
+    Raises:
+        ValueError: The method has no embedding.
+    """
     with method.backbone.one_pass():
-        return method.score(batch), method.embed(batch)
-
-
-def _check_maps(method: nn.Module, maps: dict[str, Tensor], size: tuple[int, int]) -> None:
-    """Check that `merge` returned the maps that a method declares, each of its shape."""
-    if set(maps) != set(method.maps):
-        raise ValueError(f"merge returned the maps {sorted(maps)}, not {sorted(method.maps)}")
-    expected = (method.num_classes + method.has_background, *size)
-    for name, values in maps.items():
-        if tuple(values.shape) != expected:
-            raise ValueError(
-                f"merge returned the map {name!r} of shape {tuple(values.shape)}, not {expected}"
-            )
+        score, feature = method.score(batch), method.embed(batch)
+    if feature is None:
+        raise ValueError("the gate needs features, and this method has none: pass --gate none")
+    return score, feature
 
 
 def network_input(
