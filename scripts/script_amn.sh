@@ -77,7 +77,9 @@ seeds() {  # folder of CAMs, folder of seeds; the thresholds are those of the me
 masks() {  # folder of CAMs, folder, flags ...
   "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2/mask" "${@:3}"
   if [ "${SCORE:-1}" = 0 ]; then return; fi
-  "$PYTHON" eval_miou.py --pred-dir "$1" "${score[@]}" --bg-threshold "$BG" --sweep --json "$2/miou_cam.json"
+  local bg                                                       # the threshold of the masks, if they are made by one
+  bg="$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1])).get("threshold", sys.argv[2]))' "$2/mask/crf.json" "$BG")"
+  "$PYTHON" eval_miou.py --pred-dir "$1" "${score[@]}" --bg-threshold "$bg" --sweep --json "$2/miou_cam.json"
   "$PYTHON" eval_miou.py --pred-dir "$2/mask" "${score[@]}" --json "$2/miou.json"
 }
 
