@@ -113,8 +113,8 @@ def draw(
     """Return a sample of a list, to be inferred as `dataset` is, and the hash of its ids.
 
     Mirrors are left out: features never come from them, and the maps hardly change. It halves the
-    time. If the list is the one that is inferred, images that it leaves out are left out here, too. They
-    count for the hash, so that `--skip-bad-images` does not change it.
+    time. If the list is the one that is inferred, images that it leaves out are left out here, too.
+    They count for the hash, so that `--skip-bad-images` does not change it.
 
     Raises:
         FileNotFoundError: An image or a file of a previous stage is missing.

@@ -82,6 +82,24 @@ def test_taps_are_non_negative_and_as_declared(name: str, stride: int) -> None:
         assert feature.max() > 0
 
 
+@pytest.mark.parametrize("name", [LITE, "timm:resnet18"])
+def test_the_grid_does_not_depend_on_the_size_of_the_image(name: str) -> None:
+    """What a bright spot changes lies at one place, whatever lies to the right of it."""
+    torch.manual_seed(0)
+    backbone = build_backbone(name, output_stride=16).eval()
+    randomise(backbone)
+    places = []
+    for width in (192, 193, 195, 198, 201, 207):
+        empty, spot = torch.zeros(2, 1, 3, 96, width)
+        spot[..., 40:56, 72:88] = 1.0
+        with torch.no_grad():
+            before, after = (backbone(one, ("mid",))["mid"] for one in (empty, spot))
+        assert before.shape[-2:] == (6, -(-width // 16))
+        change = (after - before).abs().sum(dim=(0, 1, 2))
+        places.append(16 * ((change * torch.arange(len(change))).sum() / change.sum()).item())
+    assert max(places) - min(places) < 2
+
+
 @pytest.mark.parametrize(("name", "stride"), FREEZING)
 def test_freezing_keeps_the_function_the_gradients_and_the_names(name: str, stride: int) -> None:
     torch.manual_seed(0)

@@ -13,12 +13,18 @@ from torch import Tensor
 
 from network.backbones import TAP_NAMES, Backbone, Tap
 from network.backbones.cpu.depthwise import replace_depthwise
+from tool.formats.cam import strided_size
 
 NAMES = ("timm:<name>",)
 
 
 class TimmBackbone(Backbone):
-    """Any timm model that gives feature maps; a ReLU makes every tap non-negative."""
+    """Any timm model that gives feature maps; a ReLU makes every tap non-negative.
+
+    Models with TensorFlow's padding, such as EfficientNet-Lite, pad an even side at the right only,
+    and an odd one on both sides. So their grid would shift with the size of the image, by up to a
+    cell. Here the image is padded to a multiple of the output stride, and the maps are cropped.
+    """
 
     def __init__(self, name: str, *, output_stride: int) -> None:
         super().__init__()
@@ -39,6 +45,9 @@ class TimmBackbone(Backbone):
             raise ValueError(
                 f"backbone {name!r} has no output stride {output_stride}: try 32"
             ) from error
+        self.multiple = 1
+        if any(type(module).__name__.endswith("Same") for module in self.net.modules()):
+            self.multiple = output_stride
         replace_depthwise(self.net)
         info = self.net.feature_info
         names = TAP_NAMES[-len(info) :] if len(info) <= 5 else TAP_NAMES
@@ -64,8 +73,15 @@ class TimmBackbone(Backbone):
 
     def forward(self, image: Tensor, names: Sequence[str] = ("high",)) -> dict[str, Tensor]:
         """See `Backbone.forward`."""
-        maps = self.net(image)[-5:]
-        taps = dict(zip(self.taps, maps, strict=True))
+        size = image.shape[-2:]
+        below, right = (-length % self.multiple for length in size)
+        if below or right:
+            image = F.pad(image, (0, right, 0, below))
+        taps = dict(zip(self.taps, self.net(image)[-5:], strict=True))
+        if below or right:
+            for name in names:
+                h, w = strided_size(size, self.taps[name].stride)
+                taps[name] = taps[name][..., :h, :w]
         return {name: F.relu(taps[name]) for name in names}
 
     def published(self) -> tuple[str, str]:
