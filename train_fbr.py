@@ -290,7 +290,8 @@ def parse(argv: Sequence[str] | None, *, module: str = __name__) -> Command:
     add_flags(parser.add_argument_group("data"), ListFlags)
     add_flags(parser.add_argument_group(PREVIOUS), FieldFlags)
     add_network_flags(parser, recipe)
-    add_option_flags(parser, method.Config, known.method)
+    options = method.recipe.short_options if known.short else {}
+    add_option_flags(parser, method.Config, known.method, defaults=options)
     add_flags(parser.add_argument_group("run"), RunFlags)
 
     args = parser.parse_args(argv)

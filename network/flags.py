@@ -18,7 +18,8 @@ from tool.flags import add_flags, flag, flags_as, given
 
 _SMALL = "timm:tf_efficientnet_lite0"  # what a CPU trains in minutes
 _NETWORK = ("backbone", "output_stride")
-_NO_FLAGS = ("optimizer", "rates", "power", "scales", "sides", "mirror", "short", "post")
+_NO_FLAGS: tuple[str, ...] = ("optimizer", "rates", "power", "scales", "sides", "mirror")
+_NO_FLAGS += ("short", "short_options", "post")
 _RECIPE = tuple(
     field.name for field in dataclasses.fields(Recipe) if field.name not in _NETWORK + _NO_FLAGS
 )

@@ -75,6 +75,26 @@ def resize_area(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.adaptive_avg_pool2d(maps, tuple(size))
 
 
+def at_cells(seed: Tensor, stride: int) -> Tensor:
+    """Reduce a seed to one value per cell: that of the pixel at the cell's centre.
+
+    Args:
+        seed: (N, H, W), labels that have no mean.
+        stride: Pixels per cell.
+
+    Returns:
+        (N, ceil(H / stride), ceil(W / stride)). Cell i takes pixel `stride` i + `stride` / 2, or
+        the last one if the cell reaches beyond it.
+    """
+    rows, columns = (
+        torch.arange(stride // 2, length + stride // 2, stride, device=seed.device).clamp(
+            max=length - 1
+        )
+        for length in seed.shape[-2:]
+    )
+    return seed[:, rows[:, None], columns]
+
+
 def image_cells(valid: Tensor, size: Sequence[int]) -> Tensor:
     """Find the cells that lie at least half inside the image.
 

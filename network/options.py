@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import math
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tool.flags import add_flags, flags_as
@@ -34,18 +34,28 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def add_option_flags(parser: argparse.ArgumentParser, config: type, method: str) -> None:
+def add_option_flags(
+    parser: argparse.ArgumentParser,
+    config: type,
+    method: str,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
     """Add a flag for every field of a method's `Config`, in a group of their own.
 
     Args:
         parser: Receives the flags.
         config: The method's `Config`.
         method: Its name.
+        defaults: Defaults in place of those of the fields.
 
     Raises:
         ValueError: A field has the name of a flag that there is already, or no default of a plain
-            type.
+            type; or `defaults` names no field.
     """
+    known = {field.name for field in dataclasses.fields(config)}
+    if unknown := sorted(set(defaults or ()) - known):
+        raise ValueError(f"short_options of {method}: there is no option {', '.join(unknown)}")
     for field in dataclasses.fields(config):
         if type(field.default) not in (bool, int, float, str):
             shown = "none" if field.default is dataclasses.MISSING else repr(field.default)
@@ -54,7 +64,7 @@ def add_option_flags(parser: argparse.ArgumentParser, config: type, method: str)
                 f"float or a str, not {shown}"
             )
     try:
-        add_flags(parser.add_argument_group(f"options of {method}"), config)
+        add_flags(parser.add_argument_group(f"options of {method}"), config, defaults=defaults)
     except argparse.ArgumentError as error:
         raise ValueError(
             f"an option of {method} has the name of another flag ({error}): give the field of its "

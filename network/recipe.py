@@ -53,6 +53,7 @@ class Recipe:
         mirror: Infer the mirror of each image too.
         short: Other values of some of these (`_IN_SHORT`), for a few hundred images on a CPU. None
             for `SHORT_SGD`, or `SHORT` with another optimizer.
+        short_options: Other defaults of the method's own options, for the same runs as `short`.
         post: How the maps become masks, in stages 3 and 4.
 
     Raises:
@@ -83,6 +84,7 @@ class Recipe:
     sides: tuple[int, ...] | None = None
     mirror: bool = True
     short: Mapping[str, Any] | None = None
+    short_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     post: Post = dataclasses.field(default_factory=Post)
 
     def __post_init__(self) -> None:

@@ -197,6 +197,18 @@ def test_merging_keeps_probabilities_where_the_seed_is_background(name: str) -> 
         torch.testing.assert_close(cam[k, 8:], stretched[8:], atol=1e-4, rtol=0)
 
 
+def test_maps_of_cells_take_the_seed_at_the_centre_of_each() -> None:
+    method, logit = make_method("amn"), torch.randn(1, 6, 3, 5)
+    label, seed = torch.tensor([[0.0, 1, 0, 0, 1]]), torch.full((1, 24, 40), 255)
+    batch = {"size": (6, 10), "sizes": [(24, 40)], "label": label}
+    stretched = method.merge([logit], batch | {"seed": seed})["cam"]
+    seed[:, 2::4, 2::4] = 0
+    prob = method.merge([logit], batch | {"seed": seed})["cam"]
+    all_background = method.merge([logit], batch | {"seed": torch.zeros_like(seed)})["cam"]
+    assert torch.equal(prob, all_background)
+    assert not torch.allclose(prob, stretched)
+
+
 def test_a_batch_of_one_class_has_no_other_foreground() -> None:
     method = make_method("fbr_amn")
     terms = first_steps(method, make_batch(ONE_CLASS))

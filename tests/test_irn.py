@@ -12,9 +12,15 @@ from network.backbones import Tap
 from network.heads import BoundaryHead, DisplacementHead, on_grid
 from network.walk.affinity import affinity_losses, displacement_losses, pair_labels
 from network.walk.random_walk import pairs_within, path_affinity, random_walk
+from tool.infer.multiscale import score_and_embed
 from tool.progress import Progress
 
 NEAR = pairs_within(2)  # (0, 1), (1, -1), (1, 0), (1, 1)
+
+
+def merge_batch(cells: tuple[int, int], label: torch.Tensor, cam: torch.Tensor) -> dict:
+    """What `merge` reads of an image of these cells of 4 pixels; the maps have a value per cell."""
+    return {"size": cells, "sizes": [(4 * cells[0], 4 * cells[1])], "label": label, "cam": cam}
 
 
 def test_pairs_are_told_apart_by_their_seeds() -> None:
@@ -132,7 +138,7 @@ def test_merging_is_the_walk_within_the_boundaries_over_its_maximum() -> None:
     pair = torch.cat([logit, logit.flip(-1)])
     label = torch.tensor([[0.0, 1, 0, 1, 0]])
     earlier = torch.rand(1, 5, 9, 12, generator=generator)
-    cam = method.merge([pair], {"size": (9, 12), "label": label, "cam": earlier})["cam"]
+    cam = method.merge([pair], merge_batch((9, 12), label, earlier))["cam"]
     walked = random_walk(earlier[0, [1, 3]], logit[0, 0].sigmoid(), steps=64)
     torch.testing.assert_close(cam[[1, 3]], walked / walked.max(), atol=1e-5, rtol=1e-4)
     assert cam.max() == 1
@@ -145,7 +151,7 @@ def test_a_wall_keeps_a_class_on_its_side() -> None:
     logit[..., 5:7] = 20.0
     earlier = torch.zeros(1, 5, 10, 12)
     earlier[0, 2, 4:6, 1:3] = 1
-    batch = {"size": (10, 12), "label": torch.eye(5)[2:3], "cam": earlier}
+    batch = merge_batch((10, 12), torch.eye(5)[2:3], earlier)
     cam = method.merge([logit], batch)["cam"][2]
     assert cam[:, :5].min() > 0.9, "it fills its side"
     assert cam[:, 7:].max() < 1e-6
@@ -153,11 +159,11 @@ def test_a_wall_keeps_a_class_on_its_side() -> None:
 
 def test_an_image_without_cam_is_empty_and_powers_sharpen() -> None:
     logit = torch.full((2, 1, 6, 6), -20.0)
-    label, size = torch.eye(5)[:1], (24, 24)
-    empty = {"size": size, "label": label, "cam": torch.zeros(1, 5, 6, 6)}
+    label = torch.eye(5)[:1]
+    empty = merge_batch((6, 6), label, torch.zeros(1, 5, 6, 6))
     assert make_method("irn").merge([logit], empty)["cam"].abs().max() == 0
     earlier = torch.rand(1, 5, 6, 6)
-    batch = {"size": size, "label": label, "cam": earlier}
+    batch = merge_batch((6, 6), label, earlier)
     plain, sharp = (
         make_method("irn", power=p, exponent=0).merge([logit], batch)["cam"] for p in (1.0, 3.0)
     )
@@ -165,8 +171,55 @@ def test_an_image_without_cam_is_empty_and_powers_sharpen() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [{"radius": 1}, {"beta": 0.0}, {"power": -1.0}, {"exponent": 99}]
+    "config", [{"radius": 1}, {"beta": 0.0}, {"power": -1.0}, {"exponent": 99}, {"pad": 5000}]
 )
 def test_bad_settings_are_named(config: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(config))):
         make_method("irn", **config)
+
+
+def test_the_walk_is_enlarged_and_cropped() -> None:
+    """The 13 cells of 50 pixels reach to pixel 52: what a cell has lies at its own pixels."""
+    method = make_method("irn", exponent=0)
+    earlier = torch.zeros(1, 5, 1, 13)
+    earlier[..., 10] = 1
+    batch = {"size": (4, 50), "sizes": [(4, 50)], "label": torch.eye(5)[:1], "cam": earlier}
+    walls = torch.full((2, 1, 1, 13), 20.0)  # the walk goes nowhere
+    walls[0, :, :, 10], walls[1, :, :, 2] = -20.0, -20.0
+    cam = method.merge([walls], batch)["cam"][0].mean(dim=0)
+    place = (cam * torch.arange(50)).sum() / cam.sum()
+    assert place.item() == pytest.approx(4 * 10 + 1.5, abs=0.01)
+
+
+def test_seeds_are_read_at_the_centres_of_cells() -> None:
+    method, batch = make_method("irn", radius=3), make_batch(MIXED[:2])
+    before = method(batch, Progress())
+    off = torch.ones(64, dtype=torch.bool)
+    off[2::4] = False
+    batch["seed"][:, off] = 7
+    batch["seed"][:, :, off] = 7
+    after = method(batch, Progress())
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    batch["seed"][:, 2::4] = 0
+    assert any(not torch.equal(before[n], t) for n, t in method(batch, Progress()).items())
+
+
+def test_small_images_are_padded_as_in_training() -> None:
+    image = torch.randn(2, 3, 40, 52, generator=torch.Generator().manual_seed(0))
+    plain, padding = (make_method("irn", pad=pad).eval() for pad in (0, 64))
+    padded = torch.nn.functional.pad(image, (0, 12, 0, 24))
+    with torch.no_grad():
+        found = padding.score({"image": image})
+        assert torch.equal(found, plain.score({"image": padded})[..., :10, :13])
+        assert not torch.allclose(found, plain.score({"image": image}))
+        assert torch.equal(padding.score({"image": padded}), plain.score({"image": padded}))
+
+
+def test_padding_does_not_cost_a_second_pass() -> None:
+    method, calls = make_method("irn", pad=64).eval(), []
+    method.backbone.register_forward_hook(lambda *_: calls.append(1))
+    batch = {"image": torch.randn(2, 3, 40, 52)}
+    with torch.no_grad():
+        _, feature = score_and_embed(method, batch)
+    assert len(calls) == 1
+    assert feature.shape[-2:] == (5, 7), "of the image, not of the padding"

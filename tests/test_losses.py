@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from network import losses
@@ -166,3 +168,17 @@ def test_cross_refinement_trains_the_refined_map_only() -> None:
     assert cam.grad is None
     assert refined.grad[:, :2].abs().max() > 0
     assert refined.grad[:, 2].abs().max() == 0
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_seeds_of_cells_are_those_of_pillows_nearest_resize(stride: int) -> None:
+    seed = torch.randint(0, 256, (48, 64), generator=torch.Generator().manual_seed(0))
+    image = Image.fromarray(seed.numpy().astype("uint8"))
+    small = image.resize((64 // stride, 48 // stride), Image.Resampling.NEAREST)
+    found = losses.at_cells(seed[None], stride)
+    assert found[0].tolist() == np.asarray(small).tolist()
+
+
+def test_the_last_cell_of_a_seed_may_be_cut() -> None:
+    seed = torch.arange(5)[None, None].expand(1, 1, 5)
+    assert losses.at_cells(seed, 4).tolist() == [[[2, 4]]]

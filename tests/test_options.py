@@ -158,3 +158,16 @@ def test_a_flag_wins_over_the_short_recipe() -> None:
     args = flags_of("fbr", "--short", "--crop", "112", "--lr", "1").recipe
     assert (args.crop, args.long_side, args.lr, args.momentum) == (112, (112, 192), 1.0, 0.9)
     assert flags_of("amn", "--short", "--scale", "0.5", "1", "2").recipe.scale == (0.5, 1.0, 2.0)
+
+
+def test_short_options_are_defaults_of_a_short_run_only() -> None:
+    assert find_method("irn").recipe.short_options == {"pad": 224}
+    assert flags_of("irn").options["pad"] == 512
+    assert flags_of("irn", "--short").options["pad"] == 224
+    assert flags_of("irn", "--short", "--pad", "0").options["pad"] == 0
+
+
+def test_a_short_option_that_does_not_exist_is_refused() -> None:
+    parser = argparse.ArgumentParser()
+    with pytest.raises(ValueError, match="short_options of irn: there is no option padding"):
+        add_option_flags(parser, find_method("irn").Config, "irn", defaults={"padding": 1})

@@ -18,6 +18,7 @@ from network.dropout import SeededDropout
 from network.heads import Aspp, LabelConditioning
 from network.losses import (
     add_up,
+    at_cells,
     balanced_cross_entropy,
     min_max,
     over_maximum,
@@ -109,16 +110,16 @@ class Amn(Method):
         return self.dropout(self.condition(self.backbone(image)["high"], label))
 
     def pixel_loss(self, logit: Tensor, seed: Tensor) -> Tensor:
-        """Compute the balanced loss at every fourth pixel of the seed, per side.
+        """Compute the balanced loss at the centre of every cell of 4 pixels.
 
         Args:
-            logit: (N, K+1, h, w), background first; resized to these pixels.
+            logit: (N, K+1, h, w), background first; resized to these cells.
             seed: (N, H, W) int64 in 0..K, 255 for unknown.
 
         Returns:
             Scalar, as for `balanced_cross_entropy`.
         """
-        seed = seed[:, ::SEED_STRIDE, ::SEED_STRIDE]
+        seed = at_cells(seed, SEED_STRIDE)
         logit = resize(logit, seed.shape[-2:])
         return balanced_cross_entropy(logit, seed, smoothing=self.config.smoothing)
 
@@ -150,7 +151,7 @@ class Amn(Method):
         present = label.nonzero()[:, 0]
         prob = logit.softmax(dim=0)[1:][present]  # (P, H, W)
         seed = batch["seed"][:, None].float()
-        background = F.interpolate(seed, size=size, mode="nearest")[0] == 0
+        background = F.interpolate(seed, size=size, mode="nearest-exact")[0] == 0
         cam = prob.new_zeros((len(label), *size))
         cam[present] = torch.where(background, prob, min_max(prob[None])[0])
         return {"cam": cam}

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from network.backbones import TAP_NAMES
 from network.dropout import SeededDropout
 from network.heads import BoundaryHead, DisplacementHead
-from network.losses import add_up, full_precision, resize, sum_of_mirrors
+from network.losses import add_up, at_cells, full_precision, resize, resize_cells, sum_of_mirrors
 from network.methods import Batch, Method, Recipe, option
 from network.walk.affinity import affinity_losses, displacement_losses, pair_labels
 from network.walk.random_walk import pairs_within, path_affinity, random_walk
@@ -55,6 +56,7 @@ class Irn(Method):
             "momentum": 0.9,
             "warmup": 20,
         },
+        short_options={"pad": 224},
         post=Post(preset=None, threshold=0.25),
     )
     released: Mapping[str, str] = {}  # its files are other networks
@@ -69,6 +71,8 @@ class Irn(Method):
             beta: Exponent of the affinity in the walk. A smaller one lets the CAMs spread further.
             exponent: The walk has 2 to this power steps. Fewer steps keep small objects.
             power: Exponent of the previous CAM before the walk; AMN takes 1.3.
+            pad: In inference a smaller image is padded to this many pixels per side, as in
+                training: the norms of the heads see the padding.
         """
 
         radius: int = 10
@@ -76,10 +80,12 @@ class Irn(Method):
         beta: float = option(10.0, inference=True)
         exponent: int = option(8, inference=True)
         power: float = option(1.0, inference=True)
+        pad: int = option(512, inference=True)
 
     def build(self) -> None:
         """Freeze the backbone, and make the two branches."""
         config, backbone = self.config, self.backbone
+        self._padded: tuple[Tensor, Tensor] | None = None
         for name in ("radius", "walk_radius"):
             if not 2 <= getattr(config, name) <= 50:
                 raise ValueError(f"{name} {getattr(config, name)} is not in 2..50")
@@ -87,6 +93,8 @@ class Irn(Method):
             raise ValueError(f"beta {config.beta} and power {config.power} must be above 0")
         if config.exponent > 20:
             raise ValueError(f"exponent {config.exponent}: a walk of more than 2^20 steps")
+        if config.pad > 4096:
+            raise ValueError(f"pad {config.pad}: at most 4096 pixels")
         if list(backbone.taps) != list(TAP_NAMES):
             raise ValueError(
                 f"method 'irn' needs a backbone of five taps: {backbone.name!r} has "
@@ -111,7 +119,7 @@ class Irn(Method):
         """
         del progress
         # The seed, the edges and the displacements, all at a stride of 4.
-        seed = batch["seed"][:, ::STRIDE, ::STRIDE]  # (N, h, w)
+        seed = at_cells(batch["seed"], STRIDE)  # (N, h, w)
         taps = self.taps(batch["image"])
         edge = self.boundary(taps, seed.shape[-2:]).float().sigmoid()[:, 0]  # (N, h, w)
         displacement = self.displacement(taps, seed.shape[-2:]).float()  # (N, 2, h, w)
@@ -144,15 +152,33 @@ class Irn(Method):
 
     def score(self, batch: Batch) -> Tensor:
         """Return logits of the boundary, (2B, 1, ceil(H / 4), ceil(W / 4))."""
-        size = strided_size(batch["image"].shape[-2:], STRIDE)
-        return self.boundary(self.taps(batch["image"]), size).float()
+        image = self.padded(batch["image"])
+        logit = self.boundary(self.taps(image), strided_size(image.shape[-2:], STRIDE)).float()
+        h, w = strided_size(batch["image"].shape[-2:], STRIDE)
+        return logit[..., :h, :w]
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Return the high tap (2B, D, h, w) of the padded images, without the padding."""
+        h, w = strided_size(batch["image"].shape[-2:], self.backbone.taps["high"].stride)
+        return self.backbone(self.padded(batch["image"]))["high"][..., :h, :w]
+
+    def padded(self, image: Tensor) -> Tensor:
+        """Pad small images at the right and below, with zeros as in training.
+
+        The last result is kept, so that `score` and `embed` share a pass of the backbone.
+        """
+        if self._padded is None or self._padded[0] is not image:
+            height, width = image.shape[-2:]
+            right, below = max(0, self.config.pad - width), max(0, self.config.pad - height)
+            self._padded = image, F.pad(image, (0, right, 0, below)) if right or below else image
+        return self._padded[1]
 
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Spread the previous CAMs within the boundaries, on the cells of the largest scale.
 
         Args:
             scores: One (2, 1, h, w) per scale, or (1, 1, h, w) without mirrors.
-            batch: `size` (H, W), `label` (1, K), `cam` (1, K, h, w).
+            batch: `size` (H, W), `sizes` (h, w) of the copies, `label` (1, K), `cam` (1, K, h, w).
 
         Returns:
             {"cam": (K, *size)} in [0, 1]: enlarged, and divided by the maximum over classes and
@@ -161,7 +187,8 @@ class Irn(Method):
         # The mean boundary of all scales and mirrors, on the grid of the largest scale.
         label, previous = batch["label"][0], batch["cam"][0].float()
         present = label.nonzero()[:, 0]
-        grid = max((both.shape[-2:] for both in scores), key=math.prod)
+        copy = max(batch["sizes"], key=math.prod)
+        grid = strided_size(copy, STRIDE)
         total = add_up(resize(both, grid) for both in scores)
         edge = (sum_of_mirrors(total)[0] / sum(map(len, scores))).sigmoid()  # (h, w)
         # The walk of the P present classes on this grid, and its result on the pixels.
@@ -174,7 +201,7 @@ class Irn(Method):
                 beta=self.config.beta,
                 steps=2**self.config.exponent,
             )
-            walked = resize(walked[None], batch["size"])[0]  # (P, H, W)
+            walked = resize_cells(walked[None], STRIDE, copy, batch["size"])[0]  # (P, H, W)
             cam[present] = walked / walked.max().clamp(min=1e-12)
         return {"cam": cam}
 
