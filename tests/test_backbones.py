@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from method_cases import make_method
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -26,6 +27,7 @@ from network.backbones import (
 from network.backbones.cpu.depthwise import DepthwiseConv2d, replace_depthwise
 from network.backbones.cpu.folding import FoldedConv2d
 from network.backbones.resnet38d import ResNet38d
+from network.methods import build_method
 from tool.progress import Progress
 
 LITE = "timm:tf_efficientnet_lite0"
@@ -131,11 +133,49 @@ def test_freezing_stops_the_stem_and_every_norm(name: str, stride: int) -> None:
     frozen = [n for n, p in backbone.named_parameters() if not p.requires_grad]
     assert frozen
     assert all(n.startswith(backbone.stem) for n in frozen)
-    assert all(p.ndim == 4 for p in backbone.parameters() if p.requires_grad)
+    affine_trains = name == "resnet50"
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    assert any(p.ndim == 1 for p in trained) == affine_trains
     before = {n: b.clone() for n, b in backbone.named_buffers()}
     with torch.no_grad():
         backbone(image())
     assert all(torch.equal(b, before[n]) for n, b in backbone.named_buffers())
+
+
+def test_resnet50_is_torchvisions_with_the_last_stride_left_out() -> None:
+    backbone = build_backbone("resnet50", output_stride=16).eval()
+    randomise(backbone)
+    plain = torchvision.models.resnet50(weights=None).eval()
+    plain.load_state_dict(backbone.net.state_dict(), strict=False)
+    plain.layer4[0].conv2.stride = plain.layer4[0].downsample[0].stride = (1, 1)
+    body = torch.nn.Sequential(*list(plain.children())[:-2])
+    with torch.no_grad():
+        expected = body(image())
+        found = backbone(image())["high"]
+        backbone.freeze()
+        backbone.load_state_dict({f"net.{n}": t for n, t in plain.state_dict().items()}, False)
+        frozen = backbone.train()(image())["high"]
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(frozen, expected)
+
+
+def test_a_classifier_leaves_two_stages_of_resnet50_frozen_and_amn_trains_them() -> None:
+    config = {"backbone": "resnet50", "output_stride": 16, "num_classes": 3, "pretrained": True}
+    for name, frozen in (("cam", {"conv1", "bn1", "layer1", "layer2"}), ("amn", {"conv1", "bn1"})):
+        method = build_method({**config, "method": name, "method_config": {}}).train()
+        batch = {
+            "image": image(),
+            "label": torch.eye(3)[:1],
+            "seed": torch.eye(64, dtype=torch.long)[None],
+        }
+        sum(method(batch, Progress()).values()).backward()
+        still = {
+            parameter_name.split(".")[1]
+            for parameter_name, p in method.backbone.named_parameters()
+            if p.grad is None
+        }
+        assert still == frozen
+        assert method.backbone.net.layer4[0].bn1.weight.grad.abs().max() > 0
 
 
 def test_the_stem_of_resnet38d_is_conv1a_and_the_b2_blocks() -> None:

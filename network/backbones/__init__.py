@@ -54,6 +54,7 @@ class Backbone(nn.Module):
         mean: Mean of each channel of the RGB input, in [0, 1].
         std: Standard deviation of each channel of the RGB input, in [0, 1].
         stem: Prefixes of the parameters that stay frozen if the weights are pretrained.
+        shallow: Prefixes of further parameters that a plain classifier leaves frozen.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Backbone(nn.Module):
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     stem: tuple[str, ...]
+    shallow: tuple[str, ...] = ()
     _kept: tuple[Tensor, dict[str, Tensor]] | None = None  # by `one_pass`
     _keeps = False
 
@@ -94,7 +96,7 @@ class Backbone(nn.Module):
             self._keeps, self._kept = False, None
 
     def freeze(self) -> None:
-        """Freeze the stem and every BatchNorm, as all hosts do with pretrained weights."""
+        """Freeze the stem and the norms, as all hosts do with pretrained weights."""
         self.freeze_norms()
         fold_frozen_norms(self)
         for name, parameter in self.named_parameters():
@@ -102,7 +104,7 @@ class Backbone(nn.Module):
                 parameter.requires_grad_(False)
 
     def freeze_norms(self) -> None:
-        """Make every BatchNorm a constant map."""
+        """Make every BatchNorm a map that does not depend on the batch."""
         freeze_batch_norm_2d(self)
 
     def forward(self, image: Tensor, names: Sequence[str] = ("high",)) -> dict[str, Tensor]:

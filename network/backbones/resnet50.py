@@ -1,6 +1,7 @@
-"""ResNet-50, as torchvision builds it.
+"""ResNet-50 with torchvision's weights, in the form that IRN and AMN train.
 
-Source: K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+Source: K. He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; IRN (J. Ahn et al.,
+CVPR 2019) for the stride, the frozen layers and the norms.
 """
 
 from __future__ import annotations
@@ -14,27 +15,29 @@ import torchvision
 from torch import Tensor
 
 from network.backbones import TAP_NAMES, Backbone, Tap
+from network.norms import fix_statistics
 
 NAMES = ("resnet50",)
 
 
 class ResNet50Backbone(Backbone):
-    """torchvision's ResNet-50 at output stride 8, 16 or 32; its taps are the stem and four stages.
+    """ResNet-50 at output stride 8, 16 or 32; its taps are the stem and four stages.
 
-    At stride 16 the last stage is dilated, at stride 8 the last two. IRN's network only sets the
-    stride to 1, without dilation. The weights are the same.
+    At stride 16 the last stage has a stride of 1, at stride 8 the last two. As in IRN, no stage is
+    dilated in return. With pretrained weights the first convolution is frozen, and every norm keeps
+    its statistics and trains its affine map.
     """
 
     def __init__(self, *, output_stride: int) -> None:
         super().__init__()
         self.name = "resnet50"
-        dilate = {8: (False, True, True), 16: (False, False, True), 32: (False, False, False)}
-        if output_stride not in dilate:
-            raise ValueError(f"resnet50 has no output stride {output_stride}: choose 8, 16 or 32")
-        self.net = torchvision.models.resnet50(
-            weights=None, replace_stride_with_dilation=dilate[output_stride]
-        )
+        self.net = torchvision.models.resnet50(weights=None)
         del self.net.fc
+        flat = {8: (self.net.layer3, self.net.layer4), 16: (self.net.layer4,), 32: ()}
+        if output_stride not in flat:
+            raise ValueError(f"resnet50 has no output stride {output_stride}: choose 8, 16 or 32")
+        for stage in flat[output_stride]:
+            stage[0].conv2.stride = stage[0].downsample[0].stride = (1, 1)
         strides = (4, 4, 8, min(16, output_stride), output_stride)
         self.taps = {
             tap: Tap(number, stride)
@@ -42,7 +45,12 @@ class ResNet50Backbone(Backbone):
                 TAP_NAMES, (64, 256, 512, 1024, 2048), strides, strict=True
             )
         }
-        self.stem = ("net.conv1.", "net.bn1.", "net.layer1.")
+        self.stem = ("net.conv1.", "net.bn1.")
+        self.shallow = ("net.layer1.", "net.layer2.")
+
+    def freeze_norms(self) -> None:
+        """See `Backbone.freeze_norms`: only the statistics are constant."""
+        fix_statistics(self)
 
     def forward(self, image: Tensor, names: Sequence[str] = ("high",)) -> dict[str, Tensor]:
         """See `Backbone.forward`."""

@@ -24,7 +24,11 @@ class Cam(Method):
         """No hyper-parameters: a plain classifier has none."""
 
     def build(self) -> None:
-        """Make the classifier."""
+        """Make the classifier, and freeze what a plain classifier leaves as it is."""
+        if self.pretrained:
+            for name, parameter in self.backbone.named_parameters():
+                if name.startswith(self.backbone.shallow):
+                    parameter.requires_grad_(False)
         self.classifier = classifier(self.backbone.taps["high"].channels, self.num_classes)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
