@@ -141,6 +141,7 @@ def train(command: Command, device: torch.device) -> int:
         steps=steps,
         steps_per_epoch=max(1, len(images.ids) // recipe.batch_size),
         seed=command.run.seed,
+        accumulate=recipe.accumulate,
         rank=dist.rank(),
         world_size=dist.world_size(),
     )

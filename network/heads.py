@@ -40,8 +40,13 @@ def thresholded_average_pool(feature: Tensor, *, threshold: float) -> Tensor:
 
 
 def projection(channels: int, width: int) -> nn.Conv2d:
-    """Build a 1x1 projection to the embedding, without bias; the caller applies the ReLU."""
-    return nn.Conv2d(channels, width, 1, bias=False)
+    """Build a 1x1 projection to the embedding, without bias, by Xavier's rule.
+
+    The caller applies the ReLU.
+    """
+    layer = nn.Conv2d(channels, width, 1, bias=False)
+    nn.init.xavier_uniform_(layer.weight)
+    return layer
 
 
 class BackgroundSegmentation(nn.Module):
@@ -227,6 +232,8 @@ class PixelCorrelation(nn.Module):
         super().__init__()
         self.low = nn.Conv2d(low, low_width, 1, bias=False)
         self.mid = nn.Conv2d(mid, mid_width, 1, bias=False)
+        for reduction in (self.low, self.mid):
+            nn.init.kaiming_normal_(reduction.weight)
         width = low_width + mid_width
         self.embed = nn.Conv2d(width + 3, width, 1, bias=False)
         nn.init.xavier_uniform_(self.embed.weight, gain=4)

@@ -115,7 +115,8 @@ def make_cells(
         prototype = torch.randn(num_classes + 1, embedding.shape[1], generator=generator)
     valid = torch.tensor([bool((flat == k).any()) and k > 0 for k in range(num_classes + 1)])
     score = score.flatten() * (flat > 0)
-    return Cells(embedding, score, flat, len(pseudo), prototype * valid[:, None], valid)
+    inside = torch.ones(cells, dtype=torch.bool)
+    return Cells(embedding, score, flat, len(pseudo), prototype * valid[:, None], valid, inside)
 
 
 @functools.cache

@@ -224,7 +224,19 @@ def test_fbr_adds_to_amn_and_leaves_its_term_alone() -> None:
     one, two = (method(batch, Progress()) for method in (plain, fbr))
     assert set(one) < set(two)
     torch.testing.assert_close(one["pixel"], two["pixel"])
-    assert set(two) == {"pixel", "bg_seg", "nce_fg", "nce_nroi"}
+    assert set(two) == {"pixel", "bg_seg", "bg_sim", "nce_fg", "nce_nroi"}
+
+
+def test_the_projections_of_fbr_read_the_features_before_dropout() -> None:
+    batch, seen = make_batch(MIXED), []
+    for probability in (0.0, 0.9):
+        method = make_method("fbr_amn").train()
+        method.dropout.probability = probability
+        method.project_foreground.register_forward_hook(lambda *args: seen.append(args[1][0]))
+        method.project_background.register_forward_hook(lambda *args: seen.append(args[1][0]))
+        method(batch, Progress())
+    assert len(seen) == 4
+    assert all(torch.equal(seen[0], one) for one in seen)
 
 
 def test_the_recipe_is_adam_without_a_schedule() -> None:

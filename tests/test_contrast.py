@@ -62,7 +62,8 @@ def test_cells_of_a_view(background: bool) -> None:
     torch.manual_seed(0)
     embedding = torch.rand(2, 5, 8, 8, requires_grad=True)
     refined, label = torch.rand(2, 3, 8, 8), torch.tensor([[1.0, 0, 0], [1, 0, 1]])
-    cells = view_cells(embedding, refined, label, bg_score=0.3, background=background)
+    inside = torch.ones(2, 1, 8, 8, dtype=torch.bool)
+    cells = view_cells(embedding, refined, label, inside, bg_score=0.3, background=background)
     assert cells.valid.tolist() == [background, True, False, True]
     assert not cells.embedding.requires_grad
     for index in range(128):
@@ -77,6 +78,21 @@ def test_cells_of_a_view(background: bool) -> None:
     expected = (cells.embedding[top.indices] * top.values[:, None]).sum(0) / top.values.sum()
     assert torch.allclose(cells.prototype[1], expected, atol=1e-6)
     assert (cells.prototype[0].abs().max() > 0) == background
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_padding_gives_no_prototype_and_has_no_pseudo_label(background: bool) -> None:
+    refined, label = torch.full((1, 2, 4, 4), 0.9), torch.tensor([[1.0, 0]])
+    refined[..., :2] = 0.5
+    inside = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    inside[..., 2:] = False  # where the scores are highest, and 1 - score lowest
+    refined[..., 3] = 0.0
+    embedding = torch.cat([inside.float(), 1 - inside.float()], dim=1)
+    cells = view_cells(embedding, refined, label, inside, bg_score=0.3, background=background)
+    assert torch.equal(cells.inside.view(4, 4), inside[0, 0])
+    assert torch.equal(cells.pseudo.view(4, 4), inside[0, 0].long())
+    for row in cells.prototype[cells.valid]:
+        assert row.tolist() == [1.0, 0.0]
 
 
 def contrast_of(
@@ -238,15 +254,15 @@ def test_prototype_cross_entropy_equals_a_loop_over_cells() -> None:
     assert torch.equal(moved, has)
 
 
-def test_prototype_cross_entropy_takes_the_negatives_it_is_told() -> None:
-    cells = make_cells([[1, 2, 3, 4]], num_classes=4)
-    negatives = torch.zeros(5, 5, dtype=torch.bool)
-    negatives[1, 3] = True
-    embedding = torch.randn(1, 6, 1, 1)
+def test_negatives_are_the_prototypes_of_ranks_by_the_similarity_of_the_cell() -> None:
+    """Its positive does not count, so with rank 1 to 2 of the others two classes remain."""
+    cells = make_cells([[1, 2, 3, 4, 5]], num_classes=5)
+    embedding = torch.randn(1, 6, 1, 1, generator=torch.Generator().manual_seed(1))
     loss, _ = prototypes.prototype_cross_entropy(
-        embedding, cells, torch.tensor([1]), temperature=0.1, negatives=negatives
+        embedding, cells, torch.tensor([1]), temperature=0.1, ranks=(1, 2)
     )
-    expected = cross_entropy_reference(embedding.flatten(), cells, 1, [3])
+    others = sorted(range(2, 6), key=lambda k: -cosine(embedding.flatten(), cells.prototype[k]))
+    expected = cross_entropy_reference(embedding.flatten(), cells, 1, others[:2])
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -261,15 +277,19 @@ def test_without_a_prototype_the_cross_entropy_is_zero_and_attached() -> None:
     assert embedding.grad.abs().max() == 0
 
 
-def test_nearest_prototypes_are_those_of_the_ranks_asked_for() -> None:
-    angle = torch.arange(8) * 0.2
-    prototype = torch.stack([angle.cos(), angle.sin()], dim=1)
-    cells = make_cells([list(range(8))], num_classes=7, width=2, prototype=prototype)
-    near = prototypes.nearest_prototypes(cells, first=2, last=4)
-    assert near[1].nonzero()[:, 0].tolist() == [3, 4, 5]  # 2 is the nearest, 0 has no prototype
-    assert near[7].nonzero()[:, 0].tolist() == [3, 4, 5]
-    few = prototypes.nearest_prototypes(cells, first=2, last=7)  # six others
-    assert few[3].nonzero()[:, 0].tolist() == [1, 2, 4, 5, 6, 7]
+def test_negatives_of_ranks_are_counted_by_the_similarity_of_each_cell() -> None:
+    similarity = torch.tensor([[0.9, 0.1, 0.5, 0.3, 0.7], [0.1, 0.2, 0.3, 0.4, 0.5]])
+    others = torch.tensor([[False, True, True, True, True], [True, True, True, True, False]])
+    chosen = prototypes.of_ranks(similarity, others, 2, 3)
+    assert [row.nonzero()[:, 0].tolist() for row in chosen] == [[2, 3], [1, 2]]
+    assert torch.equal(prototypes.of_ranks(similarity, others, 2, 5), others), "fewer than five"
+
+
+def test_weights_of_cells_become_equal_for_classes() -> None:
+    weight = torch.tensor([1.0, 2, 1, 0, 0, 5])
+    balanced = prototypes.class_balanced(weight, torch.tensor([0, 1, 1, 1, 2, 4]), 4)
+    torch.testing.assert_close(balanced, torch.tensor([1 / 3, 2 / 9, 1 / 9, 0, 0, 1 / 3]))
+    assert prototypes.class_balanced(0 * weight, torch.zeros(6).long(), 4).tolist() == [0] * 6
 
 
 def test_contrast_stays_in_full_precision_under_autocast() -> None:

@@ -77,12 +77,14 @@ def test_the_contrast_is_not_autocast(
     assert not any(seen)
 
 
-def test_the_bank_is_written_after_the_step_and_by_both_views() -> None:
-    method, batch = make_method("fbr"), make_batch(MIXED)
-    method(batch, Progress())
+@pytest.mark.parametrize(("space", "views"), [("bg", 2), ("fg", 1), ("f", 1)])
+def test_the_bank_is_written_after_the_step(space: str, views: int) -> None:
+    method, batch = make_method("fbr", nroi_space=space), make_batch(MIXED)
+    method(batch, Progress(steps=100))
     assert int(method.bank.filled) == 0
+    assert len(method._pending) == views
     method.after_step(Progress())
-    assert 0 < int(method.bank.filled) <= 2 * 8 * len(MIXED)
+    assert 0 < int(method.bank.filled) <= views * 8 * len(MIXED)
     filled = int(method.bank.filled)
     method.after_step(Progress(step=1))
     assert int(method.bank.filled) == filled  # nothing was pending
@@ -92,10 +94,39 @@ def test_what_a_step_leaves_pending_does_not_outlive_the_next() -> None:
     method, batch = make_method("fbr"), make_batch(MIXED)
     for step in range(3):
         method(batch, Progress(step=step))
-    assert len(method._pending) == 2
+    assert len(method._pending) == 1
     method(batch, Progress(step=3))
     method(batch, Progress(step=3, micro=1))
-    assert len(method._pending) == 4
+    assert len(method._pending) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        ({}, 25 * 4 * 8),
+        ({"nroi_space": "bg"}, 25 * 4 * 8 * 2),
+        ({"bank_share": 0.5}, 50 * 4 * 8),
+        ({"bank_share": 0.0}, 50_000),
+        ({"bank_size": 10}, 10),
+    ],
+)
+def test_the_bank_keeps_a_share_of_the_rows_of_the_run(options: dict, rows: int) -> None:
+    """Whatever ranks and micro-batches the batch is divided into."""
+    for images, share in ((4, {}), (2, {"accumulate": 2}), (2, {"world_size": 2})):
+        method = make_method("fbr", **options)
+        method.limit_bank(images, Progress(steps=100, **share))
+        assert method.bank.limit == rows
+
+
+def test_a_bank_of_few_rows_forgets_the_first_steps() -> None:
+    method, batch = make_method("fbr", bank_share=0.05), make_batch(MIXED)
+    for step in range(8):
+        progress = Progress(step=step, steps=8)
+        method(batch, progress)
+        method.after_step(progress)
+    assert int(method.bank.written) > int(method.bank.filled)
+    assert int(method.bank.filled) == method.bank.limit == int(0.05 * 8 * 4 * 8)
+    assert method.bank.storage[method.bank.limit :].abs().max() == 0
 
 
 def test_an_accelerator_computes_all_classes_with_the_same_result(
@@ -184,7 +215,7 @@ def test_fbr_pools_by_tap_and_the_hosts_plainly() -> None:
 
 
 def test_nrois_are_centroids_of_the_background_cells_of_their_image() -> None:
-    method, batch = make_method("fbr", num_clusters=64), make_batch(MIXED)
+    method, batch = make_method("fbr", num_clusters=64, nroi_space="bg"), make_batch(MIXED)
     batch["valid"][0, :, SIDE // 2 :] = False  # the lower half of the first image is padding
     seen, inner = [], method.fbr_contrast
 
@@ -220,9 +251,10 @@ def test_region_means_are_those_of_each_cluster_in_the_other_space() -> None:
     torch.testing.assert_close(mean[0, :2], torch.tensor([[1.0, 2], [5, 6]]))
 
 
-def test_nrois_in_the_space_of_the_queries_are_means_of_their_image_s_cells() -> None:
+@pytest.mark.parametrize("space", ["fg", "f"])
+def test_nrois_in_the_space_of_the_queries_are_means_of_their_image_s_cells(space: str) -> None:
     """Of the first view alone."""
-    method, batch = make_method("fbr", nroi_space="fg", num_clusters=300), make_batch(MIXED)
+    method, batch = make_method("fbr", nroi_space=space, num_clusters=300), make_batch(MIXED)
     batch["valid"][0, :, SIDE // 2 :] = False
     with mock.patch.object(method, "image_nrois", wraps=method.image_nrois) as spy:
         method(batch, Progress())
@@ -259,7 +291,8 @@ def test_only_salient_cells_are_queries_and_negatives() -> None:
     batch["saliency"] = torch.zeros_like(batch["saliency"])
     batch["saliency"][..., : SIDE // 2] = 1.0
     batch["valid"][:, :, : SIDE // 4] = False
-    left = torch.zeros(len(MIXED), 8, 8, dtype=torch.bool)
+    left, padding = torch.zeros(2, len(MIXED), 8, 8, dtype=torch.bool)
+    padding[:, :2] = True
     left[:, 2:, :4] = True
     outside = 0
     for threshold in (0.0, 0.5):
@@ -271,6 +304,9 @@ def test_only_salient_cells_are_queries_and_negatives() -> None:
             outside += wrong if threshold == 0 else 0
             assert threshold == 0 or wrong == 0
         assert all(len(query) for query, _ in views)
+        for view in views:
+            for cells in view:
+                assert not padding.flatten()[cells].any(), "padding never is"
     assert outside > 0, "without the rule there are others"
 
 

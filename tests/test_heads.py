@@ -48,6 +48,20 @@ def test_projections_and_classifier_have_no_bias() -> None:
         assert layer.kernel_size == (1, 1)
 
 
+def test_first_weights_follow_the_release() -> None:
+    """Xavier's uniform rule for projections, Kaiming's normal one for the reductions of the PCM."""
+    torch.manual_seed(0)
+    weight = projection(400, 128).weight
+    bound = (6 / (400 + 128)) ** 0.5
+    assert 0.98 * bound < weight.abs().max() <= bound
+    correlation = PixelCorrelation(200, 300)
+    for layer, inputs in ((correlation.low, 200), (correlation.mid, 300)):
+        assert layer.weight.std().item() == pytest.approx((2 / inputs) ** 0.5, rel=0.05)
+        assert layer.weight.abs().max() > 3 * layer.weight.std(), "normal, not uniform"
+    widths = sum(correlation.embed.weight.shape[:2])
+    assert correlation.embed.weight.std().item() == pytest.approx(4 * (2 / widths) ** 0.5, rel=0.05)
+
+
 @pytest.fixture
 def pcm() -> PixelCorrelation:
     torch.manual_seed(0)

@@ -28,6 +28,7 @@ class Progress:
         steps_per_epoch: steps in which every image is seen once, at least 1.
         seed: the run's seed.
         micro: index of the micro-batch inside a step (gradient accumulation), else 0.
+        accumulate: number of micro-batches inside a step.
         rank: this process's slice of the global batch.
         world_size: number of slices.
     """
@@ -37,6 +38,7 @@ class Progress:
     steps_per_epoch: int = 1
     seed: int = 0
     micro: int = 0
+    accumulate: int = 1
     rank: int = 0
     world_size: int = 1
 

@@ -72,6 +72,7 @@ class Cells:
         images: G.
         prototype: (K+1, D); row 0 is the background's.
         valid: (K+1,) bool, which prototypes exist.
+        inside: (T,) bool, which cells are not padding. Padding has pseudo label 0.
     """
 
     embedding: Tensor
@@ -80,6 +81,7 @@ class Cells:
     images: int
     prototype: Tensor
     valid: Tensor
+    inside: Tensor
 
     def local(self, cells: Tensor, progress: Progress) -> Tensor:
         """Return this rank's slice of `cells` (T, ...)."""
@@ -92,6 +94,7 @@ def view_cells(
     embedding: Tensor,
     refined_cam: Tensor,
     label: Tensor,
+    inside: Tensor,
     *,
     bg_score: float | Tensor,
     background: bool,
@@ -103,6 +106,7 @@ def view_cells(
         embedding: (N, D, g, g) of this rank.
         refined_cam: (N, K, g, g) foreground channels, normalised to [0, 1] per image and class.
         label: (N, K).
+        inside: (N, 1, g, g) bool, the cells that are not padding. No prototype comes from padding.
         bg_score: Score of the background in the pseudo labels, constant or (N, g, g).
         background: Make a background prototype too, from the cells whose best class scores lowest.
             Otherwise its row is zero and not valid.
@@ -111,21 +115,23 @@ def view_cells(
     Returns:
         The cells of the global batch.
     """
-    # Everything of the global batch; absent classes score 0.
+    # Everything of the global batch; absent classes score 0, and so does padding.
     embedding, label = dist.gather(embedding.float()), dist.gather(label)
-    score = dist.gather(refined_cam.float()) * label[:, :, None, None]
+    inside = dist.gather(inside)
+    score = dist.gather(refined_cam.float()) * label[:, :, None, None] * inside
     if isinstance(bg_score, Tensor):
         bg_score = dist.gather(bg_score.float())
-    pseudo = pseudo_labels(score, label, bg_score=bg_score)  # (G, g, g)
+    pseudo = pseudo_labels(score, label, bg_score=bg_score) * inside[:, 0]  # (G, g, g)
     # Prototypes of the classes and, in channel 0, of the background.
     top = max(1, score.shape[-2] * score.shape[-1] // top_share)
-    maps = torch.cat([1 - score.amax(1, True), score], dim=1)  # (G, K+1, g, g)
+    maps = torch.cat([1 - score.amax(1, True), score], dim=1) * inside  # (G, K+1, g, g)
     contributes = F.pad(label, (1, 0), value=float(background))
     prototype, valid = class_prototypes(embedding, maps, contributes, top=top)
     # The score of each cell's own pseudo class.
     own = score.gather(1, (pseudo - 1).clamp(min=0)[:, None])[:, 0] * (pseudo > 0)
     flat = own.flatten(), pseudo.flatten()
-    return Cells(flatten_cells(embedding), *flat, len(label), prototype, valid)
+    flat_embedding, flat_inside = flatten_cells(embedding), inside.flatten()
+    return Cells(flat_embedding, *flat, len(label), prototype, valid, flat_inside)
 
 
 def class_ids_of(label: Tensor) -> Tensor:

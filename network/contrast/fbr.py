@@ -39,15 +39,19 @@ class NroiConfig:
         num_negatives: Negatives per class and view.
         num_clusters: NROIs per image and view: the clusters of k-means.
         kmeans_iterations: Iterations of k-means.
-        bank_size: NROIs that the bank keeps. The oldest go first.
+        bank_size: NROIs that the bank keeps at most. The oldest go first.
+        bank_share: It keeps no more than this share of the NROIs that the run can make, so that
+            those of the first steps do not stay. 0 for no such limit, as in the release.
         nroi_space: Space of the NROIs. With bg they are the centroids that k-means finds in Z_bg,
             of both views on the contrast grid, as in the release. With fg they are the mean Z_fg
             of the cells of each cluster, of the first view on its own grid: then queries and NROIs
-            are in one space.
+            are in one space. With f the clusters are found in the features, as the gate finds its
+            own, and the rest is as with fg.
         bg_threshold_seg: Cells whose CAM sums to less are background for bg_seg.
         weight_nce_fg: Weight of the contrast within the foreground.
         weight_nce_nroi: Weight of the contrast of pixels to NROIs.
         weight_bg_seg: Weight of the background segmentation.
+        weight_bg_sim: Weight of the decorrelation of Z_fg and Z_bg. The release has 0.1 in `fbr`.
     """
 
     temperature: float = 0.5
@@ -58,11 +62,13 @@ class NroiConfig:
     num_clusters: int = 8
     kmeans_iterations: int = 10
     bank_size: int = 50_000
-    nroi_space: str = option("bg", choices=("bg", "fg"))
+    bank_share: float = 0.25
+    nroi_space: str = option("fg", choices=("bg", "fg", "f"))
     bg_threshold_seg: float = 0.05
     weight_nce_fg: float = 0.1
     weight_nce_nroi: float = 0.01
     weight_bg_seg: float = 0.1
+    weight_bg_sim: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +76,7 @@ class RegionView:
     """The cells of one view in which NROIs are found; constants.
 
     Attributes:
-        feature: (N, D, h, w), Z_bg.
+        feature: (N, D, h, w), what is clustered: Z_bg, or the normalised features.
         background: (N, h, w) bool, the cells to cluster.
         embedding: (N, D, h, w), Z_fg.
     """
@@ -80,12 +86,22 @@ class RegionView:
     embedding: Tensor
 
 
+def background_cells(cells: Cells, progress: Progress) -> Tensor:
+    """Return which of this rank's cells are background and not padding, (N g g,) bool."""
+    return cells.local((cells.pseudo == 0) & cells.inside, progress)
+
+
 class NroiContrast(nn.Module):
-    """The part of a method that computes FBR's terms `nce_fg`, `nce_nroi` and `bg_seg`.
+    """The part of a method that computes `nce_fg`, `nce_nroi`, `bg_seg` and `bg_sim`.
 
     It owns the background projection phi_bg, the background segmentation phi_seg and the bank. The
     method's `config` has the fields of `NroiConfig`. Its constructor calls `add_background`.
+
+    Attributes:
+        two_views: The method contrasts two views of each image.
     """
+
+    two_views = True
 
     def add_background(self, channels: int) -> None:
         """Add the heads and the empty bank.
@@ -94,12 +110,15 @@ class NroiContrast(nn.Module):
             channels: Of the feature map that phi_bg reads.
 
         Raises:
-            ValueError: The temperature is so low that the exponentials of `info_nce` overflow, or
-                the number of queries, negatives, clusters or rows of the bank is below 1.
+            ValueError: The temperature is so low that the exponentials of `info_nce` overflow; the
+                number of queries, negatives, clusters or rows of the bank is below 1; or
+                `bank_share` is not in [0, 1].
         """
         for name in ("max_queries", "num_negatives", "num_clusters"):
             if getattr(self.config, name) < 1:
                 raise ValueError(f"{name} {getattr(self.config, name)} is not at least 1")
+        if not 0 <= self.config.bank_share <= 1:
+            raise ValueError(f"bank_share {self.config.bank_share} is not in [0, 1]")
         if self.config.temperature < 0.03:
             raise ValueError(f"temperature {self.config.temperature} is not at least 0.03")
         self.project_background = projection(channels, self.config.width)
@@ -145,17 +164,44 @@ class NroiContrast(nn.Module):
         inside = image_cells(valid, logit.shape[-2:])
         return global_mean((loss * inside).sum(), inside.sum())
 
+    def background_similarity(self, embedding: Tensor, normalised: Tensor) -> Tensor:
+        """Compute `bg_sim`: the mean cosine of Z_fg and the normalised Z_bg of a cell.
+
+        Args:
+            embedding: (N, D, h, w), Z_fg.
+            normalised: (N, D, h, w), from `BackgroundSegmentation.normalised`.
+
+        Source: the released code; the paper's figure does not have it.
+        """
+        return F.cosine_similarity(embedding, normalised.float(), dim=1, eps=1e-4).mean()
+
+    def region_view(
+        self, background: Tensor, high: Tensor, member: Tensor, embedding: Tensor
+    ) -> RegionView:
+        """Return the cells in which NROIs are found, by `nroi_space`.
+
+        Args:
+            background: (N, D, h, w), the output of phi_bg before its ReLU.
+            high: (N, C, h, w), the features that it reads.
+            member: (N, h, w) bool, the background cells.
+            embedding: (N, D, h, w), Z_fg.
+        """
+        if self.config.nroi_space == "f":
+            feature = F.normalize(high.detach().float(), dim=1)
+        else:
+            feature = F.relu(background.detach())
+        return RegionView(feature, member, embedding.detach())
+
     def fbr_contrast(
         self,
         embeddings: Sequence[Tensor],
         cells: Sequence[Cells],
         label: Tensor,
         background: Sequence[Tensor],
-        valid: Tensor,
+        first: RegionView,
         progress: Progress,
         *,
         eligible: Sequence[Tensor] | None = None,
-        first: RegionView | None = None,
     ) -> dict[str, Tensor]:
         """Compute `nce_fg` and `nce_nroi` on the contrast grid, and this step's NROIs.
 
@@ -166,16 +212,15 @@ class NroiContrast(nn.Module):
             cells: Of the same views.
             label: (N, K).
             background: (N, D, h, w) per view, the output of phi_bg before its ReLU.
-            valid: (N, 1, H, W) bool, the pixels that are not padding.
+            first: The first view on its own grid; with `nroi_space` bg it is not used.
             progress: The step.
             eligible: (N, 1, g, g) bool per view, the cells that may be queries and negatives of
                 `nce_fg`; None for all.
-            first: The first view on its own grid, for `nroi_space` fg. By default that view on the
-                contrast grid.
 
         Returns:
             The two terms, each the mean of the views.
         """
+        self.limit_bank(len(label), progress)
         class_ids = class_ids_of(label)  # (P,)
         views = range(len(embeddings))
         may = [None if eligible is None else gather(one).flatten() for one in eligible or cells]
@@ -186,19 +231,32 @@ class NroiContrast(nn.Module):
         self._metrics = mean_of_views([metrics for _, metrics in both])
         if progress.micro == 0:  # later micro-batches add to the NROIs of the same step
             self._pending = []
-        inside = image_cells(valid, embeddings[0].shape[-2:])[:, 0]  # (N, g, g)
-        regions = [
-            RegionView(
-                resize(F.relu(background[i].detach()), inside.shape[1:]),
-                (cells[i].local(cells[i].pseudo, progress).view_as(inside) == 0) & inside,
-                embeddings[i].detach(),
-            )
-            for i in views
-        ]
-        if self.config.nroi_space == "fg":
-            regions = [first or regions[0]]
+        regions = [first]
+        if self.config.nroi_space == "bg":  # both views, on the contrast grid
+            grid = embeddings[0].shape[-2:]
+            regions = [
+                RegionView(
+                    resize(F.relu(background[i].detach()), grid),
+                    background_cells(cells[i], progress).view(len(label), *grid),
+                    embeddings[i].detach(),
+                )
+                for i in views
+            ]
         self._pending += self.image_nrois(regions, progress)
         return mean_of_views([terms for terms, _ in both])
+
+    def limit_bank(self, images: int, progress: Progress) -> None:
+        """Let the bank keep at most `bank_share` of the rows that the run can make.
+
+        Args:
+            images: Of this rank's micro-batch.
+            progress: The step.
+        """
+        if self.config.bank_share > 0:
+            views = 2 if self.config.nroi_space == "bg" and self.two_views else 1
+            batch = images * progress.accumulate * progress.world_size
+            rows = progress.steps * batch * views * self.config.num_clusters
+            self.bank.limit = min(self.bank.size, max(1, int(self.config.bank_share * rows)))
 
     def fbr_losses(
         self,
@@ -315,7 +373,7 @@ class NroiContrast(nn.Module):
             clusters=self.config.num_clusters,
             iterations=self.config.kmeans_iterations,
         )
-        if self.config.nroi_space == "fg":
+        if self.config.nroi_space != "bg":
             embedding = torch.cat([view.embedding.flatten(2) for view in views])
             vector, found = region_means(every, cells, vector, found, embedding.transpose(1, 2))
         return list(zip(vector.split(images), found.split(images), strict=True))

@@ -91,6 +91,9 @@ class NROIBank(nn.Module):
         size: Q, the number of rows, at least 1.
         width: D.
 
+    Attributes:
+        limit: The rows that are used, at most Q. It must not change within a run.
+
     Raises:
         ValueError: `size` is below 1.
     """
@@ -101,7 +104,7 @@ class NROIBank(nn.Module):
         super().__init__()
         if size < 1:
             raise ValueError(f"a bank of {size} rows: it needs at least 1")
-        self.size = size
+        self.size = self.limit = size
         # The last row takes the writes of invalid entries, so that writing needs no boolean index.
         self.register_buffer("storage", torch.zeros(size + 1, width))
         self.register_buffer("written", torch.zeros((), dtype=torch.long))
@@ -109,7 +112,7 @@ class NROIBank(nn.Module):
     @property
     def filled(self) -> Tensor:
         """Number of rows in use, a scalar int64."""
-        return self.written.clamp(max=self.size)
+        return self.written.clamp(max=self.limit)
 
     @torch.no_grad()
     def enqueue(self, vector: Tensor, valid: Tensor) -> None:
@@ -117,12 +120,13 @@ class NROIBank(nn.Module):
 
         Args:
             vector: (R, D).
-            valid: (R,) bool, which rows to append. Of more than Q valid rows the last Q stay.
+            valid: (R,) bool, which rows to append. Of more than `limit` valid rows the last ones
+                stay.
         """
         count, total = valid.cumsum(0), valid.sum()  # (R,), scalar
         # No two valid rows may share a place: which one stays would be undefined.
-        stays = valid & (count > total - self.size)
-        position = torch.where(stays, (self.written + count - 1) % self.size, self.size)
+        stays = valid & (count > total - self.limit)
+        position = torch.where(stays, (self.written + count - 1) % self.limit, self.size)
         self.storage.index_copy_(0, position, vector.to(self.storage.dtype))
         self.storage[-1].zero_()
         self.written += total

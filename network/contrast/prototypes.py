@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.contrast.cells import Cells, class_sizes, cosine, flatten_cells, l2_normalize
+from network.contrast.cells import Cells, class_sizes, flatten_cells, l2_normalize
 from tool.progress import Progress
 
 
@@ -16,19 +16,19 @@ def prototype_cross_entropy(
     positive: Tensor,
     *,
     temperature: float,
-    negatives: Tensor | None = None,
+    ranks: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute the cross entropy of each cell over cosines to class prototypes.
 
-    One prototype is the cell's positive; the other valid ones are its negatives.
+    One prototype is the cell's positive; the other valid ones, or some of them, are its negatives.
 
     Args:
         embedding: (N, D, g, g) of this rank; receives the gradient.
         cells: The view whose prototypes are used.
         positive: (N g g,) int64, the positive class of each of this rank's cells; -1 for none.
         temperature: Divides the cosines.
-        negatives: (K+1, K+1) bool, which classes are negatives of a positive class; None for all
-            others.
+        ranks: First and last rank of the negatives, from 1 for the prototype that is most similar
+            to the cell, not counting its positive. None for all others, as where there are fewer.
 
     Returns:
         (N g g,) losses, 0 for cells without a valid positive, and (N g g,) bool: which cells have
@@ -41,10 +41,10 @@ def prototype_cross_entropy(
     index = positive.clamp(min=0)
     has_positive = (positive >= 0) & cells.valid[index]
     allowed = cells.valid.expand(len(flat), -1)  # (N g g, K+1)
-    if negatives is not None:
-        own = F.one_hot(index, len(cells.valid)).bool()
-        allowed = allowed & (negatives[index] | own)
     logit = l2_normalize(flat) @ l2_normalize(cells.prototype).T / temperature  # (N g g, K+1)
+    if ranks is not None:
+        own = F.one_hot(index, len(cells.valid)).bool()
+        allowed = own | of_ranks(logit.detach(), allowed & ~own, *ranks)
     logit = logit.masked_fill(~allowed, -torch.inf)
     # A row without a positive could be -inf throughout, and its gradient NaN.
     logit = torch.where(has_positive[:, None], logit, torch.zeros_like(logit))
@@ -92,25 +92,36 @@ def _rank_in_class(value: Tensor, pseudo: Tensor, size: Tensor) -> Tensor:
     return rank - (size.cumsum(0) - size)[pseudo]
 
 
-@torch.no_grad()
-def nearest_prototypes(cells: Cells, *, first: int, last: int) -> Tensor:
-    """Choose for each class other classes by the rank of their prototypes' cosine to its own.
-
-    Only classes with a valid prototype are chosen. If there are fewer than `last` of them, all are.
+def of_ranks(similarity: Tensor, others: Tensor, first: int, last: int) -> Tensor:
+    """Choose the entries of each row whose value has a rank in a range.
 
     Args:
-        cells: The view.
-        first: Rank of the nearest class to choose, from 1.
-        last: Rank of the farthest class to choose.
+        similarity: (T, C).
+        others: (T, C) bool, the entries that count.
+        first: Rank of the largest value to choose, from 1.
+        last: Rank of the smallest value to choose. A row of fewer entries keeps all of them.
 
     Returns:
-        (K+1, K+1) bool, one row per class.
+        (T, C) bool.
     """
-    similarity = cosine(cells.prototype, cells.prototype)
-    other = cells.valid[None] & ~torch.eye(
-        len(cells.valid), dtype=torch.bool, device=similarity.device
-    )
-    similarity = similarity.masked_fill(~other, -torch.inf)
-    rank = similarity.argsort(dim=1, descending=True).argsort(dim=1) + 1  # 1 for the nearest
-    ranked = other & (rank >= first) & (rank <= last)
-    return torch.where(other.sum(dim=1, keepdim=True) < last, other, ranked)
+    order = similarity.masked_fill(~others, -torch.inf).argsort(dim=1, descending=True)
+    rank = order.argsort(dim=1) + 1
+    ranked = others & (rank >= first) & (rank <= last)
+    return torch.where(others.sum(dim=1, keepdim=True) < last, others, ranked)
+
+
+@torch.no_grad()
+def class_balanced(weight: Tensor, pseudo: Tensor, num_classes: int) -> Tensor:
+    """Scale weights of cells so that those of each class sum to the same, and all of them to 1.
+
+    Args:
+        weight: (T,), not negative.
+        pseudo: (T,) int64 in 0..K.
+        num_classes: K.
+
+    Returns:
+        (T,); zeros if all weights are 0.
+    """
+    total = weight.new_zeros(num_classes + 1).scatter_add(0, pseudo, weight)  # (K+1,)
+    classes = (total > 0).sum().clamp(min=1)
+    return weight / total.clamp(min=1e-6)[pseudo] / classes

@@ -90,7 +90,7 @@ class Amn(Method):
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Compute `pixel`, the only term."""
         del progress
-        feature = self.conditioned_features(batch["image"], batch["label"])
+        feature = self.dropout(self.conditioned_features(batch["image"], batch["label"]))
         return {"pixel": self.pixel_loss(self.classifier(feature).float(), batch["seed"])}
 
     def weights(self) -> dict[str, float]:
@@ -107,7 +107,7 @@ class Amn(Method):
         Returns:
             (N, D, h, w).
         """
-        return self.dropout(self.condition(self.backbone(image)["high"], label))
+        return self.condition(self.backbone(image)["high"], label)
 
     def pixel_loss(self, logit: Tensor, seed: Tensor) -> Tensor:
         """Compute the balanced loss at the centre of every cell of 4 pixels.

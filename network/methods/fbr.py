@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from network.contrast.cells import pseudo_labels
@@ -49,14 +48,12 @@ class Fbr(NroiContrast, Ppc):
 
         Attributes:
             tap_threshold: TAP averages the cells above this share of a channel's maximum.
-            query_saliency: Only cells whose mean saliency is above this, and that are not padding,
-                are queries and negatives of nce_fg. With 0 all cells may be, as in the release.
-            weight_bg_sim: Weight of the decorrelation of foreground and background.
+            query_saliency: Only cells whose mean saliency is above this are queries and negatives
+                of nce_fg. With 0 all cells may be, as in the release.
         """
 
         tap_threshold: float = 0.10
-        query_saliency: float = 0.0
-        weight_bg_sim: float = 0.1
+        query_saliency: float = 0.5
 
     def build(self) -> None:
         """Make the heads of PPC, and those of the background."""
@@ -101,10 +98,9 @@ class Fbr(NroiContrast, Ppc):
         """
         normalised = self.segment_background.normalised(background)
         activation = view.score[:, 1:]
-        similarity = F.cosine_similarity(view.embedding, normalised.float(), dim=1, eps=1e-4)
         return {
             "bg_seg": self.background_segmentation(normalised, activation, view.label, valid),
-            "bg_sim": similarity.mean(),
+            "bg_sim": self.background_similarity(view.embedding, normalised),
         }
 
     def contrast(
@@ -124,23 +120,22 @@ class Fbr(NroiContrast, Ppc):
             valid: (N, 1, H, W) bool, the pixels that are not padding.
             progress: The step.
         """
-        embeddings, cells = self.cells(views)
+        embeddings, cells = self.cells(views, valid)
         terms = self.prototype_losses(embeddings, cells, progress)
         label = views[0].label
         eligible = None
         if self.config.query_saliency > 0:
-            inside = image_cells(valid, embeddings[0].shape[-2:])
-            salient = [resize_area(view.saliency, inside.shape[-2:]) for view in views]
-            eligible = [(one > self.config.query_saliency) & inside for one in salient]
+            grid = embeddings[0].shape[-2:]
+            salient = [resize_area(view.saliency, grid) for view in views]
+            eligible = [one > self.config.query_saliency for one in salient]
         return terms | self.fbr_contrast(
             embeddings,
             cells,
             label,
             background,
-            valid,
+            self.first_region_view(views[0], background[0], valid),
             progress,
             eligible=eligible,
-            first=self.first_region_view(views[0], background[0], valid),
         )
 
     def first_region_view(self, view: View, background: Tensor, valid: Tensor) -> RegionView:
@@ -154,5 +149,5 @@ class Fbr(NroiContrast, Ppc):
         score = min_max(view.refined_cam[:, 1:].detach())  # (N, K, h, w)
         pseudo = pseudo_labels(score, view.label, bg_score=self.config.bg_score)
         inside = image_cells(valid, pseudo.shape[-2:])[:, 0]
-        z_bg = F.relu(background.detach())
-        return RegionView(z_bg, (pseudo == 0) & inside, view.embedding.detach())
+        member = (pseudo == 0) & inside
+        return self.region_view(background, view.high, member, view.embedding)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from network.contrast.cells import Cells, view_cells
-from network.contrast.fbr import NroiConfig, NroiContrast
+from network.contrast.fbr import NroiConfig, NroiContrast, background_cells
 from network.heads import projection
 from network.losses import full_precision, image_cells, resize_area
 from network.methods import Batch
@@ -45,6 +44,7 @@ class FbrAmn(NroiContrast, Amn):
     """AMN with the projections, bank and contrast of FBR on its label-conditioned features."""
 
     recipe = Amn.recipe.gated()
+    two_views = False
 
     @dataclasses.dataclass(frozen=True)
     class Config(NroiConfig, Amn.Config):
@@ -52,13 +52,12 @@ class FbrAmn(NroiContrast, Amn):
 
         Attributes:
             width: Channels D of the embedding.
-            query_seed: Only cells that are mostly no confident background in the seed, and no
-                padding, are queries and negatives of nce_fg. Else all cells may be, as in the
-                release.
+            query_seed: Only cells that are mostly no confident background in the seed are queries
+                and negatives of nce_fg. Else all cells may be, as in the release.
         """
 
         width: int = 128
-        query_seed: bool = False
+        query_seed: bool = True
         quantile: float = 0.4
         bank_size: int = 100_000
         weight_nce_nroi: float = 0.05
@@ -71,46 +70,56 @@ class FbrAmn(NroiContrast, Amn):
         self.add_background(channels)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Compute `pixel`, `bg_seg`, `nce_fg` and `nce_nroi`."""
-        # The probabilities of AMN, (N, K+1, h, w).
+        """Compute `pixel`, `bg_seg`, `bg_sim`, `nce_fg` and `nce_nroi`."""
+        # The probabilities of AMN, (N, K+1, h, w); the projections read features before dropout.
         label, valid = batch["label"], batch["valid"]
         feature = self.conditioned_features(batch["image"], label)
-        logit = self.classifier(feature).float()
+        logit = self.classifier(self.dropout(feature)).float()
         prob = logit.softmax(dim=1)
         inside = image_cells(valid, logit.shape[-2:])
         # On padding the probabilities mean nothing, because there is no seed.
         foreground = prob[:, 1:] * inside
         # The terms without contrast.
         background = self.project_background(feature).float()
+        embedding = F.relu(self.project_foreground(feature)).float()  # (N, D, h, w)
         normalised = self.segment_background.normalised(background)
         terms = {
             "pixel": self.pixel_loss(logit, batch["seed"]),
             "bg_seg": self.background_segmentation(
                 normalised, above_floor(foreground, inside), label, valid
             ),
+            "bg_sim": self.background_similarity(embedding, normalised),
         }
         # The contrast, on every cell of the only view.
-        embedding = F.relu(self.project_foreground(feature)).float()  # (N, D, h, w)
         eligible = None
         if self.config.query_seed:
             ground = resize_area((batch["seed"] == 0)[:, None].float(), inside.shape[-2:])
-            eligible = [(ground < 0.5) & inside]
+            eligible = [ground < 0.5]
         with full_precision(embedding):
-            cells = self.cells(embedding, torch.cat([prob[:, :1], foreground], dim=1), label)
+            cells = self.cells(embedding, prob, label, inside)
+            member = background_cells(cells, progress).view_as(inside[:, 0])
+            first = self.region_view(background, feature, member, embedding)
             return terms | self.fbr_contrast(
-                [embedding], [cells], label, [background], valid, progress, eligible=eligible
+                [embedding], [cells], label, [background], first, progress, eligible=eligible
             )
 
-    def cells(self, embedding: Tensor, prob: Tensor, label: Tensor) -> Cells:
+    def cells(self, embedding: Tensor, prob: Tensor, label: Tensor, inside: Tensor) -> Cells:
         """Return the cells of the global batch, with the probabilities as their scores.
 
         Args:
             embedding: (N, D, h, w).
             prob: (N, K+1, h, w) in [0, 1], background first.
             label: (N, K).
+            inside: (N, 1, h, w) bool, the cells that are not padding.
         """
         return view_cells(
-            embedding, prob[:, 1:], label, bg_score=prob[:, 0], background=False, top_share=32
+            embedding,
+            prob[:, 1:],
+            label,
+            inside,
+            bg_score=prob[:, 0],
+            background=False,
+            top_share=32,
         )
 
     def weights(self) -> dict[str, float]:

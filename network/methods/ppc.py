@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.contrast.cells import Cells, view_cells
-from network.contrast.prototypes import intra_weights, nearest_prototypes, prototype_cross_entropy
+from network.contrast.prototypes import class_balanced, intra_weights, prototype_cross_entropy
 from network.heads import PixelCorrelation, projection
 from network.losses import (
     add_up,
@@ -21,6 +21,7 @@ from network.losses import (
     cross_refinement,
     equivariance,
     full_precision,
+    image_cells,
     mean_of_views,
     min_max,
     min_pool,
@@ -63,6 +64,7 @@ class HostConfig(Eps.Config):
     Attributes:
         width: Channels D of the embedding.
         bg_score: Background score of the cells' pseudo labels. A larger one gives more background.
+            The refined CAMs of a short run are too wide for that of a long one.
         temperature_ppc: Temperature of the contrast to prototypes and pseudo labels.
         weight_cls_refined: Weight of the minimum pooling on the refined CAM.
         weight_sal_refined: Weight of the saliency loss on the refined CAM.
@@ -89,6 +91,7 @@ class Ppc(Eps):
     The host's terms see both views, and the contrast runs between the views and within each.
     """
 
+    recipe = dataclasses.replace(Eps.recipe, short_options={"bg_score": 0.22})
     background_prototype = True
     released: Mapping[str, str] = {
         **Eps.released,
@@ -120,7 +123,7 @@ class Ppc(Eps):
         views = self.views(batch)
         terms = self.host_losses(views)
         with full_precision(views[0].score):
-            return terms | self.contrast_losses(views, progress)
+            return terms | self.contrast_losses(views, batch["valid"], progress)
 
     def weights(self) -> dict[str, float]:
         """Return the weights: 1 for `cls`, and `weight_NAME` of the config for the other terms."""
@@ -182,15 +185,22 @@ class Ppc(Eps):
             "sal_refined": self.saliency_loss(shares, label, view.saliency),
         }
 
-    def cells(self, views: tuple[View, View]) -> tuple[list[Tensor], list[Cells]]:
-        """Return per view the embedding on the contrast grid, and the cells, without gradient."""
+    def cells(self, views: tuple[View, View], valid: Tensor) -> tuple[list[Tensor], list[Cells]]:
+        """Return per view the embedding on the contrast grid, and the cells, without gradient.
+
+        Args:
+            views: The two views.
+            valid: (N, 1, H, W) bool, the pixels that are not padding.
+        """
         grid = views[1].score.shape[-2:]
+        inside = image_cells(valid, grid)
         embeddings = [resize(view.embedding, grid) for view in views]
         cells = [
             view_cells(
                 embedding,
                 min_max(resize(view.refined_cam[:, 1:], grid)),
                 view.label,
+                inside,
                 bg_score=self.config.bg_score,
                 background=self.background_prototype,
             )
@@ -198,9 +208,17 @@ class Ppc(Eps):
         ]
         return embeddings, cells
 
-    def contrast_losses(self, views: tuple[View, View], progress: Progress) -> dict[str, Tensor]:
-        """Compute `nce_prototype`, `nce_pseudo` and `nce_intra`."""
-        embeddings, cells = self.cells(views)
+    def contrast_losses(
+        self, views: tuple[View, View], valid: Tensor, progress: Progress
+    ) -> dict[str, Tensor]:
+        """Compute `nce_prototype`, `nce_pseudo` and `nce_intra`.
+
+        Args:
+            views: The two views.
+            valid: (N, 1, H, W) bool, the pixels that are not padding.
+            progress: The step.
+        """
+        embeddings, cells = self.cells(views, valid)
         terms = self.prototype_losses(embeddings, cells, progress)
         intra = [
             self.intra_loss(embeddings[i], cells[i], progress, f"nce_intra.{i}") for i in (0, 1)
@@ -225,9 +243,10 @@ class Ppc(Eps):
         for this, other in ((0, 1), (1, 0)):
             own = cells[this].local(cells[this].pseudo, progress)
             theirs = cells[other].local(cells[other].pseudo, progress)
-            # Background cells have no positive if the background has no prototype.
-            none = -1 if self.background_prototype else 0
-            excluded = own <= none
+            # Padding has no positive, nor has background if it has no prototype.
+            excluded = ~cells[this].local(cells[this].inside, progress)
+            if not self.background_prototype:
+                excluded |= own == 0
             for name, source, positive in (
                 ("nce_prototype", cells[other], own),
                 ("nce_pseudo", cells[this], theirs),
@@ -253,17 +272,19 @@ class Ppc(Eps):
             name: Name of the draw.
 
         Returns:
-            Scalar, this rank's share of the mean over the chosen cells.
+            Scalar, this rank's share of the mean over the chosen cells of a class, and then over
+            the classes.
         """
-        loss, has_positive = prototype_cross_entropy(
+        loss, _ = prototype_cross_entropy(
             embedding,
             cells,
             cells.local(cells.pseudo, progress),
             temperature=self.config.temperature_ppc,
-            negatives=nearest_prototypes(cells, first=4, last=13),
+            ranks=(4, 13),
         )
-        weight = cells.local(intra_weights(cells, progress, name), progress) * has_positive
-        return global_mean((loss * weight).sum(), weight.sum())
+        weight = intra_weights(cells, progress, name) * cells.valid[cells.pseudo] * cells.inside
+        weight = class_balanced(weight, cells.pseudo, self.num_classes)  # (T,)
+        return (loss * cells.local(weight, progress)).sum() * progress.world_size
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Return the CAM and the refined CAM of the first image."""
