@@ -118,7 +118,10 @@ def speed(command: Command, stage: train_fbr.Command) -> None:
     for sample in samples:
         for name, refine in ways.items():
             started = clock()
-            infer_images(method, [sample], device=device, amp=stage.run.amp, refine=refine)
+            mirror = name != "first"  # the first pass has none
+            infer_images(
+                method, [sample], device=device, amp=stage.run.amp, mirror=mirror, refine=refine
+            )
             seconds[name].append(clock() - started)
     facts = (f"{width} channels", f"{len(regions.region)} NROIs", f"{method.num_classes} classes")
     scales = f"scales {', '.join(map(str, views.scales))} and flip"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from method_cases import METHODS, MIXED, make_batch, make_method
@@ -15,6 +17,7 @@ from torch import nn
 
 from benchmarks import apart, arithmetic, timing
 from benchmarks.arithmetic import Call, backbone_flops, flops_of, peak_tflops, share_of_peak
+from benchmarks.classify import average_precision, scores
 from network import losses
 from network.backbones import build_backbone
 from network.dropout import SeededDropout
@@ -230,3 +233,43 @@ def test_sweep_equals_separate_evaluations() -> None:
     result = run("benchmarks/sweep.py", "--files", 2, "--separate", 1)
     assert "100 thresholds in one pass" in result.stdout
     assert "bit for bit: True" in result.stdout
+
+
+def test_average_precision_of_hand_made_scores() -> None:
+    score, truth = np.array([0.9, 0.8, 0.7, 0.6]), np.array([1, 0, 1, 0])
+    assert average_precision(score, truth) == pytest.approx((1 + 2 / 3) / 2)
+    assert average_precision(score, 1 - truth) == pytest.approx((1 / 2 + 2 / 4) / 2)
+
+
+def test_classification_counts_only_classes_of_the_list() -> None:
+    label = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+    right = torch.tensor([[0.9, 0.1, 0.5], [0.1, 0.9, 0.5]])
+    found = scores(right, label)
+    assert found["map"] == 100
+    assert found["loss"] == pytest.approx(-math.log(0.9), rel=1e-5)
+    assert scores(1 - right, label)["map"] == 50
+
+
+def test_classify_prints_a_row_per_checkpoint(folder_root: Path, tmp_path: Path) -> None:
+    data = ["--dataset", "folder", "--root", folder_root]
+    trained = run(
+        "train_fbr.py",
+        "--method",
+        "cam",
+        *data,
+        *SLIM,
+        "--weights",
+        "none",
+        "--steps",
+        1,
+        "--crop",
+        64,
+        "--batch-size",
+        2,
+        "--out",
+        tmp_path,
+    )
+    assert trained.returncode == 0, trained.stderr
+    checkpoint = tmp_path / "checkpoint.pth"
+    result = run("benchmarks/classify.py", *data, "--list", "val", "--checkpoint", checkpoint)
+    assert result.stdout.count(f"| {checkpoint} |") == 1, result.stderr
