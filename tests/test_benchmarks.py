@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
@@ -18,6 +19,7 @@ from torch import nn
 from benchmarks import apart, arithmetic, timing
 from benchmarks.arithmetic import Call, backbone_flops, flops_of, peak_tflops, share_of_peak
 from benchmarks.classify import average_precision, scores
+from benchmarks.mechanism import area_under_curve
 from network import losses
 from network.backbones import build_backbone
 from network.dropout import SeededDropout
@@ -273,3 +275,26 @@ def test_classify_prints_a_row_per_checkpoint(folder_root: Path, tmp_path: Path)
     checkpoint = tmp_path / "checkpoint.pth"
     result = run("benchmarks/classify.py", *data, "--list", "val", "--checkpoint", checkpoint)
     assert result.stdout.count(f"| {checkpoint} |") == 1, result.stderr
+
+
+def test_the_area_under_the_curve_counts_pairs() -> None:
+    score = np.array([0.1, 0.4, 0.4, 0.8, 0.9])
+    truth = np.array([False, True, False, True, False])
+    pairs = [(p, n) for p in score[truth] for n in score[~truth]]
+    expected = sum((p > n) + 0.5 * (p == n) for p, n in pairs) / len(pairs)
+    assert area_under_curve(score, truth) == pytest.approx(expected)
+    assert math.isnan(area_under_curve(score, np.ones(5, bool)))
+
+
+def test_mechanism_prints_shares_and_areas_of_fbr(folder_root: Path, tmp_path: Path) -> None:
+    data = ["--dataset", "folder", "--root", folder_root]
+    flags = [*SLIM, "--weights", "none", "--steps", 2, "--crop", 64, "--batch-size", 2]
+    trained = run("train_fbr.py", "--method", "fbr", *data, *flags, "--out", tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    figures = tmp_path / "figures.json"
+    flags = ["--checkpoint", tmp_path / "checkpoint.pth", "--batches", 2, "--json", figures]
+    result = run("benchmarks/mechanism.py", *data, *flags)
+    assert result.returncode == 0, result.stderr
+    (found,) = json.loads(figures.read_text(encoding="utf-8"))["rows"]
+    assert {"pseudo", "queries", "prototype, f", "NROI, Z_fg", "gate, f"} <= set(found)
+    assert all(0 <= v <= 1 for v in found.values() if isinstance(v, float))

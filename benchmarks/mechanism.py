@@ -1,0 +1,246 @@
+"""Show what the terms of `fbr` and the gate act on: figures that read ground truth, for study only.
+
+On crops as in training, of trained checkpoints:
+
+- the share of object cells among those of a pseudo class, its confident cells, its hard cells and
+  the queries;
+- for the hard cells, the area under the ROC curve (AUC) of the cosine to the class's prototype and
+  of the gate for "object", and of the cosine to NROIs for "background", each in Z_fg and in the
+  features f.
+
+Nothing in training or inference uses these figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.record import JsonFlags, Rows, row
+from data.colour import DeviceTransform
+from data.dataset import TrainDataset
+from data.fields import TRUTH
+from data.loader import step_batches
+from data.readable import ListFlags, open_list
+from data.transforms import resize_of
+from network.contrast.cells import Cells, class_ids_of, l2_normalize, view_cells
+from network.contrast.gate import NroiGate, RegionCollector
+from network.contrast.queries import hard_cells
+from network.losses import image_cells, min_max, over_maximum, resize, resize_area
+from network.methods import Batch
+from network.weights.restore import restore
+from tool.cli import positive_int, run_stage
+from tool.flags import flag, parse_flags
+from tool.formats.regions import Regions
+from tool.infer.previous import PreviousOutputs
+from tool.parallel.dist import pick_device
+from tool.progress import Progress
+
+SHARES = ("pseudo", "confident", "hard", "queries")
+CURVES = ("prototype", "NROI", "gate")
+SPACES = ("Z_fg", "f")
+NEAREST = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command(JsonFlags):
+    """What the command line says.
+
+    Attributes:
+        checkpoint: Checkpoints of `fbr`.
+        batches: Batches of 8 crops of the list.
+        device: Where to compute, such as cpu, cuda or cuda:1.
+    """
+
+    checkpoint: tuple[Path, ...] = flag(metavar="FILE")
+    batches: int = flag(16, type=positive_int, metavar="N")
+    device: str = "auto"
+    data: ListFlags
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """The first view of a batch.
+
+    Attributes:
+        ids: Of its images, with the number of the batch.
+        label: (N, K).
+        cam: (N, K, h, w) in [0, 1], 0 for absent classes.
+        feature: Per space (N, D, h, w).
+        cells: Per space, on the contrast grid.
+        hard: (P, T) bool, the hard cells of each class of the batch.
+        may: (T,) bool, the cells that may be queries.
+        object: (P, T), the share of each cell that shows the class; NaN where most is unknown.
+        class_ids: (P,).
+        nroi: (R, D), the NROIs that training takes from the batch.
+    """
+
+    ids: list[str]
+    label: Tensor
+    cam: Tensor
+    feature: dict[str, Tensor]
+    cells: dict[str, Cells]
+    hard: Tensor
+    may: Tensor
+    object: Tensor
+    class_ids: Tensor
+    nroi: Tensor
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the figures of each checkpoint."""
+    command = parse_flags(Command, argv, example="--checkpoint out/toy-fbr-seed0/checkpoint.pth")
+    names = [*SHARES, *(f"{curve}, {space}" for curve in CURVES for space in SPACES)]
+    line = row("{name}", *("{" + name + ":.3f}" for name in names))
+    rows = Rows(command.json, line, "checkpoint", *names)
+    device = pick_device(command.device)
+    for path in command.checkpoint:
+        batches = list(seen_batches(command, path, device))
+        rows.add(name=str(path), **figures(batches, device))
+
+
+@torch.no_grad()
+def seen_batches(command: Command, path: Path, device: torch.device) -> Iterator[Seen]:
+    """Yield the first view of each batch.
+
+    Raises:
+        ValueError: The checkpoint is not of `fbr`.
+    """
+    catalog, images = open_list(command.data, saliency=True, masks=True)
+    method, config = restore(path, class_names=catalog.class_names, report=print)
+    if config["method"] != "fbr":
+        raise ValueError(f"{path} is of {config['method']}: give checkpoints of fbr")
+    method.to(device).eval()
+    dataset = TrainDataset(
+        catalog,
+        images.ids,
+        inputs=(*method.inputs, "mask"),
+        crop=config["crop"],
+        resize=resize_of(config["scale"], config["long_side"]),
+        seed=config["seed"],
+        previous=PreviousOutputs({"mask": TRUTH}),
+    )
+    transform = DeviceTransform(method.backbone.mean, method.backbone.std, device)
+    loaded = step_batches(dataset, batch_size=8, start_step=0, steps=command.batches, seed=0)
+    for number, raw in enumerate(loaded):
+        on_device = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in raw.items()}
+        yield seen(method, transform(on_device), number)  # type: ignore[arg-type]
+
+
+def seen(method: Any, batch: Batch, number: int) -> Seen:
+    """Run `fbr` on a batch, and return what its first view holds."""
+    views = method.views(batch)
+    label, first = batch["label"], views[0]
+    background = [method.project_background(view.high).float() for view in views]
+    embeddings, cells = method.cells(views, batch["valid"])
+    grid = embeddings[0].shape[-2:]
+    method.contrast(views, background, batch["valid"], Progress(step=number, steps=10**6))
+    pending = [vector[valid] for vector, valid in method._pending]
+    # The same cells in f, with the prototypes that they have there.
+    inside = image_cells(batch["valid"], grid)
+    score = min_max(resize(first.refined_cam[:, 1:], grid))
+    high = resize(first.high.float(), grid)
+    settings = {"bg_score": method.config.bg_score, "background": False}
+    in_f = view_cells(high, score, label, inside, **settings)
+    # Queries, and what the cells show.
+    class_ids = class_ids_of(label)
+    config = method.config
+    hard = hard_cells(cells[0], class_ids, quantile=config.quantile, floor=config.floor)
+    salient = resize_area(first.saliency, grid).flatten()
+    known = resize_area((batch["mask"] != 255)[:, None].float(), grid).flatten()
+    shown = [
+        resize_area((batch["mask"] == k + 1)[:, None].float(), grid).flatten() for k in class_ids
+    ]
+    share = torch.stack(shown) / known.clamp(min=1e-6)
+    return Seen(
+        [f"{number} {image_id}" for image_id in batch["image_id"]],
+        label,
+        over_maximum(first.score.softmax(dim=1)[:, 1:]) * label[:, :, None, None],
+        {"Z_fg": first.embedding, "f": first.high.float()},
+        {"Z_fg": cells[0], "f": in_f},
+        hard,
+        salient > config.query_saliency if config.query_saliency > 0 else salient >= 0,
+        share.masked_fill(known < 0.5, torch.nan),
+        class_ids,
+        torch.cat(pending),
+    )
+
+
+@torch.no_grad()
+def figures(batches: Sequence[Seen], device: torch.device) -> dict[str, float]:
+    """Return the shares and the AUCs over all batches, by name."""
+    values: dict[str, list[Tensor]] = defaultdict(list)
+    regions = {
+        space: NroiGate(collected(batches, space), device, seed=0, has_background=False)
+        for space in SPACES
+    }
+    nroi = l2_normalize(torch.cat([one.nroi for one in batches]))
+    for one in batches:
+        cells = one.cells["Z_fg"]
+        own = cells.pseudo[None] == one.class_ids[:, None] + 1  # (P, T)
+        kinds = {"pseudo": own, "confident": own & ~one.hard, "hard": one.hard}
+        kinds["queries"] = one.hard & one.may
+        for name, chosen in kinds.items():
+            values[name].append(one.object[chosen & one.object.isfinite()])
+        chosen = one.hard & one.object.isfinite()
+        values["truth"].append(one.object[chosen] > 0.5)
+        for space in SPACES:
+            cells = one.cells[space]
+            vector = l2_normalize(cells.embedding)  # (T, D)
+            positive = l2_normalize(cells.prototype[one.class_ids + 1])
+            values[f"prototype, {space}"].append((positive @ vector.T)[chosen])
+            rows = nroi if space == "Z_fg" else regions["f"].region
+            nearest = (vector @ rows.T).topk(min(NEAREST, len(rows)), dim=1).values.mean(dim=1)
+            values[f"NROI, {space}"].append(-nearest.expand_as(chosen)[chosen])
+            values[f"gate, {space}"].append(gates(one, space, regions[space])[chosen])
+    joined = {name: torch.cat(found).cpu().numpy() for name, found in values.items()}
+    truth = joined.pop("truth")
+    found = {name: float((joined[name] > 0.5).mean()) for name in SHARES}
+    curves = [f"{curve}, {space}" for curve in CURVES for space in SPACES]
+    return found | {name: area_under_curve(joined[name], truth) for name in curves}
+
+
+def collected(batches: Sequence[Seen], space: str) -> Regions:
+    """Return the regions of all images in a space."""
+    collector = RegionCollector(batches[0].label.shape[1], seed=0, has_background=False)
+    for one in batches:
+        for i, image_id in enumerate(one.ids):
+            collector(image_id, [one.feature[space][i]], {"cam": one.cam[i]}, one.label[i])
+    return collector.regions(sorted(collector.found))
+
+
+def gates(one: Seen, space: str, gate: NroiGate) -> Tensor:
+    """Return the gate of each class of the batch at its cells, (P, T); 0 where it is absent."""
+    grid = round((one.hard.shape[1] / len(one.ids)) ** 0.5)
+    whole = one.cam.new_zeros(len(one.ids), one.label.shape[1], grid, grid)
+    for i, image_id in enumerate(one.ids):
+        found, present = gate.gate(image_id, [one.feature[space][i]], one.cam[i], one.label[i])
+        if len(present):
+            whole[i, present] = F.adaptive_avg_pool2d(found[None], (grid, grid))[0]
+    return whole.transpose(0, 1).flatten(1)[one.class_ids]
+
+
+def area_under_curve(score: np.ndarray, truth: np.ndarray) -> float:
+    """Return the share of (positive, negative) pairs in which the positive scores higher.
+
+    Ties count half; NaN if there are no such pairs.
+    """
+    values, place = np.unique(score, return_inverse=True)
+    counts = np.zeros((2, len(values)))
+    np.add.at(counts, (truth.astype(int), place), 1)
+    negative, positive = counts
+    below = negative.cumsum() - negative
+    pairs = negative.sum() * positive.sum()
+    return float((positive * (below + negative / 2)).sum() / pairs) if pairs else float("nan")
+
+
+if __name__ == "__main__":
+    run_stage(main)
