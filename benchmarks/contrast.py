@@ -1,7 +1,9 @@
 """Measure what FBR's contrast costs a training step, in milliseconds.
 
-It is prototypes, pseudo labels, `nce_fg`, `nce_nroi`, k-means and the bank, for two views of g x g
-cells (one on the AMN host), forward and backward, on random embeddings, without the backbone.
+It is prototypes, pseudo labels, `nce_fg`, `nce_nroi`, k-means and the bank, forward and backward,
+on random embeddings, without the backbone. `fbr` contrasts two views on the grid of the second one,
+which has 2 / 7 of the cells of the first one per side, and finds NROIs on the first one's grid. The
+AMN host has one view and one grid.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from benchmarks.record import TIMES, JsonFlags, Rows
 from benchmarks.timing import repeated, spread
+from network.contrast.fbr import background_cells
 from network.methods import build_method
 from network.methods.fbr import Fbr
 from network.methods.fbr_amn import FbrAmn
@@ -34,7 +37,7 @@ class Command(JsonFlags):
     Attributes:
         method: Whose contrast is measured.
         batch_size: Number of images per step.
-        cells: Cells per side of a view.
+        cells: Cells per side of the first view.
         classes: Numbers of classes, a line for each.
         present: Number of classes per image.
         device: Where torch computes.
@@ -43,7 +46,7 @@ class Command(JsonFlags):
 
     method: str = flag("fbr", choices=("fbr", "fbr_amn"))
     batch_size: int = flag(8, type=positive_int, metavar="IMAGES")
-    cells: int = flag(16, type=positive_int, metavar="N")
+    cells: int = flag(56, type=positive_int, metavar="N")
     classes: list[int] = flag(lambda: [20], type=positive_int, metavar="K")
     present: int = flag(2, type=positive_int, metavar="N")
     device: str = flag("cpu", choices=("cpu", "cuda"))
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print median, fastest and slowest of the repeats, a line for each K."""
     command = parse_flags(Command, argv, example="--classes 20 80")
     line = (
-        f"contrast step of {command.method}, batch {command.batch_size}, views of "
+        f"contrast step of {command.method}, batch {command.batch_size}, first view of "
         f"{command.cells}x{command.cells} cells, {{classes}} classes, {command.device}, "
         f"{torch.get_num_threads()} threads: {TIMES}"
     )
@@ -89,13 +92,15 @@ def inputs(command: Command, num_classes: int, width: int) -> tuple[Views, list[
     order = torch.rand(size, generator=generator).argsort(dim=1)
     label = (order < command.present).float().to(device)
     views, background = [], []
-    for _ in range(2):
+    for side in (command.cells, max(8, round(command.cells * 2 / 7))):
         maps = torch.rand(command.batch_size, num_classes + 1, 4, 4, generator=generator)
-        maps = torch.nn.functional.interpolate(maps, size=(command.cells,) * 2, mode="bilinear")
-        shape = (command.batch_size, width, command.cells, command.cells)
+        maps = torch.nn.functional.interpolate(maps, size=(side, side), mode="bilinear")
+        shape = (command.batch_size, width, side, side)
         embedding = random_map(shape, generator, device).requires_grad_()
-        none = torch.empty(0, device=device)
-        views.append(View(label, none, none, maps.to(device), maps.to(device), embedding))
+        high = torch.empty(0, device=device)  # only `nroi_space` f reads it
+        saliency = torch.rand(command.batch_size, 1, side, side, generator=generator).to(device)
+        maps = maps.to(device)
+        views.append(View(label, saliency, high, maps, maps, embedding))
         background.append(random_map(shape, generator, device))
     return tuple(views), background
 
@@ -110,15 +115,20 @@ def contrast_step(
     method: Fbr | FbrAmn, views: Views, background: list[Tensor], progress: Progress
 ) -> None:
     """Do everything that FBR adds to a step behind its heads."""
-    label, cells = views[0].label, background[0].shape[-2:]
-    valid = torch.ones(len(label), 1, *cells, dtype=torch.bool, device=label.device)
+    label, first = views[0].label, views[0]
+    valid = torch.ones_like(first.saliency, dtype=torch.bool)
     if isinstance(method, FbrAmn):
-        maps = views[0].refined_cam.softmax(dim=1)
-        both = [views[0].embedding], [method.cells(views[0].embedding, maps, label)]
-        background = background[:1]
+        maps = first.refined_cam.softmax(dim=1)
+        cells = method.cells(first.embedding, maps, label, valid)
+        both, background = ([first.embedding], [cells]), background[:1]
+        member = background_cells(cells, progress).view_as(valid[:, 0])
+        regions = method.region_view(background[0], first.high, member, first.embedding)
+        eligible = None
     else:
-        both = method.cells(views)
-    terms = method.fbr_contrast(*both, label, background, valid, progress)
+        both = method.cells(views, valid)
+        regions = method.first_region_view(first, background[0], valid)
+        eligible = method.eligible(views, both[0][0].shape[-2:])
+    terms = method.fbr_contrast(*both, label, background, regions, progress, eligible=eligible)
     (terms["nce_fg"] + terms["nce_nroi"]).backward()
     method.after_step(progress)
 

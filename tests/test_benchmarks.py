@@ -220,6 +220,8 @@ def test_gate_reports_time_and_memory() -> None:
 
 def test_contrast_takes_several_numbers_of_classes() -> None:
     flags = ["--cells", 4, "--batch-size", 2, "--repeats", 1, "--classes", 3, 5]
+    amn = run("benchmarks/contrast.py", *flags, "--method", "fbr_amn")
+    assert "contrast step of fbr_amn" in amn.stdout, amn.stderr
     result = run("benchmarks/contrast.py", *flags)
     assert re.findall(r"(\d) classes, cpu, 1 threads: median", result.stdout) == ["3", "5"]
 

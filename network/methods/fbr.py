@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from network.contrast.cells import pseudo_labels
@@ -122,21 +123,24 @@ class Fbr(NroiContrast, Ppc):
         """
         embeddings, cells = self.cells(views, valid)
         terms = self.prototype_losses(embeddings, cells, progress)
-        label = views[0].label
-        eligible = None
-        if self.config.query_saliency > 0:
-            grid = embeddings[0].shape[-2:]
-            salient = [resize_area(view.saliency, grid) for view in views]
-            eligible = [one > self.config.query_saliency for one in salient]
         return terms | self.fbr_contrast(
             embeddings,
             cells,
-            label,
+            views[0].label,
             background,
             self.first_region_view(views[0], background[0], valid),
             progress,
-            eligible=eligible,
+            eligible=self.eligible(views, embeddings[0].shape[-2:]),
         )
+
+    def eligible(
+        self, views: tuple[View, View], grid: tuple[int, int] | torch.Size
+    ) -> list[Tensor] | None:
+        """Return which cells of each view may be queries, (N, 1, *grid) bool; None for all."""
+        if self.config.query_saliency == 0:
+            return None
+        salient = [resize_area(view.saliency, grid) for view in views]
+        return [one > self.config.query_saliency for one in salient]
 
     def first_region_view(self, view: View, background: Tensor, valid: Tensor) -> RegionView:
         """Return the first view on its own grid, with its background by pseudo labels.
