@@ -78,5 +78,12 @@ def test_the_table_of_the_gate_names_the_oracle_and_sums_up_seeds(tmp_path) -> N
     assert run("tool/report/gate.py", *files).stdout.splitlines() == lines
     saved = json.loads(files[0].read_text())
     assert (saved["commit"], saved["cpu"]) == ("abc", "a processor")
+    compared = run("tool/report/gate.py", *runs, "--baseline", "eps").stdout.splitlines()
+    assert compared[: len(lines)] == lines
+    assert compared[-1] == "| `cam` - `eps` | - | - | - | - |", "of another processor"
+    (runs[2] / "config.json").write_text(json.dumps({"cpu": "a processor"}))
+    compared = run("tool/report/gate.py", *runs, "--baseline", "eps").stdout.splitlines()
+    assert compared[-1] == "| `cam` - `eps` | -20.0 (1) | -22.0 (1) | -24.0 (1) | +41.0 (1) |"
+    assert_refused(run("tool/report/gate.py", *runs, "--baseline", "ppc"), "--baseline ppc", "eps")
     (runs[2] / "gate-nroi" / "miou-8.json").unlink()
     assert_refused(run("tool/report/gate.py", runs[2]), "no miou-8.json in", "cam-seed0/gate-nroi")

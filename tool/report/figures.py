@@ -20,3 +20,13 @@ def spread(values: list[float | None]) -> str:
         return "-"
     mean = statistics.fmean(known)
     return f"{mean:.1f}" if len(known) == 1 else f"{mean:.1f} ± {statistics.stdev(known):.1f}"
+
+
+def paired(differences: list[float]) -> str:
+    """Return `mean ± standard error (number)` of differences of pairs, or a dash for none."""
+    if not differences:
+        return "-"
+    mean, count = statistics.fmean(differences), len(differences)
+    if count == 1:
+        return f"{mean:+.1f} (1)"
+    return f"{mean:+.1f} ± {statistics.stdev(differences) / count**0.5:.1f} ({count})"

@@ -3,6 +3,9 @@
 A figure is the mIoU of CRF masks in percent. "at 8" is the default exponent of the background
 score. "best" is the exponent that is best on ground truth, in brackets: an oracle, which no user
 has. Runs METHOD-seedN of one method also get a row of means ± sample standard deviations.
+
+With --baseline a second table has paired differences: a gated method minus a baseline, mean ±
+standard error over the seeds that both have on one processor model.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ from typing import Any
 from tool.cli import run_stage
 from tool.files import write_json
 from tool.flags import flag, parse_flags
-from tool.report.figures import read, spread
+from tool.report.figures import paired, read, spread
 
 GATES = ("none", "nroi")
 DEFAULT = "8"
 Results = dict[str, dict[str, float | None]]  # exponent -> "miou" and "leak"
+SEED = re.compile(r"-seed(\d+)$")
 HEADINGS = ("plain at 8", "gate at 8", "plain, best", "gate, best", "leak plain", "leak gate")
 
 
@@ -32,10 +36,12 @@ class Command:
         runs: A row for each: run directories, which hold gate-none/ and gate-nroi/, or files that
             --save wrote.
         save: Folder that receives RUN.json per run: its figures, configuration, code and processor.
+        baseline: Methods that the others, gated, are compared with, seed by seed.
     """
 
     runs: list[Path] = flag(positional=True, metavar="RUN")
     save: Path | None = flag(None, metavar="DIR")
+    baseline: list[str] = flag(list, metavar="METHOD")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,13 +49,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         FileNotFoundError: A run has no results.
-        ValueError: Two runs have one name.
+        ValueError: Two runs have one name, or no run is a baseline's.
     """
     command = parse_flags(Command, argv, example="out/compare-toy/eps-seed0")
     twice = [run.name for run in command.runs if [r.name for r in command.runs].count(run.name) > 1]
     if twice:
         raise ValueError(f"two runs are called {twice[0]}: a table is of one dataset")
     methods: dict[str, list[list[float | None]]] = {}
+    pairs: dict[str, dict[Any, list[float | None]]] = {}
     print(f"| run | {' | '.join(HEADINGS)} |")
     print("|---" * (1 + len(HEADINGS)) + "|")
     for run in command.runs:
@@ -63,11 +70,47 @@ def main(argv: Sequence[str] | None = None) -> None:
         for column, of_gate in enumerate(results, start=2):
             cells[column] += f" ({best_exponent(of_gate)})"
         print(f"| `{name}` | {' | '.join(cells)} |")
-        methods.setdefault(re.sub(r"-seed\d+$", "", name), []).append(found)
+        method, seed = SEED.sub("", name), SEED.search(name)
+        methods.setdefault(method, []).append(found)
+        pairs.setdefault(method, {})[seed and seed[1], record["cpu"]] = found
     for method, rows in methods.items():
         if len(rows) > 1:
             cells = [spread(list(column)) for column in zip(*rows, strict=True)]
             print(f"| `{method}`, {len(rows)} runs | {' | '.join(cells)} |")
+    if command.baseline:
+        print_differences(pairs, command.baseline)
+
+
+def print_differences(
+    methods: dict[str, dict[Any, list[float | None]]], baselines: Sequence[str]
+) -> None:
+    """Print each gated method minus each baseline.
+
+    Args:
+        methods: Per method and (seed, processor) the figures of `HEADINGS`.
+        baselines: Some of the methods.
+
+    Raises:
+        ValueError: No run is a baseline's.
+    """
+    minus = ("plain at 8", "plain, best", "gate at 8", "leak gate")
+    print(f"\n| gated method - baseline | {' | '.join(minus)} |")
+    print("|---" * (1 + len(minus)) + "|")
+    for baseline in baselines:
+        if baseline not in methods:
+            raise ValueError(f"--baseline {baseline}: there are runs of {', '.join(methods)}")
+        theirs = methods[baseline]
+        for method, ours in methods.items():
+            if method == baseline:
+                continue
+            cells = []
+            for name in minus:
+                own = HEADINGS.index("leak gate" if name == "leak gate" else "gate at 8")
+                other = HEADINGS.index(name)
+                both = [(ours[key][own], theirs[key][other]) for key in ours if key in theirs]
+                known = [a - b for a, b in both if a is not None and b is not None]
+                cells.append(paired(known))
+            print(f"| `{method}` - `{baseline}` | {' | '.join(cells)} |")
 
 
 def of_run(run: Path) -> dict[str, Any]:

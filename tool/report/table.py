@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tool.cli import run_stage
 from tool.flags import flag, parse_flags
-from tool.report.figures import read, spread
+from tool.report.figures import paired, read, spread
 
 COLUMNS = ("CAM", "CAM oracle", "masks", "leak", "seeds")
 
@@ -112,12 +111,7 @@ def difference(runs: Sequence[Path], baseline: Sequence[Path], name: str) -> str
         here, there = figures(one)[name], figures(other)[name]
         if here is not None and there is not None:
             found.append(here - there)
-    if not found:
-        return "-"
-    mean = statistics.fmean(found)
-    if len(found) == 1:
-        return f"{mean:+.1f} (1)"
-    return f"{mean:+.1f} ± {statistics.stdev(found) / len(found) ** 0.5:.1f} ({len(found)})"
+    return paired(found)
 
 
 def processor(run: Path) -> object:
