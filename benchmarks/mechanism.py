@@ -5,8 +5,8 @@ On crops as in training, of trained checkpoints:
 - the share of object cells among those of a pseudo class, its confident cells, its hard cells and
   the queries;
 - for the hard cells, the area under the ROC curve (AUC) of the cosine to the class's prototype and
-  of the gate for "object", and of the cosine to NROIs for "background", each in Z_fg and in the
-  features f.
+  of the gate for "object", and of the cosine to NROIs for "background", in Z_fg, in the features f,
+  and in both: the two unit vectors side by side.
 
 Nothing in training or inference uses these figures.
 """
@@ -46,7 +46,7 @@ from tool.progress import Progress
 
 SHARES = ("pseudo", "confident", "hard", "queries")
 CURVES = ("prototype", "NROI", "gate")
-SPACES = ("Z_fg", "f")
+SPACES = ("Z_fg", "f", "both")
 NEAREST = 8
 
 
@@ -150,6 +150,8 @@ def seen(method: Any, batch: Batch, number: int) -> Seen:
     high = resize(first.high.float(), grid)
     settings = {"bg_score": method.config.bg_score, "background": False}
     in_f = view_cells(high, score, label, inside, **settings)
+    both = side_by_side(first.embedding, first.high)
+    in_both = view_cells(resize(both, grid), score, label, inside, **settings)
     # Queries, and what the cells show.
     class_ids = class_ids_of(label)
     config = method.config
@@ -164,14 +166,19 @@ def seen(method: Any, batch: Batch, number: int) -> Seen:
         [f"{number} {image_id}" for image_id in batch["image_id"]],
         label,
         over_maximum(first.score.softmax(dim=1)[:, 1:]) * label[:, :, None, None],
-        {"Z_fg": first.embedding, "f": first.high.float()},
-        {"Z_fg": cells[0], "f": in_f},
+        {"Z_fg": first.embedding, "f": first.high.float(), "both": both},
+        {"Z_fg": cells[0], "f": in_f, "both": in_both},
         hard,
         salient > config.query_saliency if config.query_saliency > 0 else salient >= 0,
         share.masked_fill(known < 0.5, torch.nan),
         class_ids,
         torch.cat(pending),
     )
+
+
+def side_by_side(embedding: Tensor, high: Tensor) -> Tensor:
+    """Return the unit vectors of Z_fg (N, D, h, w) and f (N, C, h, w) as one, (N, D + C, h, w)."""
+    return torch.cat([F.normalize(one.float(), dim=1) for one in (embedding, high)], dim=1)
 
 
 @torch.no_grad()
@@ -197,7 +204,7 @@ def figures(batches: Sequence[Seen], device: torch.device) -> dict[str, float]:
             vector = l2_normalize(cells.embedding)  # (T, D)
             positive = l2_normalize(cells.prototype[one.class_ids + 1])
             values[f"prototype, {space}"].append((positive @ vector.T)[chosen])
-            rows = nroi if space == "Z_fg" else regions["f"].region
+            rows = nroi if space == "Z_fg" else regions[space].region
             nearest = (vector @ rows.T).topk(min(NEAREST, len(rows)), dim=1).values.mean(dim=1)
             values[f"NROI, {space}"].append(-nearest.expand_as(chosen)[chosen])
             values[f"gate, {space}"].append(gates(one, space, regions[space])[chosen])
