@@ -5,8 +5,10 @@ On crops as in training, of trained checkpoints:
 - the share of object cells among those of a pseudo class, its confident cells, its hard cells and
   the queries;
 - for the hard cells, the area under the ROC curve (AUC) of the cosine to the class's prototype and
-  of the gate for "object", and of the cosine to NROIs for "background", in Z_fg, in the features f,
-  and in both: the two unit vectors side by side.
+  of the gate for "object", and of the cosine to NROIs for "background": in Z_fg, in the features f,
+  and in both, the two unit vectors side by side;
+- for every cell of the images that have a class, the AUC of the CAM, of the gate in f, and of their
+  product for "object". Only these compare runs whose hard cells differ.
 
 Nothing in training or inference uses these figures.
 """
@@ -47,6 +49,7 @@ from tool.progress import Progress
 SHARES = ("pseudo", "confident", "hard", "queries")
 CURVES = ("prototype", "NROI", "gate")
 SPACES = ("Z_fg", "f", "both")
+EVERY = ("CAM, every", "gate, every", "product, every")
 NEAREST = 8
 
 
@@ -98,7 +101,7 @@ class Seen:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the figures of each checkpoint."""
     command = parse_flags(Command, argv, example="--checkpoint out/toy-fbr-seed0/checkpoint.pth")
-    names = [*SHARES, *(f"{curve}, {space}" for curve in CURVES for space in SPACES)]
+    names = [*SHARES, *(f"{curve}, {space}" for curve in CURVES for space in SPACES), *EVERY]
     line = row("{name}", *("{" + name + ":.3f}" for name in names))
     rows = Rows(command.json, line, "checkpoint", *names)
     device = pick_device(command.device)
@@ -207,12 +210,26 @@ def figures(batches: Sequence[Seen], device: torch.device) -> dict[str, float]:
             rows = nroi if space == "Z_fg" else regions[space].region
             nearest = (vector @ rows.T).topk(min(NEAREST, len(rows)), dim=1).values.mean(dim=1)
             values[f"NROI, {space}"].append(-nearest.expand_as(chosen)[chosen])
-            values[f"gate, {space}"].append(gates(one, space, regions[space])[chosen])
+            gate = gates(one, space, regions[space])  # (P, T)
+            values[f"gate, {space}"].append(gate[chosen])
+        # Every cell of the images that have the class, with the gate in f.
+        gate = gates(one, "f", regions["f"])
+        present = one.label[:, one.class_ids].bool().T  # (P, N)
+        chosen = present.repeat_interleave(gate.shape[1] // len(one.ids), dim=1)
+        chosen &= one.object.isfinite()
+        cam = on_cells(one, one.cam)
+        values["truth of every"].append(one.object[chosen] > 0.5)
+        for name, score in zip(EVERY, (cam, gate, cam * gate), strict=True):
+            values[name].append(score[chosen])
     joined = {name: torch.cat(found).cpu().numpy() for name, found in values.items()}
-    truth = joined.pop("truth")
     found = {name: float((joined[name] > 0.5).mean()) for name in SHARES}
-    curves = [f"{curve}, {space}" for curve in CURVES for space in SPACES]
-    return found | {name: area_under_curve(joined[name], truth) for name in curves}
+    for curve in CURVES:
+        for space in SPACES:
+            name = f"{curve}, {space}"
+            found[name] = area_under_curve(joined[name], joined["truth"])
+    return found | {
+        name: area_under_curve(joined[name], joined["truth of every"]) for name in EVERY
+    }
 
 
 def collected(batches: Sequence[Seen], space: str) -> Regions:
@@ -226,13 +243,24 @@ def collected(batches: Sequence[Seen], space: str) -> Regions:
 
 def gates(one: Seen, space: str, gate: NroiGate) -> Tensor:
     """Return the gate of each class of the batch at its cells, (P, T); 0 where it is absent."""
-    grid = round((one.hard.shape[1] / len(one.ids)) ** 0.5)
-    whole = one.cam.new_zeros(len(one.ids), one.label.shape[1], grid, grid)
+    whole = torch.zeros_like(one.cam)
     for i, image_id in enumerate(one.ids):
-        found, present = gate.gate(image_id, [one.feature[space][i]], one.cam[i], one.label[i])
-        if len(present):
-            whole[i, present] = F.adaptive_avg_pool2d(found[None], (grid, grid))[0]
-    return whole.transpose(0, 1).flatten(1)[one.class_ids]
+        whole[i, present_of(one, i)] = gate.gate(
+            image_id, [one.feature[space][i]], one.cam[i], one.label[i]
+        )[0]
+    return on_cells(one, whole)
+
+
+def present_of(one: Seen, image: int) -> Tensor:
+    """Return the classes of an image."""
+    return one.label[image].nonzero()[:, 0]
+
+
+def on_cells(one: Seen, maps: Tensor) -> Tensor:
+    """Return maps (N, K, h, w) on the contrast grid, those of the batch's classes, (P, T)."""
+    grid = round((one.hard.shape[1] / len(one.ids)) ** 0.5)
+    small = F.adaptive_avg_pool2d(maps, (grid, grid))
+    return small.transpose(0, 1).flatten(1)[one.class_ids]
 
 
 def area_under_curve(score: np.ndarray, truth: np.ndarray) -> float:
