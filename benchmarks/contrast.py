@@ -123,7 +123,7 @@ def contrast_step(
         both, background = ([first.embedding], [cells]), background[:1]
         member = background_cells(cells, progress).view_as(valid[:, 0])
         regions = method.region_view(background[0], first.high, member, first.embedding)
-        eligible = None
+        eligible = [first.saliency > 0.5]  # as many as of a seed that is half background
     else:
         both = method.cells(views, valid)
         regions = method.first_region_view(first, background[0], valid)

@@ -3,7 +3,7 @@
 #
 #   bash scripts/compare.sh                                         toy, all methods, three seeds
 #   SHORT=1 STEPS=400 METHODS="fill eps fbr" SEEDS=0 DATASET=voc12 ROOT=... TRAIN_LIST=train bash scripts/compare.sh
-# A method may carry flags of train_fbr.py: METHODS="fbr fbr:--weight-bg-sim=0". JOBS=2 runs two at a time (one thread
+# A method may carry flags of train_fbr.py: METHODS="fbr fbr:--weight-nce-nroi=0". JOBS=2 runs two at a time (one thread
 # each). BASELINE=eps adds paired differences to that method, over the seeds that both have on one processor model. Every
 # setting of script_contrast.sh holds here. Finished runs are kept.
 set -euo pipefail

@@ -19,7 +19,7 @@ mkdir -p "$OUT"
 both() {  # run directory, method, seed, flags: train, then sweep the gate
   # shellcheck disable=SC2086  # the flags are a list of words
   "$PYTHON_READY" train_fbr.py --method "$2" --dataset "$DATASET" --root "$ROOT" --list "$LIST" --out "$1" --seed "$3" \
-    --short ${STEPS:+--steps "$STEPS"} $4
+    --short ${STEPS:+--steps "$STEPS"} $4 || return 1
   RUNS="$1" bash scripts/sweep_gate.sh
 }
 one() {  # method with its flags, seed

@@ -209,6 +209,13 @@ def test_maps_of_cells_take_the_seed_at_the_centre_of_each() -> None:
     assert not torch.allclose(prob, stretched)
 
 
+def test_the_bank_of_the_only_view_keeps_a_share_of_its_rows() -> None:
+    for space in ("bg", "fg"):
+        method = make_method("fbr_amn", nroi_space=space)
+        method.limit_bank(4, Progress(steps=100))
+        assert method.bank.limit == 25 * 4 * 8
+
+
 def test_a_batch_of_one_class_has_no_other_foreground() -> None:
     method = make_method("fbr_amn")
     terms = first_steps(method, make_batch(ONE_CLASS))

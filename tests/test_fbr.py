@@ -254,13 +254,19 @@ def test_region_means_are_those_of_each_cluster_in_the_other_space() -> None:
 @pytest.mark.parametrize("space", ["fg", "f"])
 def test_nrois_in_the_space_of_the_queries_are_means_of_their_image_s_cells(space: str) -> None:
     """Of the first view alone."""
-    method, batch = make_method("fbr", nroi_space=space, num_clusters=300), make_batch(MIXED)
-    batch["valid"][0, :, SIDE // 2 :] = False
+    side = 96  # 12 cells per side, of which the contrast grid has 8
+    method, batch = make_method("fbr", nroi_space=space), make_batch(MIXED, side=side)
+    batch["valid"][0, :, side // 2 :] = False
+    embeddings: list[Tensor] = []
+    method.project_foreground.register_forward_hook(lambda *a: embeddings.append(a[2].relu()))
     with mock.patch.object(method, "image_nrois", wraps=method.image_nrois) as spy:
         method(batch, Progress())
     ((region,),) = (call.args[0] for call in spy.call_args_list)
     ((mean, found),) = method._pending
-    assert region.background.shape[1:] == region.embedding.shape[-2:]
+    assert region.background.shape[1:] == region.embedding.shape[-2:] == (12, 12)
+    assert torch.equal(region.embedding, embeddings[0])
+    clustered = {"f": method.backbone.taps["high"].channels, "fg": method.config.width}
+    assert region.feature.shape[1] == clustered[space]
     assert region.background.any()
     assert not region.background[0, region.background.shape[1] // 2 :].any(), "padding"
     for image in range(len(MIXED)):
@@ -270,6 +276,39 @@ def test_nrois_in_the_space_of_the_queries_are_means_of_their_image_s_cells(spac
         if len(own):  # means of the cells
             assert given.min() >= own.min() - 1e-5
             assert given.max() <= own.max() + 1e-5
+
+
+@pytest.mark.parametrize("name", ["ppc", "fbr"])
+def test_padding_takes_no_part_in_the_contrast(name: str) -> None:
+    """Neither its gradient nor its content: whatever is drawn there changes nothing."""
+    batch = make_batch(MIXED)
+    batch["valid"][:, :, SIDE // 2 :] = False
+    method, results = make_method(name), []
+    with torch.no_grad():
+        views = [
+            dataclasses.replace(view, refined_cam=view.refined_cam + 0.05)
+            for view in method.views(batch)
+        ]
+    for noise in (0.0, 5.0):
+        changed = []
+        for view in views:
+            lower = torch.zeros_like(view.embedding)
+            lower[..., view.embedding.shape[2] // 2 :, :] = noise
+            embedding = (view.embedding + lower * torch.rand_like(lower)).requires_grad_()
+            changed.append(dataclasses.replace(view, embedding=embedding))
+        progress = Progress(seed=3)
+        if name == "ppc":
+            terms = method.contrast_losses(tuple(changed), batch["valid"], progress)
+        else:
+            background = [method.project_background(view.high) for view in changed]
+            terms = method.contrast(tuple(changed), background, batch["valid"], progress)
+        sum(terms.values()).backward()
+        for view in changed:
+            half = view.embedding.shape[2] // 2
+            assert view.embedding.grad[..., :half, :].abs().max() > 0
+            assert view.embedding.grad[..., half:, :].abs().max() == 0
+        results.append({term: value.item() for term, value in terms.items()})
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
 def spied_queries(method: nn.Module, batch: dict) -> list[tuple[Tensor, Tensor]]:

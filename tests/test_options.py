@@ -165,6 +165,9 @@ def test_short_options_are_defaults_of_a_short_run_only() -> None:
     assert flags_of("irn").options["pad"] == 512
     assert flags_of("irn", "--short").options["pad"] == 224
     assert flags_of("irn", "--short", "--pad", "0").options["pad"] == 0
+    for name in ("ppc", "fbr"):
+        assert flags_of(name).options["bg_score"] == 0.10
+        assert flags_of(name, "--short").options["bg_score"] == 0.22
 
 
 def test_a_short_option_that_does_not_exist_is_refused() -> None:

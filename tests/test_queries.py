@@ -166,6 +166,19 @@ def test_intra_queries_are_a_random_half_and_the_hard_half_of_each_class() -> No
         assert drawn[own].sum() == count // 2
 
 
+def test_padding_is_in_no_share_of_the_intra_queries() -> None:
+    pseudo = torch.tensor([[0] * 30])
+    whole = dataclasses.replace(make_cells(pseudo, num_classes=2), prototype=torch.randn(3, 6))
+    padded = dataclasses.replace(whole, inside=torch.arange(30) < 20)
+    weight = prototypes.intra_weights(padded, STEP, "intra")
+    assert weight[20:].abs().max() == 0
+    own = torch.arange(20)
+    similarity = torch.tensor([cosine(whole.embedding[i], whole.prototype[0]) for i in own])
+    hard = own[similarity.argsort()][2:12]
+    assert (weight[hard] >= 1).all()
+    assert weight.sum() == 20
+
+
 def test_class_ids_of_are_the_classes_of_the_batch() -> None:
     label = torch.tensor([[1.0, 0, 0, 1], [1, 0, 0, 0]])
     assert class_ids_of(label).tolist() == [0, 3]

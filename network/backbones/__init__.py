@@ -96,7 +96,7 @@ class Backbone(nn.Module):
             self._keeps, self._kept = False, None
 
     def freeze(self) -> None:
-        """Freeze the stem and the norms, as all hosts do with pretrained weights."""
+        """Freeze the stem and what `freeze_norms` says, as hosts do with pretrained weights."""
         self.freeze_norms()
         fold_frozen_norms(self)
         for name, parameter in self.named_parameters():

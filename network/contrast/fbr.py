@@ -37,7 +37,7 @@ class NroiConfig:
         floor: Only scores above this count for the quantile.
         max_queries: Queries per class and view at most.
         num_negatives: Negatives per class and view.
-        num_clusters: NROIs per image and view: the clusters of k-means.
+        num_clusters: NROIs per image: the clusters of k-means.
         kmeans_iterations: Iterations of k-means.
         bank_size: NROIs that the bank keeps at most. The oldest go first.
         bank_share: It keeps no more than this share of the NROIs that the run can make, so that
@@ -164,16 +164,22 @@ class NroiContrast(nn.Module):
         inside = image_cells(valid, logit.shape[-2:])
         return global_mean((loss * inside).sum(), inside.sum())
 
-    def background_similarity(self, embedding: Tensor, normalised: Tensor) -> Tensor:
+    def background_similarity(self, embedding: Tensor, normalised: Tensor, valid: Tensor) -> Tensor:
         """Compute `bg_sim`: the mean cosine of Z_fg and the normalised Z_bg of a cell.
 
         Args:
             embedding: (N, D, h, w), Z_fg.
             normalised: (N, D, h, w), from `BackgroundSegmentation.normalised`.
+            valid: (N, 1, H, W) bool, the pixels that are not padding.
+
+        Returns:
+            Scalar, this rank's share of the mean over the cells that are not padding.
 
         Source: the released code; the paper's figure does not have it.
         """
-        return F.cosine_similarity(embedding, normalised.float(), dim=1, eps=1e-4).mean()
+        similarity = F.cosine_similarity(embedding, normalised.float(), dim=1, eps=1e-4)
+        inside = image_cells(valid, similarity.shape[-2:])[:, 0]
+        return global_mean((similarity * inside).sum(), inside.sum())
 
     def region_view(
         self, background: Tensor, high: Tensor, member: Tensor, embedding: Tensor

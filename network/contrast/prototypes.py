@@ -65,20 +65,24 @@ def intra_weights(cells: Cells, progress: Progress, name: str) -> Tensor:
         name: Of the draw.
 
     Returns:
-        (T,) float, each value 0, 1 or 2.
+        (T,) float, each value 0, 1 or 2; 0 on padding.
 
     Source: PPC (CVPR 2022), section 3.4.
     """
-    size = class_sizes(cells.pseudo, len(cells.valid) - 1)  # (K+1,)
+    # Padding counts as a class of its own, so that it is in no share of another.
+    classes = len(cells.valid)
+    pseudo = torch.where(cells.inside, cells.pseudo, classes)  # (T,) in 0..K+1
+    size = class_sizes(pseudo, classes)  # (K+2,)
     # The cosine of each cell to the prototype of its pseudo class.
     own = l2_normalize(cells.prototype)[cells.pseudo]  # (T, D)
     similarity = (l2_normalize(cells.embedding) * own).sum(dim=1)  # (T,)
     # Shares of a class become ranks inside it: by the draw, and by cosine, hardest first.
-    draw = progress.uniform(name, (len(cells.pseudo),), cells.pseudo.device)
-    count = size[cells.pseudo]  # (T,)
-    hardness = _rank_in_class(similarity, cells.pseudo, size)
-    chosen = (_rank_in_class(draw, cells.pseudo, size) < 0.5 * count).float()
-    return chosen + ((hardness >= 0.1 * count) & (hardness < 0.6 * count)).float()
+    draw = progress.uniform(name, (len(pseudo),), pseudo.device)
+    count = size[pseudo]  # (T,)
+    hardness = _rank_in_class(similarity, pseudo, size)
+    chosen = (_rank_in_class(draw, pseudo, size) < 0.5 * count).float()
+    hard = (hardness >= 0.1 * count) & (hardness < 0.6 * count)
+    return (chosen + hard.float()) * cells.inside
 
 
 def _rank_in_class(value: Tensor, pseudo: Tensor, size: Tensor) -> Tensor:

@@ -3,8 +3,7 @@
 Source: FBR (X. Yin et al., IEEE TCSVT 2024, arXiv 2406.15755).
 Differs from the released code: the queries of `nce_nroi` carry a gradient, and its cosine runs over
 the embedding. Prototypes come from images that have the class. There is no background prototype.
-Both views feed one bank after the step, and the bank is saved with the checkpoint. The README lists
-the rest.
+There is one bank, written after the step and saved with the checkpoint. The README lists the rest.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ class Fbr(NroiContrast, Ppc):
         activation = view.score[:, 1:]
         return {
             "bg_seg": self.background_segmentation(normalised, activation, view.label, valid),
-            "bg_sim": self.background_similarity(view.embedding, normalised),
+            "bg_sim": self.background_similarity(view.embedding, normalised, valid),
         }
 
     def contrast(

@@ -88,7 +88,7 @@ class FbrAmn(NroiContrast, Amn):
             "bg_seg": self.background_segmentation(
                 normalised, above_floor(foreground, inside), label, valid
             ),
-            "bg_sim": self.background_similarity(embedding, normalised),
+            "bg_sim": self.background_similarity(embedding, normalised, valid),
         }
         # The contrast, on every cell of the only view.
         eligible = None

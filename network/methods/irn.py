@@ -160,17 +160,21 @@ class Irn(Method):
     def embed(self, batch: Batch) -> Tensor:
         """Return the high tap (2B, D, h, w) of the padded images, without the padding."""
         h, w = strided_size(batch["image"].shape[-2:], self.backbone.taps["high"].stride)
-        return self.backbone(self.padded(batch["image"]))["high"][..., :h, :w]
+        high = self.backbone(self.padded(batch["image"]))["high"][..., :h, :w]
+        self._padded = None
+        return high
 
     def padded(self, image: Tensor) -> Tensor:
         """Pad small images at the right and below, with zeros as in training.
 
-        The last result is kept, so that `score` and `embed` share a pass of the backbone.
+        The result is kept until `embed`, so that it and `score` share a pass of the backbone.
         """
+        height, width = image.shape[-2:]
+        right, below = max(0, self.config.pad - width), max(0, self.config.pad - height)
+        if not right and not below:
+            return image
         if self._padded is None or self._padded[0] is not image:
-            height, width = image.shape[-2:]
-            right, below = max(0, self.config.pad - width), max(0, self.config.pad - height)
-            self._padded = image, F.pad(image, (0, right, 0, below)) if right or below else image
+            self._padded = image, F.pad(image, (0, right, 0, below))
         return self._padded[1]
 
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:

@@ -282,7 +282,7 @@ class Ppc(Eps):
             temperature=self.config.temperature_ppc,
             ranks=(4, 13),
         )
-        weight = intra_weights(cells, progress, name) * cells.valid[cells.pseudo] * cells.inside
+        weight = intra_weights(cells, progress, name) * cells.valid[cells.pseudo]
         weight = class_balanced(weight, cells.pseudo, self.num_classes)  # (T,)
         return (loss * cells.local(weight, progress)).sum() * progress.world_size
 

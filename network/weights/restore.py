@@ -193,7 +193,7 @@ def open_checkpoint(
     config = {
         "method": method,
         "backbone": wanted.backbone,
-        "output_stride": 8,
+        "output_stride": find_method(method).recipe.output_stride,
         "num_classes": len(names),
         "class_names": list(names),
         "pretrained": True,

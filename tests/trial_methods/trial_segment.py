@@ -49,7 +49,7 @@ class TrialSegment(Method):
     def mask_loss(self, image: Tensor, mask: Tensor) -> Tensor:
         """Images at any size against (N, H, W) masks, at the resolution of the scores."""
         score = self.classifier(self.backbone(image)["high"]).float()
-        target = F.interpolate(mask[:, None].float(), size=score.shape[-2:], mode="nearest")
+        target = F.interpolate(mask[:, None].float(), size=score.shape[-2:], mode="nearest-exact")
         return balanced_cross_entropy(score, target[:, 0].long(), smoothing=0.0)
 
     def weights(self) -> dict[str, float]:

@@ -41,7 +41,9 @@ class TrialWalk(Method):
         del progress
         edge, body = self.edge(self.backbone(batch["image"])["high"]).float().unbind(dim=1)
         size = edge.shape[-2:]
-        label = F.interpolate(batch["boundary"][:, None].float(), size=size, mode="nearest")[:, 0]
+        label = F.interpolate(batch["boundary"][:, None].float(), size=size, mode="nearest-exact")[
+            :, 0
+        ]
         known = label != 255
         each = F.binary_cross_entropy_with_logits(edge, (label == 1).float(), reduction="none")
         target = F.interpolate(batch["cam"], size=size, mode="area").amax(dim=1)
