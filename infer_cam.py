@@ -27,7 +27,7 @@ from tool.formats.cam import strided_size
 from tool.formats.regions import load_regions, save_regions
 from tool.infer.flags import RunFlags, ViewFlags
 from tool.infer.multiscale import Refine, infer_images
-from tool.infer.outputs import Outputs, Plan
+from tool.infer.outputs import PLAIN, Outputs, Plan
 from tool.infer.previous import PREVIOUS, PreviousFlags
 from tool.infer.scales import Views
 from tool.parallel import dist
@@ -48,12 +48,15 @@ class Command:
         gate: With nroi, CAMs are kept as far as a cell is nearer to its class than to background
             regions of other images; a first pass over some training images collects them in
             nroi.npz. By default the method's: nroi for fbr and fbr_amn, none for the others.
+        keep_plain: Write the CAMs as they are before the gate too, to plain/ in the folder of
+            --out, from the same pass.
     """
 
     out: Path | None = None
     masks: Path | None = None
     cam_stride: int = flag(1, type=positive_int, metavar="PIXELS")
     gate: str | None = flag(None, choices=GATES)
+    keep_plain: bool = False
     data: ListFlags
     network: NetworkFlags
     previous: PreviousFlags = flag(title=PREVIOUS)
@@ -64,6 +67,8 @@ class Command:
     def __post_init__(self) -> None:
         if self.out is None and self.masks is None:
             raise ValueError("--out for CAMs, --masks for masks, or both")
+        if self.keep_plain and (self.out is None or self.gate == "none"):
+            raise ValueError("--keep-plain is for --out with the gate")
         if self.cam_stride > 32:
             raise ValueError("--cam-stride is at most 32")
 
@@ -134,6 +139,8 @@ def prepare(command: Command, device: torch.device) -> Work:
     dataset = InferDataset(catalog, images.ids, views=views, inputs=inputs, previous=previous)
     made_from |= inference_note(command, method, views, config["method_config"])
     gate = None
+    if command.keep_plain and gate_name(command, method) == "none":
+        raise ValueError("--keep-plain: this method has no gate by default, pass --gate nroi")
     if gate_name(command, method) == "nroi":
         facts = made_from | {"settings": dataclasses.asdict(GateSettings())}
         gate = region_source(
@@ -178,6 +185,7 @@ def plan_from(command: Command, method: Method) -> Plan:
     """Return what is written where; how masks are made is the method's, if no flag says so."""
     return Plan(
         maps=method.maps,
+        plain=command.keep_plain,
         has_background=method.has_background,
         post=dataclasses.replace(method.recipe.post, gate=gate_name(command, method)),
         map_dir=command.out,
@@ -220,9 +228,21 @@ def infer(command: Command, work: Work, *, gate: NroiGate | None) -> None:
         f"{len(mine) - len(remaining)} of {len(mine)} images are done, {len(remaining)} to go",
         flush=True,
     )
+    refine = keeping_plain(gate) if gate is not None and command.keep_plain else gate
     with outputs:
-        for sample, maps in inferred(command, work, work.dataset, remaining, gate):
+        for sample, maps in inferred(command, work, work.dataset, remaining, refine):
             outputs.put(sample["image_id"], sample.get("label"), maps)
+
+
+def keeping_plain(gate: Refine) -> Refine:
+    """Return a gate whose maps have the first one, as it was before, under the name `PLAIN`."""
+
+    def both(
+        image_id: str, features: Sequence[torch.Tensor], maps: dict[str, torch.Tensor], label: Any
+    ) -> dict[str, torch.Tensor]:
+        return gate(image_id, features, maps, label) | {PLAIN: next(iter(maps.values()))}
+
+    return both
 
 
 def inferred(

@@ -18,13 +18,14 @@ score=("${data[@]}")
 [ "$DATASET" = toy ] && score+=(--context "$ROOT/context")
 
 for run in $RUNS; do
+  # shellcheck disable=SC2086  # SCALES is a list of words
+  "$PYTHON" infer_cam.py --checkpoint "$run/checkpoint.pth" "${data[@]}" --gate nroi --keep-plain --out "$run/cam-both" \
+    ${SCALES:+--scales $SCALES}
   for gate in none nroi; do
-    out="$run/gate-$gate"
-    # shellcheck disable=SC2086  # SCALES is a list of words
-    "$PYTHON" infer_cam.py --checkpoint "$run/checkpoint.pth" "${data[@]}" --gate "$gate" --out "$out/cam" \
-      ${SCALES:+--scales $SCALES}
+    out="$run/gate-$gate" cam="$run/cam-both"
+    [ "$gate" = nroi ] || cam="$run/cam-both/plain"
     for alpha in ${ALPHAS:-2 3 4 8}; do
-      "$PYTHON" crf_postprocess.py --cam-dir "$out/cam" "${data[@]}" --alpha "$alpha" --out "$out/mask-$alpha"
+      "$PYTHON" crf_postprocess.py --cam-dir "$cam" "${data[@]}" --alpha "$alpha" --out "$out/mask-$alpha"
       "$PYTHON" eval_miou.py --pred-dir "$out/mask-$alpha" "${score[@]}" --json "$out/miou-$alpha.json"
     done
   done

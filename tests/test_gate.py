@@ -357,6 +357,17 @@ def test_stage_2_gates_and_a_restart_gives_the_same_bytes(trained, folder_root, 
     assert content(tmp_path / "off") != whole
     mixed = run("infer_cam.py", *flags(trained, folder_root, first, "--gate", "none"))
     assert_refused(mixed, "another gate")
+    # Both from one pass; a lost file of either kind is made again.
+    both = flags(trained, folder_root, tmp_path / "both", "--keep-plain")
+    for lost in (None, "a1.npy", "plain/a1.npy"):
+        if lost:
+            (tmp_path / "both" / lost).unlink()
+        assert run("infer_cam.py", *both).returncode == 0
+        assert content(tmp_path / "both") == whole
+        assert content(tmp_path / "both" / "plain") == content(tmp_path / "off")
+    post = json.loads((tmp_path / "both" / "plain" / "made_from.json").read_text())["post"]
+    assert post["gate"] == "none"
+    assert_refused(run("infer_cam.py", *both, "--gate", "none"), "--keep-plain")
 
 
 def test_ranks_give_the_same_bytes(trained, folder_root, tmp_path) -> None:

@@ -17,6 +17,8 @@ from tool.infer.multiscale import present_rows
 from tool.parallel.writer import BackgroundWriter
 from tool.provenance import MADE_FROM, POST, claim
 
+PLAIN = "plain"  # the first map before the gate
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -31,6 +33,7 @@ class Plan:
         map_stride: Pixels per stored value.
         crf: Settings of `PostProcess`, for the masks.
         crf_workers: Processes of the CRF, on a CPU.
+        plain: The maps come with one of the name `PLAIN`, which is written, too.
     """
 
     maps: tuple[str, ...]
@@ -41,6 +44,15 @@ class Plan:
     map_stride: int
     crf: dict[str, Any]
     crf_workers: int
+    plain: bool = False
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the maps that are written."""
+        return (*self.maps, PLAIN) if self.plain else self.maps
+
+    def post_of(self, name: str) -> Post:
+        """Return how a map becomes a mask."""
+        return dataclasses.replace(self.post, gate="none") if name == PLAIN else self.post
 
 
 class Outputs(contextlib.ExitStack):
@@ -78,15 +90,16 @@ class Outputs(contextlib.ExitStack):
         """
         plan = self.plan
         if plan.map_dir is not None:
-            for name in plan.maps:
+            for name in plan.names():
                 _check_origin(self._folder(name), [f"{image_id}.npy" for image_id in image_ids])
         if plan.mask_dir is not None:
             _check_origin(plan.mask_dir, [f"{image_id}.png" for image_id in image_ids])
         if plan.map_stride > 1:
             made_from = made_from | {"cam_stride": plan.map_stride}
-        for name in plan.maps if plan.map_dir is not None else ():
+        for name in plan.names() if plan.map_dir is not None else ():
             which = {} if name == plan.maps[0] else {"map": name}  # folders differ in their origin
-            claim(self._folder(name), made_from | which, remarks={POST: plan.post.as_note()})
+            remarks = {POST: plan.post_of(name).as_note()}
+            claim(self._folder(name), made_from | which, remarks=remarks)
         if self.masks is not None:
             claim(plan.mask_dir, made_from | self.masks.settings())
 
@@ -94,7 +107,7 @@ class Outputs(contextlib.ExitStack):
         """Return whether every file of an image is there and readable."""
         plan = self.plan
         if plan.map_dir is not None:
-            paths = [self._folder(name) / f"{image_id}.npy" for name in plan.maps]
+            paths = [self._folder(name) / f"{image_id}.npy" for name in plan.names()]
             if not all(map(is_whole, paths)):
                 return False
         return self.masks is None or self.masks.is_whole(image_id)
@@ -106,7 +119,7 @@ class Outputs(contextlib.ExitStack):
             label: (K,) image-level; None keeps every class.
             maps: {name: (C, H, W)}, those of the plan.
         """
-        for name in self.plan.maps:
+        for name in self.plan.names():
             rows = present_rows(maps[name], label, has_background=self.plan.has_background)
             if self.plan.map_dir is not None:
                 self._cams.submit(save_cam, self._folder(name) / f"{image_id}.npy", rows)
