@@ -26,7 +26,9 @@ from network.contrast.gate import (
     NroiGate,
     RegionCollector,
     background_regions,
+    best_of_others,
     class_prototypes,
+    gate_of,
     sum_features,
 )
 from network.losses import over_maximum
@@ -88,16 +90,39 @@ def test_it_is_the_plain_computation() -> None:
     maps = maps / (maps.max(axis=(1, 2), keepdims=True) + 1e-5)
     small = maps.reshape(2, 4, 4, 4, 4).mean(axis=(2, 4))
     bank = regions.region[regions.owner != 1]
+    prototypes = []
     for row, value in enumerate((0, 2)):
         own = np.zeros(D)
         for y, x in np.ndindex(4, 4):
             if small[row, y, x] > 0.5 and small[:, y, x].argmax() == row:
                 own += small[row, y, x] * z[y, x]
         prototype = unit(unit(own) + regions.prototype[value])
+        prototypes.append(prototype)
+    for row, prototype in enumerate(prototypes):
         for y, x in np.ndindex(4, 4):
             ground = np.sort(bank @ z[y, x])[-8:].mean()
+            ground = max(ground, prototypes[1 - row] @ z[y, x])
             expected = 1 / (1 + np.exp(-(prototype @ z[y, x] - ground) / 0.1))
             assert gate[row, y, x] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_rival_of_a_class_is_the_nearest_other_one() -> None:
+    near = torch.tensor([[0.9, 0.2, 0.5], [0.3, 0.8, 0.5], [0.1, 0.4, -torch.inf]])
+    expected = torch.tensor([[0.3, 0.8, 0.5], [0.9, 0.4, 0.5], [0.9, 0.8, 0.5]])
+    assert torch.equal(best_of_others(near), expected)
+
+
+def test_without_rivals_and_with_one_class_only_the_background_counts() -> None:
+    z, region = sum_features(features_of((4, 4))), torch.eye(D)
+    prototype = torch.nn.functional.normalize(torch.rand(2, D), dim=1)
+    plain = dataclasses.replace(SETTINGS, rivals=False)
+    both = gate_of(z, prototype, region, SETTINGS)
+    assert (both <= gate_of(z, prototype, region, plain)).all()
+    alone = gate_of(z, prototype[:1], region, SETTINGS)
+    assert torch.equal(alone, gate_of(z, prototype, region, plain)[:1])
+    unknown = prototype * torch.tensor([[1.0], [0.0]])  # it has no cell, so it is no rival
+    assert torch.equal(gate_of(z, unknown, region, SETTINGS)[:1], alone)
+    assert (gate_of(z, unknown, region, SETTINGS)[1] == 1).all()
 
 
 def test_features_of_several_scales_are_summed_on_the_largest_grid() -> None:

@@ -1,10 +1,11 @@
-"""The NROI gate: each cell of a CAM is compared with the background regions of other images.
+"""The NROI gate: each cell of a CAM is compared with background regions and with other classes.
 
 A cell of a class's CAM is kept as far as its feature is nearer to the class than to the background
-regions of other images. Nothing is trained, and no ground truth is used.
+regions of other images, and than to the other classes of its image. Nothing is trained, and no
+ground truth is used.
 
-Source: NROIs are FBR's (TCSVT 2024), which uses them as negatives in training only. Their use here
-is this project's own.
+Source: both kinds of negatives are FBR's (TCSVT 2024), which uses them in training only. Their use
+here is this project's own.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class GateSettings:
         clusters: NROIs per image.
         iterations: Of k-means.
         nearest: The background similarity of a cell is its mean over this many nearest NROIs.
+        rivals: The other classes of the image count like the background.
         temperature: Divides the difference of the two similarities.
     """
 
@@ -49,6 +51,7 @@ class GateSettings:
     clusters: int = 8
     iterations: int = 10
     nearest: int = 8
+    rivals: bool = True
     temperature: float = 0.1
 
 
@@ -126,7 +129,9 @@ def gate_of(
     *,
     own: Tensor | None = None,
 ) -> Tensor:
-    """Compute how far each cell is nearer to each class than to the background.
+    """Compute how far each cell is nearer to each class than to what is not the class.
+
+    That is the background, or another class of the image if the cell is nearer to it.
 
     Args:
         z: (D, h, w), normalised.
@@ -147,9 +152,19 @@ def gate_of(
         count -= int(own.sum())
     nearest = similarity.topk(min(settings.nearest, count), dim=1, sorted=False).values
     ground = nearest.mean(dim=1)  # (T,)
-    gate = torch.sigmoid((prototype @ cells - ground) / settings.temperature)  # (P, T)
-    known = prototype.any(dim=1)[:, None]
+    known = prototype.any(dim=1)[:, None]  # (P, 1)
+    near = prototype @ cells  # (P, T)
+    other = ground.expand_as(near)
+    if settings.rivals and len(near) > 1:
+        other = torch.maximum(ground, best_of_others(near.masked_fill(~known, -torch.inf)))
+    gate = torch.sigmoid((near - other) / settings.temperature)
     return torch.where(known, gate, torch.ones_like(gate)).unflatten(1, z.shape[1:])
+
+
+def best_of_others(values: Tensor) -> Tensor:
+    """Return for each row of (P, T), P at least 2, the largest value of the other rows, (P, T)."""
+    first, second = values.topk(2, dim=0).values  # (T,) each; equal if two rows share the maximum
+    return torch.where(values == first, second, first)
 
 
 class _Refinement:
