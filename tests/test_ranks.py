@@ -29,6 +29,7 @@ from tool.train.run_directory import weight_names
 
 WORLDS = (2, pytest.param(4, marks=pytest.mark.slow))
 STEPS = 3
+WITHOUT_TIES = ["--weight-ecr", 0, "--weight-nce-prototype", 0, "--weight-nce-pseudo", 0]
 LABELS = MIXED + MIXED[::-1]  # eight images
 
 
@@ -145,15 +146,15 @@ def parameters(out: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("method", "tolerance"),
+    ("method", "options", "tolerance"),
     [
-        ("cam", 1e-3),
-        # over eight steps near ties move it by up to 0.6 %, other draws by far more
-        pytest.param("fbr", 2e-2, marks=pytest.mark.slow),
+        ("cam", [], 1e-3),
+        # The other terms have near ties, which the last bits turn, and that grows over eight steps.
+        pytest.param("fbr", WITHOUT_TIES, 1e-3, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_loses_a_rank_names_it_and_goes_on_with_another_number(
-    folder_root, tmp_path, method: str, tolerance: float
+    folder_root, tmp_path, method: str, options: list, tolerance: float
 ) -> None:
     weights, out = tmp_path / "weights.safetensors", tmp_path / "out"
     with torch.random.fork_rng():
@@ -162,7 +163,7 @@ def test_a_run_that_loses_a_rank_names_it_and_goes_on_with_another_number(
 
     def flags(out: Path) -> list[str]:
         base = train_flags(folder_root, out, method=method, steps=8)
-        return [str(f) for f in (*base, "--weights", weights)]
+        return [str(f) for f in (*base, *options, "--weights", weights)]
 
     process = start_ranks(2, flags(out))
     while not (out / "checkpoint.pth").exists() and process.poll() is None:
