@@ -5,7 +5,7 @@
 #   STEPS=400 DATASET=voc12 ROOT=.../voc6 SEEDS="0 1" BASELINE="eps ppc" bash scripts/compare_gate.sh
 #   METHODS="fbr fbr:--query-saliency=0" ...                      flags of train_fbr.py after a colon, divided by commas
 # Each is trained once by its short recipe on LIST=train; the gate costs no training. ALPHAS="2 4 8" are the exponents of
-# the CRF (the best is an oracle). SAVE=FOLDER receives the figures of each run. JOBS=2 runs two at a time (one thread
+# the CRF, 8 among them (the best is an oracle). SAVE=FOLDER receives the figures of each run. JOBS=2 runs two at a time (one thread
 # each). What is finished is kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
