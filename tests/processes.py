@@ -14,6 +14,10 @@ from typing import TypeVar
 
 Found = TypeVar("Found")
 
+# Seconds until something counts as hanging. What hangs does so for ever; a busy machine stalls for
+# some ten seconds.
+PATIENCE = 60
+
 
 def children(pid: int) -> list[int]:
     """The processes that a process has started, in that order; none when it is gone."""
@@ -43,7 +47,7 @@ def command_of(pid: int) -> bytes:
 
 
 def wait_for(
-    look: Callable[[], Found], enough: Callable[[Found], object], seconds: float = 10
+    look: Callable[[], Found], enough: Callable[[Found], object], seconds: float = PATIENCE
 ) -> Found:
     """Look again until it is enough, or the time is over; what was seen last."""
     end = time.monotonic() + seconds
