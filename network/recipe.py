@@ -15,7 +15,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 _IN_SHORT: tuple[str, ...] = ("steps", "batch_size", "accumulate", "crop", "long_side", "scale")
 _IN_SHORT += ("lr", "momentum", "weight_decay", "warmup", "clip")
 SHORT = {"steps": 200, "crop": 224, "warmup": 50}
-SHORT_SGD = SHORT | {"lr": 0.005, "momentum": 0.9}
+SHORT_SGD = SHORT | {"lr": 0.02, "momentum": 0.9, "clip": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)

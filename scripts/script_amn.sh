@@ -43,7 +43,7 @@ case "$DATASET" in
 esac
 if [ "${SHORT:-0}" = 1 ]; then                                   # a few hundred images on a CPU
   CAM_SCALES="${CAM_SCALES:-1 1.5}"
-  [ "$DATASET" = toy ] || CAM_FLAGS="${CAM_FLAGS:---steps 400 --lr 0.02}"
+  [ "$DATASET" = toy ] || CAM_FLAGS="${CAM_FLAGS:---steps 400}"
   CAM_FLAGS="${CAM_FLAGS:-}"
   cam_size=(--short) size=(--short)
 else                                                             # IRN's and AMN's settings
