@@ -22,6 +22,7 @@ from data.colour import DeviceTransform
 from data.dataset import TrainDataset
 from data.fields import TRUTH, FieldFlags
 from data.loader import step_batches
+from data.masks import survey, write_survey
 from data.readable import ImageList, ListFlags, open_list
 from data.transforms import resize_of
 from network.flags import (
@@ -129,6 +130,8 @@ def train(command: Command, device: torch.device) -> int:
     study(method, catalog, images, device)
     optimizer = build_optimizer(method, recipe, device)
     step = resume_run(out, method=method, optimizer=optimizer, config=config)
+    if step == 0 and "mask" in method.inputs:
+        look_at_masks(dataset, out)
     if step >= steps:
         dist.print_once(f"{out} is complete: {step} steps")
         return 0
@@ -179,6 +182,20 @@ def open_images(command: Command) -> tuple[Catalog, ImageList]:
             "--mask-dir truth: trained on ground truth, an upper bound and no weak supervision"
         )
     return open_list(command.data, saliency="saliency" in inputs, masks=on_truth)
+
+
+def look_at_masks(dataset: TrainDataset, out: Path) -> None:
+    """Say what the masks of the list hold, and note it in the run directory.
+
+    Raises:
+        ValueError: A mask is broken, or none has a foreground pixel.
+    """
+    with dist.all_or_none():
+        if dist.is_main():
+            found = survey(dataset.sources, dataset.ids)
+            for line in found.lines():
+                print(line, flush=True)
+            write_survey(found, out)
 
 
 def study(method: Method, catalog: Catalog, images: ImageList, device: torch.device) -> None:

@@ -95,17 +95,31 @@ def _require_previous(sources: Sources, ids: Sequence[str], *, key: str) -> None
         sources.previous.require((key,), ids)
 
 
-def _read_labels(
-    sources: Sources, image_id: str, size: tuple[int, int], *, key: str, are_classes: bool
-) -> tuple[tv_tensors.Mask, None]:
-    """Return a label map: seeds, masks, boundary labels; not smoothed by the resize."""
+def read_labels(sources: Sources, image_id: str, *, key: str, are_classes: bool) -> np.ndarray:
+    """Return a label map (H, W) uint8 at its image's size: a seed, mask or boundary label.
+
+    Args:
+        sources: Where the files are.
+        image_id: The image.
+        key: The batch key.
+        are_classes: Values are 0..K and 255.
+
+    Raises:
+        ValueError: The file is broken, of another size than its image, or has a class above K.
+    """
     catalog = sources.catalog
     if key == "mask" and sources.trains_on_truth:
-        labels = catalog.read_mask(image_id)
-    else:
-        highest = catalog.num_classes if are_classes else None
-        shape = sources.image_size(image_id)
-        labels = sources.previous.read_mask(key, image_id, size=shape, num_classes=highest)
+        return catalog.read_mask(image_id)
+    highest = catalog.num_classes if are_classes else None
+    shape = sources.image_size(image_id)
+    return sources.previous.read_mask(key, image_id, size=shape, num_classes=highest)
+
+
+def _sized_labels(
+    sources: Sources, image_id: str, size: tuple[int, int], *, key: str, are_classes: bool
+) -> tuple[tv_tensors.Mask, None]:
+    """Return a label map of another size (width, height); it is not smoothed."""
+    labels = read_labels(sources, image_id, key=key, are_classes=are_classes)
     resized = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
     return tv_tensors.Mask(np.array(resized)[None]), None
 
@@ -154,7 +168,7 @@ def _label_map(
 ) -> Field:
     """Return the row of a label map, which is 255 on padding."""
     require = functools.partial(_require_previous, key=key)
-    read = functools.partial(_read_labels, key=key, are_classes=are_classes)
+    read = functools.partial(_sized_labels, key=key, are_classes=are_classes)
     return Field(key, require, read, 255, finish)
 
 

@@ -13,7 +13,7 @@ from tool.infer.scales import Views
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 _IN_SHORT: tuple[str, ...] = ("steps", "batch_size", "accumulate", "crop", "long_side", "scale")
-_IN_SHORT += ("lr", "momentum", "weight_decay", "warmup", "clip")
+_IN_SHORT += ("output_stride", "lr", "momentum", "weight_decay", "warmup", "clip")
 SHORT = {"steps": 200, "crop": 224, "warmup": 50}
 SHORT_SGD = SHORT | {"lr": 0.02, "momentum": 0.9, "clip": 1.0}
 

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from network.backbones.cpu.folding import fold_frozen_norms
 from network.backbones.cpu.pointwise import replace_thin_strides
+from network.norms import FixedNorm2d
 from tool.formats.image import IMAGENET_MEAN, IMAGENET_STD
 
 TAP_NAMES = ("tap1", "tap2", "low", "mid", "high")
+FROZEN = ("norms", "stem", "shallow")  # parts of pretrained weights that can stay as they are
 AFFINITY = "affinity"  # a tap of every backbone; see `Backbone`
 AFFINITY_SUM = 12.0  # the sum of a row: Conformer-S adds the attention of 12 blocks
 _ANY = "<name>"  # at the end of an entry of `NAMES`: every name that begins like it
@@ -102,6 +104,25 @@ class Backbone(nn.Module):
         for name, parameter in self.named_parameters():
             if name.startswith(self.stem):
                 parameter.requires_grad_(False)
+
+    def train_beyond(self, frozen: str) -> None:
+        """Choose what trains of pretrained weights, in place of what `freeze` chose.
+
+        The scale and shift of norms never train.
+
+        Args:
+            frozen: What else stays as it is: nothing with "norms", the stem with "stem", the stem
+                and `shallow` with "shallow".
+        """
+        fixed = {
+            parameter
+            for module in self.modules()
+            if isinstance(module, FixedNorm2d)
+            for parameter in module.parameters()
+        }
+        prefixes = {"norms": (), "stem": self.stem, "shallow": (*self.stem, *self.shallow)}[frozen]
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(parameter not in fixed and not name.startswith(prefixes))
 
     def freeze_norms(self) -> None:
         """Make every BatchNorm a map that does not depend on the batch."""
