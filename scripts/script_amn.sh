@@ -10,6 +10,8 @@
 # are further settings; CAM_FLAGS, AMN_FLAGS, IRN_FLAGS go to train_fbr.py, CAM_SCALES, IRN_SCALES to infer_cam.py.
 # GATE=1|0: gate the CAMs of each stage by background regions (NROIs), or not; by default for fbr_amn. With it, the final
 # threshold is the one at which IRN's CAMs have as much foreground as the masks before it, else the paper's.
+# SEG=1: go on with a segmentation network trained on the masks (scripts/script_seg.sh), in OUT/seg; SEG_METHOD, SEG_STEPS,
+# SEG_BACKBONE, SEG_WEIGHTS and SEG_FLAGS are its settings.
 # ROUNDS=N: train AMN N times, each time on the seeds of the stage before.
 # SHORT=1|0: each method's recipe for a few hundred images (its `Recipe.short`), or the paper's; by default 1 for the
 # embedded dataset and your own photographs.
@@ -18,6 +20,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
 
+source scripts/segment.sh
 METHOD="${METHOD:-fbr_amn}"
 DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"
@@ -102,7 +105,10 @@ if [ "$METHOD" != cam ]; then
   done
 fi
 masks "$source/cam" "$source"
-[ "${IRN:-1}" = 1 ] || exit 0
+if [ "${IRN:-1}" != 1 ]; then
+  if [ "${SEG:-0}" = 1 ]; then segment "$source/mask" "$OUT/seg"; fi
+  exit 0
+fi
 # shellcheck disable=SC2086
 train irn "$OUT/3-irn" --seed-dir "$source/seed" --power "$power" ${size[@]+"${size[@]}"} $IRN_FLAGS
 # shellcheck disable=SC2086
@@ -110,3 +116,4 @@ infer "$OUT/3-irn" --cam-dir "$source/cam" ${IRN_SCALES:+--scales $IRN_SCALES} "
 threshold=(--threshold "$BG")
 [ "$GATE" = 0 ] || threshold=(--threshold-from "$source/mask")
 masks "$OUT/3-irn/cam" "$OUT/3-irn" "${threshold[@]}"
+if [ "${SEG:-0}" = 1 ]; then segment "$OUT/3-irn/mask" "$OUT/seg"; fi

@@ -11,6 +11,8 @@
 # SHORT=1|0: the method's recipe for a few hundred images (its `Recipe.short`), or the paper's; by default 1 for the
 # embedded dataset and your own photographs.
 # GATE=1|0: gate the CAMs by background regions (NROIs) in inference, or not; by default only for fbr.
+# SEG=1: go on with a segmentation network trained on the masks (scripts/script_seg.sh), in OUT/seg; SEG_METHOD, SEG_STEPS,
+# SEG_BACKBONE, SEG_WEIGHTS and SEG_FLAGS are its settings.
 # METHOD=fill|cam|eps|ppc|fbr  SEED=0  OUT=out/...  are further settings; TRAIN_FLAGS goes to train_fbr.py, after these;
 # SKIP_BAD_IMAGES=1 leaves out, counts and lists images that cannot be read.
 # Stopped and started again, it goes on where it was.
@@ -18,6 +20,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
 
+source scripts/segment.sh
 METHOD="${METHOD:-fbr}"
 DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"
@@ -82,3 +85,4 @@ if [ "${SCORE:-1}" = 0 ]; then
 else
   "$PYTHON" eval_miou.py --pred-dir "$OUT/mask" "${score[@]}" --json "$OUT/miou.json"
 fi
+if [ "${SEG:-0}" = 1 ]; then segment "$OUT/mask" "$OUT/seg"; fi
