@@ -37,6 +37,7 @@ from network.methods import Method, build_method, find_method, trained_names
 from network.options import add_option_flags, options_from
 from network.recipe import Recipe
 from network.weights.initialise import initialise
+from network.weights.pixel_truth import FACT
 from network.weights.pretrained import load_pretrained, source_file
 from tool.cli import Parser, run_stage
 from tool.files import file_hash, list_hash, locked
@@ -126,7 +127,8 @@ def train(command: Command, device: torch.device) -> int:
     method = build_method(config)
     dataset = dataset_from(command, catalog, images.ids)
     weights = start_file(method, command.start)
-    method = prepared(method, command, config, weights, device)
+    loaded = load_start(method, command, config, weights)
+    method = prepared(method, command, device)
     study(method, catalog, images, device)
     optimizer = build_optimizer(method, recipe, device)
     step = resume_run(out, method=method, optimizer=optimizer, config=config)
@@ -152,7 +154,10 @@ def train(command: Command, device: torch.device) -> int:
     with contextlib.ExitStack() as closing:
         log = None
         if dist.is_main():
-            write_config(out, config, command.given, weights=weights, resumed=step > 0)
+            resumed = step > 0
+            write_config(
+                out, config, command.given, weights=weights, loaded=loaded, resumed=resumed
+            )
             log = RunLog(out, start_step=step, mean=method.backbone.mean, std=method.backbone.std)
             closing.enter_context(contextlib.closing(log))
         ended_by = fit(
@@ -250,21 +255,41 @@ def start_file(method: Method, start: StartFlags) -> Path | None:
     return path or source_file(method.backbone, start.source)
 
 
-def prepared(
-    method: Method,
-    command: Command,
-    config: dict[str, Any],
-    weights: Path | None,
-    device: torch.device,
-) -> Method:
-    """Return the method with its first weights, on the device, compiled if requested."""
-    start = command.start
+def load_start(
+    method: Method, command: Command, config: dict[str, Any], weights: Path | None
+) -> str | None:
+    """Load the first weights, print what was loaded, and return it; None if there are none.
+
+    If the weights have seen pixel truth, `config` gets a note of it. It is then a part of the
+    identity of the run, and of its checkpoints.
+    """
+    start, allowed = command.start, command.start.allow_pixel_truth
+    if weights is None:
+        return None
     if start.init is not None:
-        classes = tuple(config["class_names"])
-        note = initialise(method, start.init, class_names=classes, background=start.background)
-        dist.print_once(note)
-    elif start.pretrained:
-        dist.print_once(load_pretrained(method.backbone, start.source, weights))
+        loaded = initialise(
+            method,
+            weights,
+            class_names=tuple(config["class_names"]),
+            background=start.background,
+            allow_pixel_truth=allowed,
+        )
+    else:
+        loaded = load_pretrained(
+            method.backbone,
+            start.source,
+            weights,
+            num_classes=method.num_classes,
+            allow_pixel_truth=allowed,
+        )
+    if method.backbone.saw_masks:
+        config[FACT] = True
+    dist.print_once(f"{loaded}; SHA-256 {file_hash(weights)}")
+    return loaded
+
+
+def prepared(method: Method, command: Command, device: torch.device) -> Method:
+    """Return the method on the device, compiled if requested."""
     method = dist.synchronise_norms(method, device)
     method.to(device).to(memory_format=torch.channels_last)
     if command.run.compile:

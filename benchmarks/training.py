@@ -57,8 +57,8 @@ def build(
     """
     config = train_fbr.run_config(stage, stage.recipe, catalog, images)
     method = build_method(config | {"pretrained": True})
-    weights = train_fbr.start_file(method, stage.start)
-    return train_fbr.prepared(method, stage, config, weights, device)
+    train_fbr.load_start(method, stage, config, train_fbr.start_file(method, stage.start))
+    return train_fbr.prepared(method, stage, device)
 
 
 def headline(stage: train_fbr.Command, device: torch.device, *facts: str) -> str:

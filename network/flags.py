@@ -37,11 +37,15 @@ class StartFlags:
             What fits by name and shape is taken, and the classifier if the classes are the same.
         background: Position of the background map in the classifier of --init, if the file does not
             show it: first (SEAM, PPC), last (EPS) or none (PSA).
+        allow_pixel_truth: Take a file of --weights or --init that has seen pixel truth, such as a
+            segmentation network. The run is then no weak supervision; its config.json says
+            init_saw_masks.
     """
 
     weights: str | None = flag(None, metavar="W")
     init: Path | None = flag(None, metavar="FILE")
     background: str | None = flag(None, choices=PLACES)
+    allow_pixel_truth: bool = False
 
     def __post_init__(self) -> None:
         if self.background and self.init is None:

@@ -35,11 +35,13 @@ CASES = [
     ("resnet38d_slim", 8),
     ("resnet50", 8),
     ("resnet50", 16),
+    ("resnet101", 8),
+    ("resnet101_caffe", 16),
     (LITE, 16),
     (LITE, 32),
     ("timm:resnet18", 16),
 ]
-FREEZING = [("resnet38d_slim", 8), (LITE, 16), ("timm:resnet18", 16)]
+FREEZING = [("resnet38d_slim", 8), ("resnet101_caffe", 8), (LITE, 16), ("timm:resnet18", 16)]
 
 
 def shared() -> Path:
@@ -272,7 +274,9 @@ def test_an_impossible_backbone_is_one_clear_line(name: str, stride: int) -> Non
 
 
 def test_an_unknown_backbone_says_which_there_are() -> None:
-    with pytest.raises(ValueError, match=r"resnet38d, resnet38d_slim, resnet50, timm:<name>"):
+    with pytest.raises(
+        ValueError, match=r"resnet101, .*caffe, resnet38d, resnet38d_slim, resnet50, timm"
+    ):
         build_backbone("alexnet")
 
 

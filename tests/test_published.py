@@ -118,9 +118,11 @@ def test_without_an_answer_one_line_says_what_to_put_where(
     (cache / name).write_bytes(slim)  # by hand
     result = run("train_fbr.py", *flags)
     assert result.returncode == 0, result.stderr
-    assert f"191 of 191 tensors of resnet38d_slim from {name}" in result.stdout
+    assert f"191 of 191 tensors of resnet38d_slim from {name}; SHA-256 " in result.stdout
     noted = json.loads((tmp_path / "out" / "config.json").read_text())["weights"]
-    assert noted == {"file": str(cache / name), "sha256": hashlib.sha256(slim).hexdigest()}
+    line = f"191 of 191 tensors of resnet38d_slim from {name}"
+    digest = hashlib.sha256(slim).hexdigest()
+    assert noted == {"file": str(cache / name), "sha256": digest, "loaded": line}
 
 
 def test_every_start_is_noted_and_a_resume_keeps_the_note(slim, folder_root, tmp_path) -> None:
@@ -134,9 +136,11 @@ def test_every_start_is_noted_and_a_resume_keeps_the_note(slim, folder_root, tmp
     path = tmp_path / "w.pth"
     path.write_bytes(slim)
     note = {"file": str(path), "sha256": hashlib.sha256(slim).hexdigest()}
+    note["loaded"] = "191 of 191 tensors of resnet38d_slim from w.pth"
     assert noted("scratch", drop=False) is None
     assert noted("weights", "--weights", path) == note
-    assert noted("init", "--init", path) == note
+    line = "started from w.pth: backbone 191 of 191, classifier 0 of 1 tensors"
+    assert noted("init", "--init", path) == note | {"loaded": line}
     config = tmp_path / "weights" / "config.json"
     checkpoint = torch.load(tmp_path / "weights" / "checkpoint.pth", weights_only=True)
     torch.save(checkpoint | {"step": 0}, tmp_path / "weights" / "checkpoint.pth")

@@ -57,6 +57,8 @@ class Backbone(nn.Module):
         std: Standard deviation of each channel of the RGB input, in [0, 1].
         stem: Prefixes of the parameters that stay frozen if the weights are pretrained.
         shallow: Prefixes of further parameters that a plain classifier leaves frozen.
+        caffe: Its weights are of Caffe's ResNet; see `network.weights.caffe`.
+        saw_masks: Its weights were trained on pixel masks. What loads the weights sets it.
     """
 
     name: str
@@ -65,6 +67,8 @@ class Backbone(nn.Module):
     std: tuple[float, float, float] = IMAGENET_STD
     stem: tuple[str, ...]
     shallow: tuple[str, ...] = ()
+    caffe = False
+    saw_masks = False
     _kept: tuple[Tensor, dict[str, Tensor]] | None = None  # by `one_pass`
     _keeps = False
 

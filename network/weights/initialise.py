@@ -10,8 +10,8 @@ from torch import Tensor
 
 from network.methods import Method
 from network.weights.foreign_heads import CLASSIFIER, as_maps, fitted_classifier, split_heads
-from network.weights.pretrained import NEEDED, read_named_weights, too_few
-from network.weights.unwrap import OURS, find_backbone, quoted
+from network.weights.pretrained import open_weights
+from network.weights.unwrap import OURS, quoted
 from tool.train.run_directory import COUNTER, weight_names
 
 
@@ -21,6 +21,7 @@ def initialise(
     *,
     class_names: tuple[str, ...] | None = None,
     background: str | None = None,
+    allow_pixel_truth: bool = False,
 ) -> str:
     """Load the weights of a file of another method or number of classes (`--init`).
 
@@ -35,22 +36,27 @@ def initialise(
             file's classes count as the same.
         background: Position of the background in a foreign classifier; see
             `network.weights.channel_order`.
+        allow_pixel_truth: Take weights that have seen pixel truth.
 
     Returns:
         One line that says what was taken.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is unreadable, has less than 90 % of the backbone's tensors, does not
-            show the position of its background, or does not fit `background`.
+        ValueError: The file is unreadable, has less than 90 % of the backbone's tensors, is of
+            another backbone, has seen pixel truth and that is not allowed, does not show the
+            position of its background, or does not fit `background`.
     """
     # The backbone.
     path = Path(path)
-    content, theirs = read_named_weights(path)
-    prefix = None if theirs is None else OURS
-    found = find_backbone(method.backbone, content, path, prefix=prefix)
-    if found.count < NEEDED * found.total:
-        raise ValueError(f"--init {path}: {too_few(method.backbone, found)}")
+    weights = open_weights(
+        method.backbone,
+        path,
+        f"--init {path}",
+        num_classes=method.num_classes,
+        allow_pixel_truth=allow_pixel_truth,
+    )
+    found, theirs = weights.found, weights.config
     # The heads, of a file of this codebase or of a foreign one.
     if theirs is not None or found.prefix.endswith(OURS):
         if background is not None:
@@ -69,8 +75,7 @@ def initialise(
         for group in (names, taken)
     )
     parts = ", ".join(f"{part} {got[part]} of {total[part]}" for part in total)
-    notes = [found.place] * bool(found.place) + notes
-    return "; ".join([f"started from {path.name}: {parts} tensors", *notes])
+    return "; ".join([f"started from {path.name}: {parts} tensors", *weights.notes, *notes])
 
 
 def _our_heads(

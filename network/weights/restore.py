@@ -245,7 +245,7 @@ def _foreign_model(
     heads = {n: t for n, t in others.items() if n in own} | {CLASSIFIER: weight}
     omitted = [n for n in others if n not in heads]
     # One line about everything that was assumed or left out.
-    line += f"; {found.place}" if found.place else ""
+    line = "; ".join([line, *found.notes])
     if omitted:
         shown = quoted(omitted, 5)
         line += f"; left out, as method {config['method']} has no such tensors: {shown}"

@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from network.backbones import Backbone
+from network.weights.caffe import in_our_form, is_caffes, our_name
 from tool.files import first_few
 from tool.formats.beside import Skipped
 from tool.formats.checkpoint import plain_tensors
 from tool.train.run_directory import COUNTER
 
+NEEDED = 0.9  # the share of a backbone's tensors that a file must have
 OURS = "backbone.net."  # the prefix of a backbone's tensors in the files of this codebase
 _AVERAGES = ("ema", "teacher", "average")  # preferred if several places fit equally well
 _DEEPEST = 4  # levels of dictionaries
@@ -43,6 +45,8 @@ class Found:
         total: Number of tensors of the backbone, without the counters.
         place: If several places fit equally well, the one that was taken, for a message; else "".
         content: The first names in the file, for a message.
+        form: What was assumed about a file of Caffe's form, for a message; else "".
+        caffe_names: The file has the names of Caffe's ResNet; those here are translated.
     """
 
     backbone: dict[str, Tensor]
@@ -52,6 +56,18 @@ class Found:
     total: int
     place: str
     content: str
+    form: str
+    caffe_names: bool
+
+    @property
+    def enough(self) -> bool:
+        """Whether the file has the share of the backbone's tensors that is needed."""
+        return self.count >= NEEDED * self.total
+
+    @property
+    def notes(self) -> list[str]:
+        """What was assumed about the file, for a message."""
+        return [note for note in (self.place, self.form) if note]
 
     @property
     def count(self) -> int:
@@ -84,11 +100,13 @@ def find_backbone(
             place.
 
     Raises:
-        ValueError: The container of the tensors holds one that is not plain.
+        ValueError: The container of the tensors holds one that is not plain, or the file has
+            enough tensors and is of another form of ResNet; see `network.weights.caffe`.
     """
     # The place with most tensors of the backbone.
     own = {plain_name(name): (name, t.shape) for name, t in backbone.state_dict().items()}
-    containers = list(_containers(content))
+    named = list(containers_of(content))
+    containers = [(keys, {our_name(n): t for n, t in tensors.items()}) for keys, tensors in named]
     places = _places(containers, own) if prefix is None else [_Place(0, False, (), prefix)]
     best = max(places, key=lambda place: place[:2], default=_Place(0, False, (), ""))
     tensors = plain_tensors(dict(containers).get(best.keys, {}), path)
@@ -99,7 +117,7 @@ def find_backbone(
     backbone_tensors, rest = _split(tensors, best.prefix, near, own)
     needed = [name for name, _ in own.values() if not name.endswith(COUNTER)]
     rivals = [_named(place) for place in others if place.count == best.count]
-    return Found(
+    found = Found(
         backbone=backbone_tensors,
         missing=[name for name in needed if name not in backbone_tensors],
         rest=rest,
@@ -107,7 +125,22 @@ def find_backbone(
         total=len(needed),
         place=f"{_named(best)} (also in it: {', '.join(rivals)})" if rivals else "",
         content=described(content, own),
+        form="",
+        caffe_names=any(map(is_caffes, dict(named).get(best.keys, {}))),
     )
+    # A checkpoint of this codebase says its backbone; of another file the form is found out.
+    if prefix is not None or not found.enough:
+        return found
+    try:
+        tensors, form = in_our_form(
+            backbone,
+            backbone_tensors,
+            named=found.caffe_names,
+            ours=best.prefix.endswith(OURS),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return dataclasses.replace(found, backbone=tensors, form=form)
 
 
 def plain_name(name: str) -> str:
@@ -120,7 +153,7 @@ def _unflattened(name: str) -> str:
     return re.sub(r"^(stages|layers|blocks|features)_(\d+)\.", r"\1.\2.", name)
 
 
-def _containers(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+def containers_of(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
     """Yield the named tensors of each dictionary that has some, with the keys that lead to it."""
     for keys, named in _dictionaries(content):
         tensors = {n: item for n, item in named.items() if isinstance(item, Tensor)}
@@ -232,7 +265,7 @@ def described(content: dict[str, Any], own: Collection[str] = ()) -> str:
         content: A state dict, or dictionaries around some.
         own: Plain names of the backbone's tensors. NumPy arrays under these names are counted.
     """
-    _, tensors = max(_containers(content), key=lambda item: len(item[1]), default=((), {}))
+    _, tensors = max(containers_of(content), key=lambda item: len(item[1]), default=((), {}))
     parts = [quoted(content)]
     if tensors and not set(tensors) <= set(content):
         parts.append(f"tensors {quoted(tensors)}")

@@ -27,6 +27,7 @@ def write_config(
     flags: dict[str, Any],
     *,
     weights: Path | None,
+    loaded: str | None = None,
     resumed: bool = False,
 ) -> None:
     """Write `config.json`: what the run is, from which weights, by which code and processor.
@@ -36,10 +37,11 @@ def write_config(
         config: The configuration of the run.
         flags: The flags of the command.
         weights: The file that the run starts from; None if it starts from scratch.
+        loaded: What the run took of that file, as it was printed.
         resumed: Whether the run started earlier. Then what was noted about its weights stays.
     """
     path = directory / "config.json"
-    start = weights and {"file": str(weights), "sha256": file_hash(weights)}
+    start = weights and {"file": str(weights), "sha256": file_hash(weights), "loaded": loaded}
     content = {
         "config": config,
         **({"weights": start} if not resumed else _noted_weights(path)),

@@ -1,0 +1,129 @@
+"""The two forms of a ResNet's weights: torchvision's and Caffe's, told apart by file.
+
+They have equal shapes. But a network of Caffe's has the stride of a stage in the first 1x1, and
+reads BGR images in 0..255. So weights of one form give wrong features in the other.
+
+The names show the form where the file has Caffe's, as deeplab-pytorch writes them. The statistics
+of the first norm show it always: its variance per energy of its filter is the variance of the
+input, up to a factor. The median over filters is about 0.16 for an input of about +-1, and some
+thousand times more for one in 0..255.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from network.backbones import Backbone, backbone_names
+
+LARGEST_SMALL = 30.0  # above this ratio, an input is in 0..255
+_CONV, _VARIANCE = "net.conv1.weight", "net.bn1.running_var"
+_LAYERS = {"reduce": 1, "conv3x3": 2, "increase": 3}
+_NAME = re.compile(
+    r"(?P<prefix>(?:.*\.)?)layer(?:(?P<stage>[2-5])\.block(?P<block>[1-9]\d*)\."
+    r"(?P<layer>reduce|conv3x3|increase|shortcut)|1\.conv1)\.(?P<part>conv|bn)\.(?P<tensor>\w+)"
+)
+
+
+def our_name(name: str) -> str:
+    """Translate a tensor's name from deeplab-pytorch's for Caffe's ResNet to torchvision's.
+
+    A prefix stays. So does every other name.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return name
+    part, tensor = match["part"], match["tensor"]
+    if match["stage"] is None:
+        return f"{match['prefix']}{part}1.{tensor}"
+    if match["layer"] == "shortcut":
+        layer = f"downsample.{0 if part == 'conv' else 1}"
+    else:
+        layer = f"{part}{_LAYERS[match['layer']]}"
+    stage, block = int(match["stage"]) - 1, int(match["block"]) - 1
+    return f"{match['prefix']}layer{stage}.{block}.{layer}.{tensor}"
+
+
+def is_caffes(name: str) -> bool:
+    """Return whether a name is one that `our_name` translates."""
+    return _NAME.fullmatch(name) is not None
+
+
+def in_our_form(
+    backbone: Backbone, tensors: dict[str, Tensor], *, named: bool, ours: bool
+) -> tuple[dict[str, Tensor], str]:
+    """Check that a file has the form of a ResNet, and return its tensors for an RGB input.
+
+    The first convolution of a file of Caffe's form reads BGR; its channels are reversed. This is
+    assumed also under torchvision's names, because who renames the tensors leaves their content.
+
+    Args:
+        backbone: It may be any; one that is no ResNet takes every file.
+        tensors: The file's tensors under the names of the backbone's state dict.
+        named: The file has Caffe's names.
+        ours: The file is of this codebase, so that its first convolution reads RGB.
+
+    Returns:
+        The tensors, and a note about the form; "" if it is torchvision's.
+
+    Raises:
+        ValueError: The file has the other form than the backbone, or does not show its form.
+    """
+    if not {_CONV, _VARIANCE} <= set(backbone.state_dict()):
+        return tensors, ""
+    ratio = input_ratio(tensors)
+    if ratio is None:
+        raise ValueError(
+            "the file does not show whether it is of torchvision's or Caffe's ResNet: "
+            "conv1.weight or bn1.running_var is missing, or the same for every filter"
+        )
+    large = ratio > LARGEST_SMALL
+    if named and not large:
+        raise ValueError(
+            f"the file has the names of Caffe's ResNet, but its first norm is of inputs of about "
+            f"+-1 (ratio {ratio:.2g}), not 0..255 (above {LARGEST_SMALL:g}): it fits neither form"
+        )
+    if large != backbone.caffe:
+        theirs, where = _FORMS[large]
+        raise ValueError(
+            f"the file is of {theirs} ResNet, {where} (first norm's ratio {ratio:.2g}): "
+            + _remedy(backbone.name, large)
+        )
+    if not large:
+        return tensors, ""
+    if ours:
+        return tensors, "of Caffe's form"
+    note = "of Caffe's form: conv1 is turned from BGR to RGB"
+    if not named:
+        note = "of Caffe's form by its statistics: conv1 is taken as BGR and turned to RGB"
+    return tensors | {_CONV: tensors[_CONV].flip(1)}, note
+
+
+_FORMS = {
+    False: ("torchvision's", "with the stride in the 3x3 and inputs of about +-1"),
+    True: ("Caffe's", "with the stride in the first 1x1 and inputs in 0..255"),
+}
+
+
+def _remedy(name: str, caffe: bool) -> str:
+    """Say which backbone takes a file of Caffe's or of torchvision's form in place of `name`."""
+    other = f"{name.removeprefix('timm:')}_caffe" if caffe else name.removesuffix("_caffe")
+    if other in backbone_names():
+        return f"use --backbone {other}"
+    return f"{name} has no such form"
+
+
+def input_ratio(tensors: dict[str, Tensor]) -> float | None:
+    """Return the median over filters of the first norm's variance per energy of the filter.
+
+    Returns:
+        None if the tensors are missing, or if every variance is the same: then the norm is new, or
+        its statistics were merged into its scale and shift.
+    """
+    weight, variance = tensors.get(_CONV), tensors.get(_VARIANCE)
+    if weight is None or variance is None or bool((variance == variance[0]).all()):
+        return None
+    energy = weight.double().flatten(1).square().sum(dim=1)
+    return float((variance.double() / energy.clamp(min=torch.finfo(torch.float64).tiny)).median())
