@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import FOLDER_CLASSES, FOLDER_IMAGES
 from PIL import Image
 from runs import Result, assert_refused, run
 from untrained import SEGMENT, untrained, without_labels
 
+from network.methods import Recipe
 from network.predict.__main__ import largest_classes
+from network.predict.maps import mask_of
 from tool.formats.mask import load_mask
 
 pytestmark = pytest.mark.usefixtures("trial_methods")
@@ -92,6 +96,15 @@ def test_two_likeliest_classes_are_the_default_of_a_classifier(folder_root, tmp_
     for more, wanted in (([], 4), (["--top", 1], 3)):
         assert predict(checkpoint, image, *more).returncode == 0
         assert panels(checkpoint, image) == wanted
+
+
+def test_the_mask_is_that_of_maps_as_a_file_stores_them() -> None:
+    """What float16 cannot tell apart is a tie, which goes to the background."""
+    maps = torch.tensor([0.50001, 0.50002, 0.1])[:, None, None].expand(3, 2, 2)
+    method = SimpleNamespace(has_background=True, recipe=Recipe())
+    assert not mask_of(maps, None, method, None).any()
+    clear = maps + torch.tensor([0, 0.01, 0])[:, None, None]
+    assert (mask_of(clear, None, method, None) == 1).all()
 
 
 def test_the_largest_classes_of_a_mask() -> None:
