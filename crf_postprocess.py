@@ -18,7 +18,7 @@ from data.readable import ListFlags, open_list
 from tool.cli import positive_int, run_stage
 from tool.crf.area import BINS, Areas, threshold_of
 from tool.crf.flags import CrfFlags, crf_settings
-from tool.crf.post import check_noted, post_of
+from tool.crf.post import check_noted, max_side_of, post_of
 from tool.crf.stage import PostProcess
 from tool.files import locked
 from tool.flags import flag, parse_flags
@@ -104,7 +104,8 @@ def prepare(command: Command, catalog: Catalog, counts: np.ndarray) -> PostProce
     if crf.seeds == []:
         check_noted(command.cam_dir)
     settings = crf_settings(crf, post_of(command.cam_dir))
-    work = PostProcess(catalog, command.cam_dir, command.out, **settings)
+    max_side = max_side_of(command.cam_dir)
+    work = PostProcess(catalog, command.cam_dir, command.out, max_side=max_side, **settings)
     if work.threshold is not None and command.crf.threshold is None and dist.is_main():
         why = "as these CAMs' method has none"
         if command.threshold_from is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,16 +17,16 @@ from data.regions import RegionSource, region_source
 from network.contrast.gate import GateSettings, NroiGate, RegionCollector
 from network.methods import Method
 from network.weights.choice import NetworkFlags, network_from
-from tool.cli import positive_int, run_stage
+from tool.cli import run_stage
 from tool.crf.flags import CrfFlags, crf_settings
 from tool.crf.post import GATES
 from tool.files import locked
 from tool.flags import flag, parse_flags
 from tool.formats.cam import strided_size
 from tool.formats.regions import load_regions, save_regions
-from tool.infer.flags import RunFlags, ViewFlags
+from tool.infer.flags import OutputFlags, RunFlags, ViewFlags
 from tool.infer.multiscale import Refine, infer_images
-from tool.infer.outputs import PLAIN, Outputs, Plan
+from tool.infer.outputs import Outputs, Plan, keeping_plain
 from tool.infer.previous import PREVIOUS, PreviousFlags
 from tool.infer.scales import Views
 from tool.parallel import dist
@@ -40,11 +39,6 @@ class Command:
     """What the command line says.
 
     Attributes:
-        out: Folder that receives the CAMs, one ID.npy per image.
-        masks: Folder that receives masks, made in the same pass as stage 3 makes them. Give it
-            without --out if you want no CAM files.
-        cam_stride: Pixels per stored value. With 4 a file has a 16th of the size, and stages 3 and
-            4 enlarge it.
         gate: With nroi, CAMs are kept as far as a cell is nearer to its class than to background
             regions of other images; a first pass over some training images collects them in
             nroi.npz. By default the method's: nroi for fbr and fbr_amn, none for the others.
@@ -52,9 +46,7 @@ class Command:
             --out, from the same pass.
     """
 
-    out: Path | None = None
-    masks: Path | None = None
-    cam_stride: int = flag(1, type=positive_int, metavar="PIXELS")
+    output: OutputFlags
     gate: str | None = flag(None, choices=GATES)
     keep_plain: bool = False
     data: ListFlags
@@ -65,12 +57,10 @@ class Command:
     run: RunFlags
 
     def __post_init__(self) -> None:
-        if self.out is None and self.masks is None:
-            raise ValueError("--out for CAMs, --masks for masks, or both")
-        if self.keep_plain and (self.out is None or self.gate == "none"):
+        if self.keep_plain and (self.output.out is None or self.gate == "none"):
             raise ValueError("--keep-plain is for --out with the gate")
-        if self.cam_stride > 32:
-            raise ValueError("--cam-stride is at most 32")
+        if self.views.max_side is not None and self.output.cam_stride > 1:
+            raise ValueError("--max-side and --cam-stride both make CAMs smaller: give one of them")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with dist.ranks(device), contextlib.ExitStack() as held:
         with dist.all_or_none():
             if dist.is_main():
-                for folder in filter(None, (command.out, command.masks)):
+                for folder in command.output.folders():
                     held.enter_context(locked(folder))
             work = prepare(command, device)
         with dist.all_or_none():
@@ -149,7 +139,7 @@ def prepare(command: Command, device: torch.device) -> Work:
             config,
             facts,
             checkpoint=command.network.checkpoint,
-            folder=command.out or command.masks or Path(),
+            folder=command.output.folders()[0],
             report=dist.print_once,
         )
         made_from["gate"] = gate.note()
@@ -183,15 +173,20 @@ def collect(command: Command, work: Work) -> None:
 
 def plan_from(command: Command, method: Method) -> Plan:
     """Return what is written where; how masks are made is the method's, if no flag says so."""
+    output, post = command.output, method.recipe.post
+    wants_masks = output.masks is not None or output.argmax is not None
     return Plan(
         maps=method.maps,
         plain=command.keep_plain,
         has_background=method.has_background,
-        post=dataclasses.replace(method.recipe.post, gate=gate_name(command, method)),
-        map_dir=command.out,
-        mask_dir=command.masks,
-        map_stride=command.cam_stride,
-        crf=crf_settings(command.crf, method.recipe.post) if command.masks else {},
+        post=dataclasses.replace(post, gate=gate_name(command, method)),
+        map_dir=output.out,
+        mask_dir=output.masks,
+        argmax_dir=output.argmax,
+        map_stride=output.cam_stride,
+        crf=crf_settings(command.crf, post) if wants_masks else {},
+        threshold=post.threshold if command.crf.threshold is None else command.crf.threshold,
+        max_side=command.views.max_side,
         crf_workers=command.run.crf_workers,
     )
 
@@ -232,17 +227,7 @@ def infer(command: Command, work: Work, *, gate: NroiGate | None) -> None:
     with outputs:
         for sample, maps in inferred(command, work, work.dataset, remaining, refine):
             outputs.put(sample["image_id"], sample.get("label"), maps)
-
-
-def keeping_plain(gate: Refine) -> Refine:
-    """Return a gate whose maps have the first one, as it was before, under the name `PLAIN`."""
-
-    def both(
-        image_id: str, features: Sequence[torch.Tensor], maps: dict[str, torch.Tensor], label: Any
-    ) -> dict[str, torch.Tensor]:
-        return gate(image_id, features, maps, label) | {PLAIN: next(iter(maps.values()))}
-
-    return both
+            del maps  # no use to keep them while the next ones are computed
 
 
 def inferred(
@@ -266,7 +251,7 @@ def inferred(
         what: Name of the progress bar.
         stride: Pixels per value of the maps; by default the command's.
     """
-    stride = stride or command.cam_stride
+    stride = stride or command.output.cam_stride
     batch_size = command.run.batch_size or (8 if work.device.type == "cuda" else 1)
     batches = dataset.batches(indices, batch_size)
     loader = infer_loader(dataset, batches=batches, num_workers=command.run.num_workers)
@@ -284,6 +269,7 @@ def inferred(
                     refine=refine,
                 )
             yield from zip(samples, merged, strict=True)
+            del merged
             bar.update(len(samples))
 
 
@@ -299,8 +285,8 @@ def named_if_too_large(samples: Sequence[dict[str, Any]]) -> Iterator[None]:
         height, width = samples[0]["size"]
         raise ValueError(
             f"too little memory for {len(samples)} images of {width}x{height} at once ({names}): "
-            "give fewer or smaller --scales or --sides, a smaller --batch-size, --gate none, or a "
-            "smaller copy of the image"
+            "give fewer or smaller --scales or --sides, a smaller --batch-size, --gate none, or "
+            "--max-side"
         ) from error
 
 

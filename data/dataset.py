@@ -13,7 +13,12 @@ from data.files import all_found
 from data.transforms import Resize, TrainTransform
 from tool.files import first_few
 from tool.formats.image import batches_of_one_size
-from tool.infer.previous import INFERABLE, PreviousOutputs, takes_previous_outputs
+from tool.infer.previous import (
+    INFERABLE,
+    PreviousOutputs,
+    check_not_reduced,
+    takes_previous_outputs,
+)
 from tool.infer.scales import Views
 from tool.progress import derive_seed
 
@@ -130,9 +135,11 @@ class InferDataset(Dataset):
 
         Raises:
             FileNotFoundError: An image, seed or CAM is missing; names the first few.
-            ValueError: There are no ids, an id has no label, or an input cannot be loaded.
+            ValueError: There are no ids, an id has no label, an input cannot be loaded, or the
+                views reduce images and the method reads files of previous stages.
         """
         _check_inputs("inference", inputs, ("image_id", "image", "label", *INFERABLE))
+        check_not_reduced(inputs, views.max_side)
         self.with_label = "label" in inputs
         _check_list(catalog, ids, with_label=self.with_label)
         self.previous, self.inputs = previous or PreviousOutputs(), inputs
@@ -143,7 +150,7 @@ class InferDataset(Dataset):
         return len(self.ids)
 
     def batches(self, indices: Sequence[int], batch_size: int) -> list[list[int]]:
-        """Split `indices` into lists of at most `batch_size` images of one size.
+        """Split `indices` into lists of at most `batch_size` images whose maps have one size.
 
         Raises:
             ValueError: An image file is broken; names it.
@@ -151,14 +158,17 @@ class InferDataset(Dataset):
         if batch_size == 1:
             return [[index] for index in indices]
         return batches_of_one_size(
-            indices, lambda index: self.catalog.image_size(self.ids[index]), batch_size
+            indices,
+            lambda index: self.views.map_size(self.catalog.image_size(self.ids[index])),
+            batch_size,
         )
 
     def __getitem__(self, index: int) -> dict[str, object]:
         """Return the sample of one image.
 
         Returns:
-            "image_id" str; "size" (H, W) ints; "images", one (3, h, w) uint8 tensor per view. If
+            "image_id" str; "size" (H, W) ints of the maps, which are the image's unless the views
+            reduce it; "images", one (3, h, w) uint8 tensor per view. If
             `inputs` names them, also "label" (K,) float32 {0, 1}, "seed" (H, W) int64 in 0..K or
             255, and "cam" (K, ceil(H / 4), ceil(W / 4)) float32 in [0, 1].
 
@@ -168,7 +178,8 @@ class InferDataset(Dataset):
         image_id = self.ids[index]
         image = self.catalog.read_image(image_id)
         images = self.views.of(image)
-        size, num_classes = (image.height, image.width), self.catalog.num_classes
+        size = self.views.map_size((image.height, image.width))
+        num_classes = self.catalog.num_classes
         sample = {"image_id": image_id, "size": size, "images": images}
         if self.with_label:
             sample["label"] = torch.from_numpy(self.catalog.label(image_id))

@@ -37,6 +37,15 @@ def folder_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def trial_methods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The methods in `trial_methods/` are methods too, in this process."""
+    import network.methods
+
+    folder = str(Path(__file__).parent / "trial_methods")
+    monkeypatch.setattr(network.methods, "__path__", [*network.methods.__path__, folder])
+
+
+@pytest.fixture
 def server() -> Iterator[Server]:
     """A server of the files that a test puts into it."""
     with Server() as running:

@@ -58,6 +58,8 @@ def test_show_takes_the_files_of_the_earlier_stage(irn, tmp_path, folder_dataset
     assert_refused(run("network/predict/__main__.py", *shown, *out), "--cam-dir")
     shown += ["--cam-dir", tmp_path / "cam"]
     assert_refused(run("network/predict/__main__.py", *shown, *out), "--classes")
+    reduced = ["--classes", "disc", "--max-side", 20]
+    assert_refused(run("network/predict/__main__.py", *shown, *reduced, *out), "--max-side")
     result = run("network/predict/__main__.py", *shown, "--classes", "disc", *out)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "shown.png").is_file()

@@ -1,4 +1,4 @@
-"""Draw a picture of an image, its CAMs and its mask."""
+"""Draw a picture of an image, its CAMs and its mask; write the mask."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ import torch
 from PIL import Image
 
 from network.contrast.gate import GateSettings, NroiGate
-from network.losses import resize
 from network.methods import Method
+from network.predict.maps import class_maps, mask_of
 from network.weights.restore import restore
 from tool.cli import DEVICES, positive_int, run_stage
 from tool.crf.post import GATES
 from tool.files import atomic_path, file_hash
 from tool.flags import flag, parse_flags
-from tool.formats.image import decode
+from tool.formats.image import decode, reduced
+from tool.formats.mask import enlarged, save_mask
 from tool.formats.regions import REGIONS, load_regions
-from tool.infer.multiscale import infer_images, network_input
-from tool.infer.previous import PREVIOUS, PreviousFlags, PreviousOutputs, takes_previous_outputs
+from tool.infer.multiscale import network_input
+from tool.infer.previous import (
+    PREVIOUS,
+    PreviousFlags,
+    check_not_reduced,
+    takes_previous_outputs,
+)
 from tool.infer.scales import Views, at_scale
 from tool.parallel.dist import pick_device
 from tool.report.picture import heat, label_colours, strip
@@ -37,8 +43,13 @@ class Command:
     Attributes:
         image: A JPEG or PNG.
         checkpoint: The checkpoint.pth of train_fbr.py.
-        classes: Names of the classes to show. By default the likeliest, if the method classifies.
-        top: Number of classes to show without --classes.
+        classes: Names of the classes to show, and of those that the mask may have. By default the
+            likeliest, if the method classifies. A segmentation network, which infers without image
+            labels and has a background, needs no names: its mask has the best of all classes.
+        top: Number of classes to show without --classes. By default 2, and all classes of the mask
+            of a segmentation network.
+        mask: Write the mask to this file too: a palette PNG of class indices, of the image's size.
+        max_side: Reduce a larger image first, so that its longer side has this many pixels.
         bg_threshold: The mask is background where no class is above T. By default T is the method's
             threshold.
         out: PNG to write. By default out/NAME_cam.png.
@@ -50,7 +61,9 @@ class Command:
     image: Path = flag(positional=True, metavar="IMAGE")
     checkpoint: Path
     classes: list[str] | None = flag(None, metavar="NAME")
-    top: int = flag(2, type=positive_int, metavar="N")
+    top: int | None = flag(None, type=positive_int, metavar="N")
+    mask: Path | None = flag(None, metavar="FILE")
+    max_side: int | None = flag(None, type=positive_int, metavar="PIXELS")
     bg_threshold: float | None = flag(None, metavar="T")
     out: Path | None = None
     gate: str | None = flag(None, choices=GATES)
@@ -59,43 +72,84 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the picture of an image."""
+    """Write the picture of an image, and its mask."""
     command = parse_flags(
         Command, argv, example="photo.jpg --checkpoint out/toy-fbr-seed0/checkpoint.pth"
     )
     device = pick_device(command.device)
     method, config = restore(command.checkpoint)
-    method.to(device).eval()
-    name, image = command.image.stem, decode(command.image, "RGB")
-    names = config["class_names"]
+    method.to(device).to(memory_format=torch.channels_last).eval()
+    name, photograph = command.image.stem, decode(command.image, "RGB")
+    names, segments = config["class_names"], is_segmentation_network(method)
     previous = command.previous.outputs()
     previous.require(method.infer_inputs, [name])
+    check_not_reduced(method.infer_inputs, command.max_side)
     chosen = chosen_classes(command.classes or (), names)
     if not chosen and (method.conditioned or takes_previous_outputs(method.infer_inputs)):
         raise ValueError(
             f"method {config['method']!r} is given the image's classes: pass --classes, of "
             f"{', '.join(names)}"
         )
-    chosen = chosen or likeliest(method, image, command.top, device)
-    if not chosen:
-        raise ValueError(
-            f"method {config['method']!r} does not classify: pass --classes, of {', '.join(names)}"
-        )
     gate, views = gate_of(command, method, config, device)
+    image = reduced(photograph, views.max_side)
+    if not chosen and not segments:
+        chosen = likeliest(method, image, command.top or 2, device)
+        if not chosen:
+            raise ValueError(
+                f"method {config['method']!r} does not classify: pass --classes, of "
+                f"{', '.join(names)}"
+            )
     label = label_of(chosen, len(names))
     maps = class_maps(method, name, image, label, previous, device, views, gate)
-    mask = mask_of(maps["gated CAM" if gate else "CAM"], chosen, method, command.bg_threshold)
-    panels = [("image", np.asarray(image))]
-    for index in chosen:
-        for kind, values in maps.items():
-            caption = names[index] if len(maps) == 1 else f"{names[index]}: {kind}"
-            row = index + (method.has_background and kind != "gate")
-            panels.append((caption, heat(panels[0][1], values[row].numpy())))
-    picture = strip([*panels, ("mask", label_colours(panels[0][1], mask))])
+    gated, present = maps["gated CAM" if gate else "CAM"], torch.from_numpy(label)
+    mask = mask_of(gated, None if segments else present, method, command.bg_threshold)
+    shown = {names[index]: index for index in chosen or largest_classes(mask, command.top)}
+    picture = draw(np.asarray(image), maps, shown, mask, has_background=method.has_background)
     out = command.out or Path("out") / f"{name}_cam.png"
     with atomic_path(out) as temporary:
         Image.fromarray(picture).save(temporary)
     print(out)
+    if command.mask is not None:
+        save_mask(command.mask, enlarged(mask, (photograph.height, photograph.width)))
+        print(command.mask)
+
+
+def draw(
+    image: np.ndarray,
+    maps: dict[str, torch.Tensor],
+    classes: dict[str, int],
+    mask: np.ndarray,
+    *,
+    has_background: bool,
+) -> np.ndarray:
+    """Return the image, the maps of classes over it, and its mask, side by side.
+
+    Args:
+        image: (H, W, 3) uint8.
+        maps: {name: (C, H, W)}, those of `class_maps`.
+        classes: {name: 0-based index}.
+        mask: (H, W) uint8.
+        has_background: The maps, except the gate, have the background first.
+    """
+    panels = [("image", image)]
+    for name, index in classes.items():
+        for kind, values in maps.items():
+            caption = name if len(maps) == 1 else f"{name}: {kind}"
+            row = index + (has_background and kind != "gate")
+            panels.append((caption, heat(image, values[row].numpy())))
+    return strip([*panels, ("mask", label_colours(image, mask))])
+
+
+def is_segmentation_network(method: Method) -> bool:
+    """Return whether the maps of a method say themselves which classes an image has."""
+    return method.has_background and set(method.infer_inputs) == {"image"}
+
+
+def largest_classes(mask: np.ndarray, top: int | None) -> list[int]:
+    """Return the 0-based classes of a mask, ascending: the `top` largest, or all."""
+    pixels = np.bincount(mask.ravel(), minlength=256)[1:]
+    largest = [int(index) for index in (-pixels).argsort(kind="stable") if pixels[index]]
+    return sorted(largest[:top])
 
 
 def chosen_classes(wanted: Sequence[str], names: list[str]) -> list[int]:
@@ -148,6 +202,7 @@ def gate_of(
             another checkpoint; names the file.
     """
     path, views = command.checkpoint.parent / REGIONS, method.recipe.views()
+    views = dataclasses.replace(views, max_side=command.max_side)
     if (command.gate or method.recipe.post.gate) != "nroi":
         return None, views
     if "label" not in method.infer_inputs:
@@ -168,88 +223,8 @@ def gate_of(
     regions, noted = load_regions(path, made_from)
     seed = config.get("seed", 0)
     gate = NroiGate(regions, device, seed=seed, has_background=method.has_background)
-    return gate, Views.noted(noted)
-
-
-def class_maps(
-    method: Method,
-    image_id: str,
-    image: Image.Image,
-    label: np.ndarray,
-    previous: PreviousOutputs,
-    device: torch.device,
-    views: Views,
-    gate: NroiGate | None,
-) -> dict[str, torch.Tensor]:
-    """Compute the maps of an image.
-
-    Args:
-        method: In `eval()`, on `device`.
-        image_id: Name of the image's files from previous stages.
-        image: RGB, of size (W, H).
-        label: (K,) float32, 1 for the classes that are present.
-        previous: Folders of files of previous stages.
-        device: The device that computes.
-        views: The sizes of the copies of the image.
-        gate: The gate of the run; None for none.
-
-    Returns:
-        `CAM` (C, H, W) float32 on the CPU, the first of the method's maps. If the method reads the
-        label, the maps of absent classes are 0. With a gate also `gate` (K, H, W) and `gated CAM`
-        (C, H, W).
-    """
-    size, inputs = (image.height, image.width), method.infer_inputs
-    sample = {"image_id": image_id, "size": size, "images": views.of(image)}
-    if "label" in inputs:
-        sample["label"] = torch.from_numpy(label)
-    sample |= previous.read(
-        inputs, image_id, size=size, label=lambda: label, num_classes=len(label)
-    )
-    shown: dict[str, torch.Tensor] = {}
-
-    def refine(
-        image_id: str,
-        features: Sequence[torch.Tensor],
-        maps: dict[str, torch.Tensor],
-        label: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        """Return the gated maps, and keep the CAM and the gate for the picture."""
-        assert gate is not None
-        cam = maps[method.maps[0]]
-        values, present = gate.gate(image_id, features, cam, label)
-        whole = cam.new_zeros(len(label), *values.shape[-2:]).index_copy_(0, present, values)
-        shown.update({"CAM": cam, "gate": resize(whole[None], size)[0]})
-        return gate(image_id, features, maps, label)
-
-    maps = infer_images(
-        method,
-        [sample],
-        device=device,
-        mirror=views.mirror,
-        refine=refine if gate is not None else None,
-    )[0]
-    found = shown | {"gated CAM" if gate else "CAM": maps[method.maps[0]]}
-    return {name: values.float().cpu() for name, values in found.items()}
-
-
-def mask_of(
-    maps: torch.Tensor, chosen: Sequence[int], method: Method, bg_threshold: float | None
-) -> np.ndarray:
-    """Return the mask (H, W) uint8 of the chosen classes.
-
-    Args:
-        maps: (K, H, W), or (K+1, H, W) with background.
-        chosen: The 0-based classes.
-        method: The method that made the maps.
-        bg_threshold: Maps without background are foreground above it; None for the method's
-            threshold.
-    """
-    values = torch.tensor([0, *(index + 1 for index in chosen)])
-    if method.has_background:
-        return values[maps[values].argmax(dim=0)].numpy().astype(np.uint8)
-    threshold = method.recipe.post.threshold if bg_threshold is None else bg_threshold
-    best, index = maps[list(chosen)].max(dim=0)
-    return torch.where(best > threshold, values[1:][index], 0).numpy().astype(np.uint8)
+    views = Views.noted(noted)
+    return gate, dataclasses.replace(views, max_side=command.max_side or views.max_side)
 
 
 if __name__ == "__main__":

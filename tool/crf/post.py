@@ -84,6 +84,19 @@ def post_of(folder: Path) -> Post:
         raise ValueError(f"the settings {POST!r} noted in {folder} are broken: {error}") from error
 
 
+def max_side_of(folder: Path) -> int | None:
+    """Return the longer side to which stage 2 reduced larger images; None for none.
+
+    Raises:
+        ValueError: The note is broken; names the file.
+    """
+    note = read_note(folder)
+    found = note.get("max_side") if isinstance(note, dict) else None
+    if found is not None and not _is_count(found):
+        raise ValueError(f"the max_side {found!r} noted in {folder} is not a number of pixels")
+    return found
+
+
 def check_noted(folder: Path) -> None:
     """Check that a folder of CAMs of ours says how its seeds are made.
 

@@ -15,8 +15,8 @@ from PIL import Image
 from tool.crf.dense import Preset
 from tool.crf.jobs import Task, mask_task, seed_task, solve, solve_batch, threshold_task
 from tool.formats.cam import Cam, as_stored, at_size, load_cam
-from tool.formats.image import batches_of_one_size
-from tool.formats.mask import is_whole, save_mask
+from tool.formats.image import batches_of_one_size, reduced
+from tool.formats.mask import enlarged, is_whole, save_mask
 from tool.formats.predictions import check_classes
 from tool.parallel.processes import map_processes
 from tool.provenance import SETTINGS, claim, note_of
@@ -45,6 +45,8 @@ class PostProcess:
         seeds: (FG, BG), the thresholds of a confident seed; None for a mask.
         threshold: For a mask without a CRF, what the best class must exceed to be foreground; None
             for a CRF.
+        max_side: The CAMs are of images reduced to this longer side. So is the photograph for the
+            CRF, and the mask is enlarged at the end. None for images as they are.
         backend: The library that computes the CRF, as `tool.crf.dense.pick_backend` returns it.
         device: The torch device that computes.
 
@@ -60,6 +62,7 @@ class PostProcess:
     alpha: float
     seeds: tuple[float, float] | None = None
     threshold: float | None = None
+    max_side: int | None = None
     backend: str = "auto"
     device: str = "cpu"
 
@@ -90,7 +93,7 @@ class PostProcess:
         return True
 
     def load(self, image_id: str, cam: Cam | None = None) -> tuple[np.ndarray, Task]:
-        """Return an image (H, W, 3) uint8 and its task.
+        """Return an image (H, W, 3) uint8, reduced if need be, and its task.
 
         Args:
             image_id: The image.
@@ -103,7 +106,7 @@ class PostProcess:
         if cam is None:
             cam = load_cam(source, label=lambda: self.images.label(image_id))
             check_classes(source, cam.class_index, self.images.num_classes)
-        image = np.asarray(self.images.read_image(image_id))
+        image = np.asarray(reduced(self.images.read_image(image_id), self.max_side))
         try:
             return image, self.task(image, at_size(cam, image.shape[:2]))
         except ValueError as error:
@@ -117,9 +120,15 @@ class PostProcess:
             cam: The CAM of the image in memory; the result is the same as if it had been stored and
                 read again. None to read it from `cam_dir`.
         """
-        image, task = self.load(image_id, cam and as_stored(cam))
-        mask = solve(image, task, self.preset.crf, backend=self.backend)
-        save_mask(self.out / f"{image_id}.png", mask)
+        if cam is not None:
+            cam = as_stored(cam, self.cam_dir / f"{image_id}.npy")
+        image, task = self.load(image_id, cam)
+        self._save(image_id, solve(image, task, self.preset.crf, backend=self.backend))
+
+    def _save(self, image_id: str, mask: np.ndarray) -> None:
+        """Write the mask (h, w) uint8 of an image at the image's own size."""
+        size = self.images.image_size(image_id)[::-1]
+        save_mask(self.out / f"{image_id}.png", enlarged(mask, size))
 
     def task(self, image: np.ndarray, cam: Cam) -> Task:
         """Return the task of an image (H, W, 3) uint8: its mask or its seed."""
@@ -177,7 +186,7 @@ class PostProcess:
             ids, images, tasks = zip(*same, strict=True)
             masks = solve_batch(images, tasks, self.preset.crf, device=self.device)
             for image_id, mask in zip(ids, masks, strict=True):
-                save_mask(self.out / f"{image_id}.png", mask)
+                self._save(image_id, mask)
                 yield True
 
     def _is_done(self, image_id: str) -> bool:
@@ -197,9 +206,10 @@ class PostProcess:
 
         The backend is not among them, because all backends agree.
         """
+        size = {} if self.max_side is None else {"max_side": self.max_side}
         if self.threshold is not None:
-            return {"threshold": self.threshold}
-        return {
+            return {"threshold": self.threshold} | size
+        return size | {
             "preset": dataclasses.asdict(self.preset),
             "alpha": self.alpha,
             "seed": list(self.seeds) if self.seeds else None,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tool.files import write_npy
-from tool.formats.image import check_size
+from tool.formats.image import check_size, reduced_size
 from tool.formats.npy import load_npy
 
 Label = np.ndarray | Callable[[], np.ndarray] | None
@@ -21,8 +21,8 @@ class Cam:
 
     Attributes:
         class_index: (P,) uint8, ascending mask values; 0 (background) can only be the first.
-        cam: (P, H, W) float32, finite, in [0, 1] if this project wrote the file. The shape is
-            (0, 0, 0) for an empty pickled dictionary, which has no size.
+        cam: (P, H, W) float32, finite, in [0, 1] if this project wrote the file; float16 on its way
+            to a file. The shape is (0, 0, 0) for an empty pickled dictionary, which has no size.
     """
 
     class_index: np.ndarray
@@ -45,14 +45,15 @@ class Cam:
 
 
 def at_size(cam: Cam, size: tuple[int, int]) -> Cam:
-    """Return the CAM at the image's size, enlarged if its maps were stored at a stride.
+    """Return the CAM at the image's size, enlarged if its maps were stored smaller.
 
     Maps of stride s, with s in 2..32, have ceil(H / s) x ceil(W / s) cells (`infer_cam.py
-    --cam-stride`). They are enlarged bilinearly.
+    --cam-stride`). Those of a reduced image have `reduced_size` (`--max-side`). Both are enlarged
+    bilinearly.
 
     Args:
-        cam: Maps of the image's size or of a stored stride of it. A CAM without classes is
-            returned as it is.
+        cam: Maps of the image's size, of a stored stride of it or of the image reduced. A CAM
+            without classes is returned as it is.
         size: (H, W) of the image.
 
     Raises:
@@ -69,7 +70,7 @@ def at_size(cam: Cam, size: tuple[int, int]) -> Cam:
 
 
 def check_maps(cam: Cam, size: tuple[int, int], path: Path | str = "the CAM") -> None:
-    """Check that the maps have the image's size, or that of a stored stride of it.
+    """Check that the maps have the image's size, or that of a stored stride or of it reduced.
 
     Args:
         cam: A CAM without classes always passes.
@@ -80,7 +81,7 @@ def check_maps(cam: Cam, size: tuple[int, int], path: Path | str = "the CAM") ->
         ValueError: The maps have another size.
     """
     strided = any(cam.size == strided_size(size, stride) for stride in range(1, 33))
-    if cam.class_index.size and not strided:
+    if cam.class_index.size and not strided and cam.size != reduced_size(size, max(cam.size)):
         check_size(path, cam.size, "its image", size)
 
 
@@ -89,9 +90,20 @@ def strided_size(size: Sequence[int], stride: int) -> tuple[int, int]:
     return -(-size[0] // stride), -(-size[1] // stride)
 
 
-def as_stored(cam: Cam) -> Cam:
-    """Return the CAM as `load_cam` reads it after `save_cam`, with values rounded to float16."""
-    return Cam(cam.class_index, cam.cam.astype(np.float16).astype(np.float32))
+def as_stored(cam: Cam, path: Path | str = "the CAM") -> Cam:
+    """Return the CAM as `load_cam` reads it after `save_cam`, with values rounded to float16.
+
+    Args:
+        cam: The CAM.
+        path: The file that it would have, as the message names it.
+
+    Raises:
+        ValueError: As `save_cam`.
+    """
+    with np.errstate(over="ignore"):
+        half = cam.cam.astype(np.float16, copy=False)
+    _check(path, cam.class_index, half)
+    return Cam(cam.class_index, half.astype(np.float32))
 
 
 def save_cam(path: Path | str, cam: Cam) -> None:
@@ -107,7 +119,7 @@ def save_cam(path: Path | str, cam: Cam) -> None:
     """
     _check(path, cam.class_index, cam.cam)
     with np.errstate(over="ignore"):
-        half = cam.cam.astype(np.float16)
+        half = cam.cam.astype(np.float16, copy=False)
     if not np.isfinite(half).all():
         raise ValueError(f"{path}: a CAM has a value beyond float16")
     dtype = np.dtype([("class_index", "u1"), ("cam", "<f2", cam.size)])

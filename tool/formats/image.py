@@ -43,6 +43,25 @@ def decode(path: Path, mode: str, *, long_side: int | None = None) -> Image.Imag
         raise _broken(path, error) from error
 
 
+def reduced_size(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
+    """Return a size whose longer side is at most `longest`, in the same proportions, rounded.
+
+    Args:
+        size: (H, W), or (W, H).
+        longest: Pixels; None leaves the size as it is, and so does a size that is small enough.
+    """
+    if longest is None or max(size) <= longest:
+        return size
+    first, second = (max(1, round(side * longest / max(size))) for side in size)
+    return first, second
+
+
+def reduced(image: Image.Image, longest: int | None) -> Image.Image:
+    """Return an image of `reduced_size`, bicubic."""
+    size = reduced_size(image.size, longest)
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
 def batches_of_one_size(
     items: Iterable[Item], size: Callable[[Item], Hashable], limit: int
 ) -> list[list[Item]]:

@@ -3,12 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from tool.cli import DEVICES, positive_int
 from tool.flags import flag
 from tool.infer.scales import Views
 from tool.parallel.machine import spare_cores
 from tool.parallel.processes import default_workers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputFlags:
+    """The flags that say what is written where.
+
+    Attributes:
+        out: Folder that receives the CAMs, one ID.npy per image.
+        masks: Folder that receives masks, made in the same pass as stage 3 makes them. Give it
+            without --out if you want no CAM files.
+        argmax: Folder that receives masks without a CRF, from the same pass, alone or beside the
+            others. Each pixel gets its best class, or the background. The background is a row of
+            the maps if the method has one, else it is --threshold, by default the method's.
+        cam_stride: Pixels per stored value. With 4 a file has a 16th of the size, and stages 3 and
+            4 enlarge it.
+    """
+
+    out: Path | None = None
+    masks: Path | None = None
+    argmax: Path | None = None
+    cam_stride: int = flag(1, type=positive_int, metavar="PIXELS")
+
+    def __post_init__(self) -> None:
+        if not self.folders():
+            raise ValueError("--out for CAMs, --masks or --argmax for masks, or several of them")
+        if len({folder.resolve() for folder in self.folders()}) < len(self.folders()):
+            raise ValueError("--out, --masks and --argmax must be different folders")
+        if self.cam_stride > 32:
+            raise ValueError("--cam-stride is at most 32")
+
+    def folders(self) -> list[Path]:
+        """Return the folders that were given."""
+        return [folder for folder in (self.out, self.masks, self.argmax) if folder is not None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +56,8 @@ class ViewFlags:
             input size need them.
         mirror: Infer the mirror of each image too, which takes twice the time. By default as the
             recipe says.
+        max_side: Reduce a larger image first, so that its longer side has this many pixels, for
+            photographs of many megapixels. Its CAM has the reduced size, its mask the image's own.
     """
 
     scales: tuple[float, ...] | None = flag(None, exclusive="size", metavar="FACTOR")
@@ -29,13 +65,14 @@ class ViewFlags:
         None, exclusive="size", type=positive_int, metavar="PIXELS"
     )
     mirror: bool | None = None
+    max_side: int | None = flag(None, type=positive_int, metavar="PIXELS")
 
     def changed(self, views: Views) -> Views:
         """Return the copies of the flags, else those of `views`."""
         if self.scales or self.sides:
             views = Views(self.scales or (), self.sides, views.mirror)
         mirror = views.mirror if self.mirror is None else self.mirror
-        return dataclasses.replace(views, mirror=mirror)
+        return dataclasses.replace(views, mirror=mirror, max_side=self.max_side)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

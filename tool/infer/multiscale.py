@@ -145,10 +145,14 @@ def present_rows(maps: Tensor, label: Tensor | None, *, has_background: bool) ->
     Args:
         maps: (K, H, W), or (K+1, H, W) with background.
         label: (K,) image-level; None keeps every class.
+
+    Returns:
+        The CAM in float16, as a file stores it: many rows wait for their turn to be written.
     """
     first = 0 if has_background else 1
-    num_classes = len(maps) - (1 - first)
-    present = range(num_classes) if label is None else label.nonzero()[:, 0].tolist()
-    rows = [0] * has_background + [index + 1 for index in present]
-    index = torch.tensor(rows, dtype=torch.long)
-    return Cam(index.numpy().astype("uint8"), maps[index - first].float().cpu().numpy())
+    index = torch.arange(first, first + len(maps))
+    if label is not None:
+        present = label.nonzero()[:, 0].cpu() + 1
+        index = torch.cat([present.new_zeros(int(has_background)), present])
+        maps = maps[index - first]
+    return Cam(index.numpy().astype("uint8"), maps.half().cpu().numpy())

@@ -218,6 +218,14 @@ def takes_previous_outputs(inputs: Collection[str]) -> bool:
     return not set(KINDS).isdisjoint(inputs)
 
 
+def check_not_reduced(inputs: Collection[str], max_side: int | None) -> None:
+    """Check that images are not reduced if a method with these inputs reads files of their size."""
+    if max_side is not None and takes_previous_outputs(inputs):
+        raise ValueError(
+            "--max-side: this method reads files of previous stages, of the whole image's size"
+        )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreviousFlags:
     """The flags that name the folders of previous stages, `--KEY-dir` for each kind.

@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from tool.formats.image import reduced, reduced_size
+
 
 def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
     """(height, width) times `scale`, rounded, at least one pixel."""
@@ -43,6 +45,8 @@ class Views:
         scales: Factors on the size of the image.
         sides: Sides of squares in pixels, in place of `scales`; the aspect ratio is lost.
         mirror: The mirror of each copy passes through the network too.
+        max_side: A larger image is reduced first, so that its longer side has this many pixels; the
+            maps are those of the reduced image. None for images as they are.
 
     Raises:
         ValueError: There is none, or one is not positive.
@@ -51,8 +55,11 @@ class Views:
     scales: tuple[float, ...] = (1.0,)
     sides: tuple[int, ...] | None = None
     mirror: bool = True
+    max_side: int | None = None
 
     def __post_init__(self) -> None:
+        if self.max_side is not None and self.max_side < 1:
+            raise ValueError(f"a largest side of {self.max_side} pixels is not positive")
         if self.sides is not None:
             if not self.sides or not all(side >= 1 for side in self.sides):
                 raise ValueError(f"sides {list(self.sides)} are not positive sizes")
@@ -61,13 +68,22 @@ class Views:
 
     def of(self, image: Image.Image) -> list[Tensor]:
         """Return one (3, h, w) uint8 copy of a PIL RGB image per scale or side."""
+        image = reduced(image, self.max_side)
         if self.sides is not None:
             return [at_side(image, side) for side in self.sides]
         return [at_scale(image, scale) for scale in self.scales]
 
+    def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (H, W) of the maps of an image of size (H, W)."""
+        return reduced_size(size, self.max_side)
+
     def note(self) -> dict[str, Any]:
         """Return what provenance notes of the copies."""
-        sizes = {"scales": list(self.scales)} if self.sides is None else {"sides": list(self.sides)}
+        sizes: dict[str, Any] = {"sides": list(self.sides or ())}
+        if self.sides is None:
+            sizes = {"scales": list(self.scales)}
+        if self.max_side is not None:
+            sizes["max_side"] = self.max_side
         return sizes if self.mirror else {**sizes, "mirror": False}
 
     @classmethod
@@ -80,6 +96,6 @@ class Views:
         try:
             sides = tuple(note["sides"]) if "sides" in note else None
             scales = tuple(note["scales"]) if sides is None else (1.0,)
-            return cls(scales, sides, note.get("mirror", True))
+            return cls(scales, sides, note.get("mirror", True), note.get("max_side"))
         except (KeyError, TypeError) as error:
             raise ValueError(f"a note without the scales of its images: {error}") from error
