@@ -126,6 +126,10 @@ def prepare(command: Command, device: torch.device) -> Work:
     views = command.views.changed(method.recipe.views())
     outputs = Outputs(catalog, plan_from(command, method))
     inputs = method.infer_inputs
+    if command.output.with_labels:
+        if "label" in inputs:
+            raise ValueError("--with-labels: this method reads the labels in any case")
+        inputs = (*inputs, "label")
     dataset = InferDataset(catalog, images.ids, views=views, inputs=inputs, previous=previous)
     made_from |= inference_note(command, method, views, config["method_config"])
     gate = None
@@ -206,6 +210,8 @@ def inference_note(
     for key, folder in command.previous.outputs().folders.items():
         if key in method.infer_inputs:
             made_from[f"{key}s"] = fingerprint(folder)
+    if command.output.with_labels:
+        made_from["with_labels"] = True
     if command.network.background:
         made_from["background"] = command.network.background
     if command.network.set:

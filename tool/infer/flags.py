@@ -25,12 +25,15 @@ class OutputFlags:
             the maps if the method has one, else it is --threshold, by default the method's.
         cam_stride: Pixels per stored value. With 4 a file has a 16th of the size, and stages 3 and
             4 enlarge it.
+        with_labels: Keep only the classes of an image's label, though the method infers without:
+            for a further round of training, or to tell confused classes from bad masks.
     """
 
     out: Path | None = None
     masks: Path | None = None
     argmax: Path | None = None
     cam_stride: int = flag(1, type=positive_int, metavar="PIXELS")
+    with_labels: bool = False
 
     def __post_init__(self) -> None:
         if not self.folders():

@@ -1,0 +1,101 @@
+"""`scripts/script_seg.sh` from masks to a score, in two rounds, and once more: nothing twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import REPOSITORY
+
+from tool.formats.mask import load_mask, save_mask
+
+SMALL = "--crop 48 --batch-size 4 --num-workers 0 --picture-every 0 --device cpu"
+
+
+def script(name: str, settings: dict[str, object]) -> subprocess.CompletedProcess[str]:
+    small = {"PYTHON_READY": sys.executable, "OMP_NUM_THREADS": "1", "DATASET": "folder"}
+    given = {key: str(value) for key, value in (small | settings).items()}
+    command = ["bash", str(REPOSITORY / "scripts" / name)]
+    return subprocess.run(command, env=os.environ | given, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_stage_runs_whole_in_two_rounds_and_restarts(folder_root: Path, tmp_path: Path) -> None:
+    for path in (folder_root / "masks").glob("*.png"):
+        mask = load_mask(path)
+        mask[:3] = 255
+        save_mask(tmp_path / "mask" / path.name, mask)
+    settings = {
+        "ROOT": folder_root,
+        "MASK_DIR": tmp_path / "mask",
+        "OUT": tmp_path / "out",
+        "STEPS": 2,
+        "BACKBONE": "resnet38d_slim",
+        "WEIGHTS": "none",
+        "TRAIN_FLAGS": SMALL,
+        "ROUND": 2,
+        "LABELS": 1,
+        "METHOD": "deeplab1",
+    }
+
+    def stage() -> str:
+        done = script("script_seg.sh", settings)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    first = stage()
+    assert first.index("masks of 8 images") < first.index("steps 0 to 2")
+    out, second = tmp_path / "out", tmp_path / "out" / "round2"
+    for folder, names in ((out, ("val",)), (second, ("val", "val-labelled"))):
+        for name in names:
+            for kind in (name, f"{name}-crf"):
+                assert len(list((folder / kind).glob("*.png"))) == 3
+                result = json.loads((folder / f"miou-{kind}.json").read_text())
+                assert result["protocol"]["images"] == 3
+    assert len(list((out / "train-labelled-crf").glob("*.png"))) == 8
+    masks = json.loads((second / "masks.json").read_text())
+    assert masks["images"] == masks["scored_images"] == 8
+    assert not list(out.rglob("*.npy")), "no maps on disk"
+    again = stage()
+    assert again.count("is complete") == 2
+    assert again.count("0 to go") == 4
+
+
+@pytest.mark.slow
+def test_the_main_job_goes_on_into_it(folder_root: Path, tmp_path: Path) -> None:
+    done = script(
+        "script_contrast.sh",
+        {
+            "ROOT": folder_root,
+            "OUT": tmp_path / "out",
+            "METHOD": "cam",
+            "STEPS": 2,
+            "BACKBONE": "resnet38d_slim",
+            "WEIGHTS": "none",
+            "TRAIN_FLAGS": SMALL,
+            "SCALES": 1,
+            "SEG": 1,
+            "SEG_METHOD": "deeplab1",
+            "SEG_STEPS": 2,
+            "SEG_BACKBONE": "resnet38d_slim",
+            "SEG_WEIGHTS": "none",
+            "SEG_FLAGS": SMALL,
+            "SEG_SCALES": 1,
+        },
+    )
+    if done.returncode:  # the CAMs of two steps may be empty, which the stage refuses to train on
+        assert "has a foreground pixel" in done.stderr, done.stdout + done.stderr
+        return
+    assert (tmp_path / "out" / "seg" / "miou-val-crf.json").is_file()
+
+
+@pytest.mark.parametrize("missing", ["MASK_DIR", "ROOT"])
+def test_what_is_missing_is_named(folder_root: Path, tmp_path: Path, missing: str) -> None:
+    settings = {"ROOT": folder_root, "MASK_DIR": tmp_path}
+    done = script("script_seg.sh", {**settings, missing: ""})
+    assert done.returncode != 0
+    assert missing in done.stderr
