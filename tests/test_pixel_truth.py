@@ -15,7 +15,6 @@ from torch import Tensor
 
 from network.backbones import build_backbone
 from network.methods import build_method
-from network.methods.cam import Cam
 from network.weights.initialise import initialise
 from network.weights.pretrained import load_pretrained
 from tool.formats.checkpoint import load_checkpoint
@@ -129,21 +128,19 @@ def ours(net: dict[str, Tensor], **config: object) -> dict:
     return {"method": about["method"], "config": about, "model": model, "step": 1}
 
 
-def test_our_checkpoint_is_known_by_its_method(net, tmp_path, monkeypatch) -> None:
+def test_our_checkpoint_is_known_by_its_masks(net, tmp_path) -> None:
     path = tmp_path / "checkpoint.pth"
-    torch.save(ours(net), path)
-    assert "pixel truth" not in load_pretrained(build_backbone(SLIM), str(path), num_classes=K)
+    for about in ({}, {"method": "deeplab1", "masks": {"folder": "of pseudo masks"}}):
+        torch.save(ours(net, **about), path)
+        assert "pixel truth" not in load_pretrained(build_backbone(SLIM), str(path), num_classes=K)
     for change, words in (
         ({"init_saw_masks": True}, "its own start had"),
+        ({"method": "deeplab1", "masks": "truth"}, "it was trained with --mask-dir truth"),
         ({"method": "of a later version"}, "'last.weight' is of a segmentation head"),
     ):
         torch.save(ours(net, **change), path)
         with pytest.raises(ValueError, match=f"has seen pixel truth .{words}"):
             load_pretrained(build_backbone(SLIM), str(path), num_classes=K)
-    torch.save(ours(net), path)
-    monkeypatch.setattr(Cam, "inputs", ("image", "mask"))
-    with pytest.raises(ValueError, match="method cam trains on masks"):
-        load_pretrained(build_backbone(SLIM), str(path))
 
 
 def train(root: Path, out: Path, *flags: object) -> Result:

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from network.methods import find_method, method_names, released_heads
+from network.methods import method_names, released_heads
 from network.weights.unwrap import Found, containers_of
+from tool.infer.previous import KINDS
 
 FACT = "init_saw_masks"  # in the configuration of a run
 _HEAD_PARTS = {"aspp", "decode_head"}  # in the names of DeepLab's heads, and of mmsegmentation's
@@ -56,10 +57,12 @@ def refuse_pixel_truth(
 
 
 def _sign_of_ours(config: dict[str, Any]) -> str:
-    """Return what shows that a checkpoint of this codebase has seen masks."""
-    method = config.get("method")
-    if method in method_names() and "mask" in find_method(method).inputs:
-        return f"method {method} trains on masks"
+    """Return what shows that a checkpoint of this codebase has seen pixel truth.
+
+    A network that was trained on pseudo masks has not.
+    """
+    if config.get(KINDS["mask"].plural) == "truth":
+        return "it was trained with --mask-dir truth"
     return "its own start had" if config.get(FACT) else ""
 
 
