@@ -1,6 +1,7 @@
-"""Write the weights of a checkpoint alone, to share: no optimizer, no bank.
+"""Write the weights of a checkpoint alone, to share, or its network as ONNX.
 
-Every stage and `--init` read the file. Training cannot resume from it.
+A .safetensors file has no optimizer and no bank. Every stage and `--init` read it, and training
+cannot resume from it. An .onnx file runs without this project.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from network.weights.restore import check_config, outline_of
+from network.to_onnx import export_onnx
+from network.weights.restore import check_config, outline_of, restore
 from tool.cli import run_stage
 from tool.flags import flag, parse_flags
 from tool.formats.checkpoint import load_checkpoint, save_exported
@@ -22,8 +24,8 @@ class Command:
 
     Attributes:
         checkpoint: The checkpoint.pth of train_fbr.py.
-        out: File to write, which must end in .safetensors. By default model.safetensors beside the
-            checkpoint.
+        out: File to write. It ends in .safetensors, or in .onnx for the network's scores at one
+            scale. By default it is model.safetensors beside the checkpoint.
     """
 
     checkpoint: Path = flag(positional=True, metavar="CHECKPOINT")
@@ -37,8 +39,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     checkpoint = command.checkpoint
     out = command.out or checkpoint.with_name("model.safetensors")
+    if out.suffix == ".onnx":
+        method, config = restore(checkpoint)
+        note = export_onnx(method, config, out)
+        print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB, {note}")
+        return
     if out.suffix != ".safetensors":
-        raise ValueError(f"--out {out} must end in .safetensors")
+        raise ValueError(f"--out {out} must end in .safetensors or .onnx")
     left_out = export(checkpoint, out)
     megabytes = (out.stat().st_size / 2**20, checkpoint.stat().st_size / 2**20)
     print(f"{out}: {megabytes[0]:.1f} of {megabytes[1]:.1f} MiB, without the optimizer", end="")

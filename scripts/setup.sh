@@ -20,7 +20,7 @@ case "${1:-}" in
   "") ;;
   --tests)
     need+=(tests/requirements.txt)
-    modules="$modules pytest xdist hypothesis onnx ruff mypy"
+    modules="$modules pytest xdist hypothesis onnx onnxscript ruff mypy"
     ;;
   *)
     say "unknown flag $1: there is --tests"

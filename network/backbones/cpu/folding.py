@@ -49,13 +49,15 @@ class FoldedConv2d(nn.Conv2d):
         object.__setattr__(self, "norm", norm)
         return self
 
-    def forward(self, feature: Tensor) -> Tensor:
-        """Compute norm(conv(feature)) of a map (N, D, h, w)."""
-        # The norm as a scale and shift of each output channel, in the weight and the bias.
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Return weight and bias: the norm as a scale and shift of each output channel."""
         norm = self.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        bias = norm.bias - norm.running_mean * scale
-        weight = self.weight * scale[:, None, None, None]
+        return self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Compute norm(conv(feature)) of a map (N, D, h, w)."""
+        weight, bias = self.folded()
         # On a CPU, the faster or safer form of the convolution if it has one.
         if is_on_cpu(feature):
             if self.depthwise:
