@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import write_voc
+from PIL import Image
 from runs import REPOSITORY
 
 from tool.formats.mask import load_mask, save_mask
@@ -99,3 +104,39 @@ def test_what_is_missing_is_named(folder_root: Path, tmp_path: Path, missing: st
     done = script("script_seg.sh", {**settings, missing: ""})
     assert done.returncode != 0
     assert missing in done.stderr
+
+
+@pytest.mark.slow
+def test_the_test_list_ends_in_a_checked_archive(tmp_path: Path) -> None:
+    """No labels, no truth and no score; the masks are those with the CRF."""
+    root, lists = tmp_path / "voc", tmp_path / "voc" / "ImageSets" / "Segmentation"
+    write_voc(root, "2008_000001")
+    rng = np.random.default_rng(0)
+    for name in ("2008_000001", "2008_000002"):
+        photograph = Image.fromarray(rng.integers(0, 256, (40, 56, 3), np.uint8))
+        photograph.save(root / "JPEGImages" / f"{name}.jpg")
+    save_mask(root / "SegmentationClassAug" / "2008_000001.png", np.full((40, 56), 12, np.uint8))
+    (lists / "train_aug.txt").write_text("2008_000001\n")
+    (lists / "test.txt").write_text("2008_000002\n")
+    settings = {
+        "DATASET": "voc12",
+        "ROOT": root,
+        "LIST": "test",
+        "MASK_DIR": "truth",
+        "OUT": tmp_path / "out",
+        "METHOD": "deeplab1",
+        "STEPS": 1,
+        "BACKBONE": "resnet38d_slim",
+        "WEIGHTS": "none",
+        "TRAIN_FLAGS": SMALL,
+        "SCALES": "1",
+    }
+    done = script("script_seg.sh", settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list((tmp_path / "out").glob("miou*"))
+    with tarfile.open(tmp_path / "out" / "results.tar") as archive:
+        (name,) = (member.name for member in archive if member.isfile())
+        content = archive.extractfile(name).read()
+    assert name.endswith("comp6_test_cls/2008_000002.png")
+    written = np.asarray(Image.open(io.BytesIO(content)))
+    assert np.array_equal(written, load_mask(tmp_path / "out" / "test-crf" / "2008_000002.png"))
