@@ -59,7 +59,7 @@ class Deeplab2(Method):
             "crop": 224,
             "scale": (0.7, 1.4),
             "output_stride": 16,
-            "lr": 0.02,
+            "lr": 0.005,
             "warmup": 50,
             "clip": 1.0,
         },
