@@ -52,7 +52,7 @@ class Deeplab1(Method):
             "clip": 1.0,
         },
         short_options={"frozen": "shallow"},
-        post=Post(preset="seam32"),
+        post=Post(preset="seam32", seeds=(1.0, 0.5)),
     )
     released: Mapping[str, str] = {}  # its files are other networks
 

@@ -43,6 +43,7 @@ class Deeplab2(Method):
         batch_size=10,
         accumulate=2,
         crop=321,
+        long_side=(321, 550),
         scale=(0.5, 0.75, 1.0, 1.25, 1.5),
         jitter=False,
         backbone="resnet101",
@@ -64,7 +65,7 @@ class Deeplab2(Method):
             "clip": 1.0,
         },
         short_options={"inner_scale": 0.75, "frozen": "shallow"},
-        post=Post(preset="dlv2"),
+        post=Post(preset="dlv2", seeds=(1.0, 0.5)),
     )
     released: Mapping[str, str] = {
         f"aspp.c{branch}.{part}": f"classifier.branches.{branch}.{part}"
