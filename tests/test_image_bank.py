@@ -9,7 +9,7 @@ import torch
 from method_cases import MIXED, make_batch, make_method
 from torch import Tensor
 
-from network.calibration.bank import Crops, ImageBank, interleaved, joined, newest
+from network.calibration.bank import Crops, ImageBank, interleaved, newest
 from network.methods import Method
 from tool.progress import Progress
 
@@ -179,4 +179,3 @@ def test_a_resumed_run_draws_the_same() -> None:
     terms = [method(one, step) for method, one in zip((first, second), grown, strict=True)]
     assert all(torch.equal(terms[0][name], terms[1][name]) for name in terms[0])
     assert torch.equal(first.bank.written, second.bank.written)
-    joined([first.bank._slots()])

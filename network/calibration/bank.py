@@ -72,6 +72,13 @@ class ImageBank(nn.Module):
     """
 
     is_state = True  # state of a run, not weights: exports and `--init` leave it out
+    image: Tensor
+    rows: Tensor
+    columns: Tensor
+    label: Tensor
+    written: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self, num_classes: int, side: int, *, mean: Sequence[float], std: Sequence[float]
@@ -85,8 +92,7 @@ class ImageBank(nn.Module):
             self.register_buffer(name, torch.zeros(num_classes, width, dtype=torch.bool))
         self.register_buffer("written", torch.zeros(num_classes, dtype=torch.long))
         for name, values in (("mean", mean), ("std", std)):
-            values = torch.tensor(values).view(3, 1, 1)
-            self.register_buffer(name, values, persistent=False)
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def store(self, image: Tensor, valid: Tensor, label: Tensor) -> Crops:
         """Return training images as crops.

@@ -93,6 +93,7 @@ class Sfc(Cam):
         post=Post(preset="label50", seeds=(1.0, 0.5)),
     )
     released: Mapping[str, str] = {}  # its files are other networks
+    coefficient: Tensor
 
     @dataclasses.dataclass(frozen=True)
     class Config:
