@@ -256,19 +256,32 @@ class PixelCorrelation(nn.Module):
 
         Differs from the release: absent classes are masked before, so that they win no cell.
         """
-        # A unit vector per cell, from the image and the two taps.
+        # An embedding of each cell, from the image and the two taps.
         size = cam.shape[-2:]
         parts = [
             resize(image, size),
             resize(F.relu(self.low(low.detach())), size),
             resize(F.relu(self.mid(mid.detach())), size),
         ]
-        embedding = self.embed(torch.cat(parts, dim=1)).flatten(2)  # (N, D, h w)
-        embedding = embedding / (embedding.norm(dim=1, keepdim=True) + _EPS)
-        # Positive cosines; the weights of all cells in one cell of the result sum to almost 1.
-        affinity = F.relu(embedding.transpose(1, 2) @ embedding)  # (N, h w, h w)
-        affinity = affinity / (affinity.sum(dim=1, keepdim=True) + _EPS)
+        affinity = pixel_affinity(self.embed(torch.cat(parts, dim=1)))
         return (_normal_cam(cam.detach(), label).flatten(2) @ affinity).unflatten(2, size)
+
+
+def pixel_affinity(embedding: Tensor) -> Tensor:
+    """Compute the positive cosines of all pairs of cells, the weights by which a PCM spreads maps.
+
+    Args:
+        embedding: (N, D, h, w), need not be normalised.
+
+    Returns:
+        (N, h w, h w): column j holds the weights of all cells in cell j, which sum to almost 1.
+
+    Source: SEAM (Y. Wang et al., CVPR 2020), section 3.3.
+    """
+    embedding = embedding.flatten(2)  # (N, D, h w)
+    embedding = embedding / (embedding.norm(dim=1, keepdim=True) + _EPS)
+    affinity = F.relu(embedding.transpose(1, 2) @ embedding)
+    return affinity / (affinity.sum(dim=1, keepdim=True) + _EPS)
 
 
 def _normal_cam(cam: Tensor, label: Tensor) -> Tensor:

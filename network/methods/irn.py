@@ -188,18 +188,14 @@ class Irn(Method):
             {"cam": (K, *size)} in [0, 1]: enlarged, and divided by the maximum over classes and
             pixels.
         """
-        # The mean boundary of all scales and mirrors, on the grid of the largest scale.
         label, previous = batch["label"][0], batch["cam"][0].float()
         present = label.nonzero()[:, 0]
-        copy = max(batch["sizes"], key=math.prod)
-        grid = strided_size(copy, STRIDE)
-        total = add_up(resize(both, grid) for both in scores)
-        edge = (sum_of_mirrors(total)[0] / sum(map(len, scores))).sigmoid()  # (h, w)
+        edge, copy = self.mean_edge(scores, batch)
         # The walk of the P present classes on this grid, and its result on the pixels.
         cam = previous.new_zeros((len(label), *batch["size"]))
         if len(present):
             walked = random_walk(
-                resize(previous[None, present], grid)[0].clamp(min=0) ** self.config.power,
+                resize(previous[None, present], edge.shape)[0].clamp(min=0) ** self.config.power,
                 edge,
                 radius=self.config.walk_radius,
                 beta=self.config.beta,
@@ -208,6 +204,21 @@ class Irn(Method):
             walked = resize_cells(walked[None], STRIDE, copy, batch["size"])[0]  # (P, H, W)
             cam[present] = walked / walked.max().clamp(min=1e-12)
         return {"cam": cam}
+
+    def mean_edge(self, scores: list[Tensor], batch: Batch) -> tuple[Tensor, tuple[int, int]]:
+        """Return the mean boundary of all scales and mirrors, and the size of the largest scale.
+
+        Args:
+            scores: As for `merge`.
+            batch: `sizes` (h, w) of the copies.
+
+        Returns:
+            (h, w) in [0, 1], on the cells of the largest copy; the height and width of that copy.
+        """
+        copy = max(batch["sizes"], key=math.prod)
+        grid = strided_size(copy, STRIDE)
+        total = add_up(resize(both, grid) for both in scores)
+        return (sum_of_mirrors(total)[0] / sum(map(len, scores))).sigmoid(), copy
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Return the boundaries of the first image."""

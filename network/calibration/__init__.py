@@ -1,0 +1,1 @@
+"""The parts of SFC: a bank of images, and the calibration of two kinds of CAMs by each other."""

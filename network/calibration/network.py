@@ -1,0 +1,76 @@
+"""SFC's layers beside its classifier: side features, and the pixel correlation on deep features.
+
+Source: SIPE (Q. Chen et al., CVPR 2022) and SEAM (Y. Wang et al., CVPR 2020), as SFC has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from network.backbones import AFFINITY, Tap
+from network.calibration.maps import unit_features
+from network.heads import pixel_affinity
+from network.losses import full_precision, resize
+
+WIDTHS = (128, 128, 256, 256)  # of the last taps, shallow first
+
+
+class SideFeatures(nn.Module):
+    """Projections of a backbone's last four taps, or of all that it has, in one map.
+
+    Args:
+        taps: All taps of a backbone, shallow first, `high` last.
+
+    Attributes:
+        names: The taps that are projected.
+        width: Channels of the result.
+    """
+
+    def __init__(self, taps: Mapping[str, Tap]) -> None:
+        super().__init__()
+        self.names = tuple(name for name in taps if name != AFFINITY)[-len(WIDTHS) :]
+        widths = WIDTHS[-len(self.names) :]
+        self.width = sum(widths)
+        self.layers = nn.ModuleList(
+            nn.Conv2d(taps[name].channels, width, 1, bias=False)
+            for name, width in zip(self.names, widths, strict=True)
+        )
+
+    def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
+        """Compute features (N, width, h, w) on the cells of `high`; the taps are constants."""
+        size = taps["high"].shape[-2:]
+        parts = [
+            resize(unit_features(layer(taps[name].detach()).float()), size)
+            for name, layer in zip(self.names, self.layers, strict=True)
+        ]
+        return torch.cat(parts, dim=1)
+
+
+class DeepCorrelation(nn.Module):
+    """A pixel correlation (PCM) on the deepest features, whose gradient reaches all it is given.
+
+    `network.heads.PixelCorrelation` is the one on shallow features.
+
+    Args:
+        channels: D.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3 + channels, channels, 1, bias=False)
+
+    def forward(self, cam: Tensor, high: Tensor, image: Tensor) -> Tensor:
+        """Spread a CAM over cells that look alike, twice.
+
+        Args:
+            cam: (N, C, h, w).
+            high: (N, D, h, w), the tap `high`.
+            image: (N, 3, h, w), the normalised image at this size.
+        """
+        embedding = self.embed(torch.cat([image, high], dim=1)).float()
+        with full_precision(embedding):
+            affinity = pixel_affinity(embedding)
+            return (cam.flatten(2) @ affinity @ affinity).unflatten(2, cam.shape[-2:])

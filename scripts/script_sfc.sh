@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# SFC from image labels alone: CAMs -> seeds -> IRN with SFC's two walks -> pseudo masks, mIoU. No saliency.
+#
+#   bash scripts/script_sfc.sh                           the embedded dataset; minutes on two CPU cores
+#   DATASET=voc12 ROOT=.../VOC2012 WEIGHTS=.../resnet50.pth bash scripts/script_sfc.sh
+#                                                        the paper's setting; one GPU
+#   DATASET=coco14 ROOT=.../COCO WEIGHTS=... bash scripts/script_sfc.sh
+#   DATASET=folder ROOT=.../my-photos bash scripts/script_sfc.sh              your own; scored if ROOT/masks exists
+# IRN=0 takes the seeds, which are made by a CRF, as masks in place of IRN: 255 is unknown in them, and counts as
+# background in the score. As in the paper this is the default for coco14 only.
+# SEED=0  OUT=out/...  BACKBONE=...  SKIP_BAD_IMAGES=1  are further settings; SFC_FLAGS and IRN_FLAGS go to train_fbr.py,
+# CAM_SCALES and IRN_SCALES to infer_cam.py.
+# CAM_STRIDE=N: store one value of SFC's five maps per N pixels; by default 4 in the paper's setting, where they would
+# take 50 GB on voc12, else 1.
+# GATE=1|0: gate the CAMs of both stages by background regions (NROIs), or not; by default not.
+# SEG=1: go on with a segmentation network trained on the masks (scripts/script_seg.sh), in OUT/seg; SEG_METHOD, SEG_STEPS,
+# SEG_BACKBONE, SEG_WEIGHTS and SEG_FLAGS are its settings.
+# SHORT=1|0: each method's recipe for a few hundred images (its `Recipe.short`), or the paper's; by default 1 for the
+# embedded dataset and your own photographs.
+# Each stage restarts where it stopped. Masks are scored on SCORE_LIST; the checkpoint is the last step's.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
+
+source scripts/segment.sh
+DATASET="${DATASET:-toy}"
+SEED="${SEED:-0}"
+GATE="${GATE:-0}"
+case "$GATE" in
+  0) gate=(--gate none) ;;
+  1) gate=(--gate nroi) ;;
+  *) echo "GATE=$GATE: give 1 or 0" >&2 && exit 2 ;;
+esac
+case "$DATASET" in
+  toy)
+    ROOT="${ROOT:-out/toy-data}" TRAIN_LIST="${TRAIN_LIST:-train}"
+    SHORT="${SHORT:-1}" CAM_SCALES="${CAM_SCALES:-2}" IRN_SCALES="${IRN_SCALES:-2}"
+    ;;
+  voc12) TRAIN_LIST="${TRAIN_LIST:-train_aug}" ;;
+  coco14)
+    TRAIN_LIST="${TRAIN_LIST:-train}" IRN="${IRN:-0}"
+    [ "${SHORT:-0}" = 1 ] || SFC_FLAGS="${SFC_FLAGS:---epochs 5}"
+    ;;
+  *)
+    TRAIN_LIST="${TRAIN_LIST:-train}" SHORT="${SHORT:-1}"
+    if [ ! -d "${ROOT:-}/masks" ]; then SCORE=0; fi              # photographs without ground truth
+    ;;
+esac
+if [ "${SHORT:-0}" = 1 ]; then                                   # a few hundred images on a CPU
+  CAM_SCALES="${CAM_SCALES:-1 1.5}"
+  [ "$DATASET" = toy ] || SFC_FLAGS="${SFC_FLAGS:---steps 400}"
+  size=(--short)
+else
+  BACKBONE="${BACKBONE:-resnet50}" CAM_STRIDE="${CAM_STRIDE:-4}"
+  size=()
+fi
+SFC_FLAGS="${SFC_FLAGS:-}" IRN_FLAGS="${IRN_FLAGS:-}"
+ROOT="${ROOT:?set ROOT to the folder of the dataset}"
+SCORE_LIST="${SCORE_LIST:-train}"
+MASK_LIST="${MASK_LIST:-$TRAIN_LIST}"
+OUT="${OUT:-out/$DATASET-sfc-seed$SEED}"
+data=(--dataset "$DATASET" --root "$ROOT")
+[ "${SKIP_BAD_IMAGES:-0}" = 0 ] || data+=(--skip-bad-images)
+network=(--seed "$SEED" ${BACKBONE:+--backbone "$BACKBONE"} ${WEIGHTS:+--weights "$WEIGHTS"} ${size[@]+"${size[@]}"})
+score=("${data[@]}" --list "$SCORE_LIST")
+[ "$DATASET" = toy ] && score+=(--context "$ROOT/context")
+
+train() {  # method, folder, flags ...
+  "$PYTHON" train_fbr.py --method "$1" "${data[@]}" --list "$TRAIN_LIST" --out "$2" "${network[@]}" "${@:3}"
+}
+infer() {  # folder, flags ...
+  "$PYTHON" infer_cam.py --checkpoint "$1/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$1/cam" "${gate[@]}" "${@:2}"
+}
+crf() {  # folder of CAMs, folder of masks, flags ...; the settings are those of the method that made the CAMs
+  "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2" "${@:3}"
+}
+evaluate() {  # folder of masks or CAMs, file of the result
+  [ "${SCORE:-1}" = 0 ] || "$PYTHON" eval_miou.py --pred-dir "$1" "${score[@]}" --json "$2"
+}
+
+sfc="$OUT/1-sfc" irn="$OUT/2-sfc_irn"
+# shellcheck disable=SC2086  # the FLAGS and SCALES are lists of words
+train sfc "$sfc" $SFC_FLAGS
+# shellcheck disable=SC2086
+infer "$sfc" ${CAM_SCALES:+--scales $CAM_SCALES} --cam-stride "${CAM_STRIDE:-1}"
+evaluate "$sfc/cam" "$sfc/miou_cam.json"
+for map in prototype classifier seed walk; do                    # the other maps, each with its own score
+  evaluate "$sfc/cam/$map" "$sfc/miou_cam_$map.json"
+done
+crf "$sfc/cam/seed" "$sfc/seed" --seeds
+evaluate "$sfc/seed" "$sfc/miou.json"
+masks="$sfc/seed"
+if [ "${IRN:-1}" = 1 ]; then
+  # shellcheck disable=SC2086
+  train sfc_irn "$irn" --seed-dir "$sfc/seed" $IRN_FLAGS
+  # shellcheck disable=SC2086
+  infer "$irn" --cam-dir "$sfc/cam/walk" ${IRN_SCALES:+--scales $IRN_SCALES}
+  crf "$irn/cam" "$irn/mask"
+  evaluate "$irn/mask" "$irn/miou.json"
+  masks="$irn/mask"
+fi
+if [ "${SEG:-0}" = 1 ]; then segment "$masks" "$OUT/seg"; fi
