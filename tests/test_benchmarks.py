@@ -135,7 +135,8 @@ def test_a_step_apart_has_the_gradients_of_a_whole_one(name) -> None:
         if isinstance(module, SeededDropout):  # its draws go by its name, which `Detached` changes
             module.probability = 0.0
     batch, progress = make_batch(MIXED), Progress(step=0, steps=10)
-    total_loss(other(batch, progress), other.weights()).backward()
+    whole = other.before_losses(batch, progress)
+    total_loss(other(whole, progress), other.weights()).backward()
     parts = apart.Detached(method.backbone, timing.Timer())
     method.backbone = parts
     optimizer = torch.optim.SGD(method.parameters(), lr=0.0)

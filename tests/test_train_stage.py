@@ -160,7 +160,7 @@ def test_a_hostile_or_corrupt_checkpoint_is_refused_and_stays(folder_root, tmp_p
 
 def test_bad_flags_and_files_get_one_line(folder_root, tmp_path) -> None:
     base = train_flags(folder_root, tmp_path / "run", method="cam", steps=1)
-    assert_refused(run("train_fbr.py", *base, "--method", "nonsense"), "'amn', 'cam', 'eps', 'fbr'")
+    assert_refused(run("train_fbr.py", *base, "--method", "nonsense"), "'fbr', 'fbr_amn'")
     assert_refused(run("train_fbr.py", *base, "--backbone", "nonsense"), "resnet38d")
     assert_refused(run("train_fbr.py", *base, "--weights", tmp_path / "no.pth"), "no.pth")
     assert_refused(run("train_fbr.py", *base, "--root", tmp_path / "nowhere"), "nowhere")

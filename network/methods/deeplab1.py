@@ -61,10 +61,10 @@ class Deeplab1(Method):
         """The hyper-parameters of DeepLab-v1.
 
         Attributes:
-            head: largefov is the published one; mct is MCTformer's, two dilated convolutions.
+            head: The published one is largefov; MCTformer's, two dilated convolutions, is mct.
             rate: Dilation of the head in pixels.
-            loss: plain is the mean over pixels; balanced gives background and foreground of an
-                image the same weight.
+            loss: The mean over pixels is plain; with balanced, background and foreground of an
+                image have the same weight.
             frozen: Pretrained weights that stay as they are: the norms, or also the stem, or also
                 the first two stages. For a few hundred images take shallow.
         """

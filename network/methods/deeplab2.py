@@ -78,10 +78,10 @@ class Deeplab2(Method):
         """The hyper-parameters of DeepLab-v2.
 
         Attributes:
-            head: sum adds the branches of the pyramid; concat is PPC's head.
+            head: The branches of the pyramid are added with sum; concat is PPC's head.
             rate: Dilation of the first branch in pixels; the others have 2, 3 and 4 times as much.
-            loss: plain is the mean over pixels; balanced gives background and foreground of an
-                image the same weight.
+            loss: The mean over pixels is plain; with balanced, background and foreground of an
+                image have the same weight.
             inner_scale: Smallest of the inner scales of training, which go down from 1 in steps of
                 0.25. With 1 there is no other. Those of inference are `--scales`.
             frozen: Pretrained weights that stay as they are: the norms, or also the stem, or also
