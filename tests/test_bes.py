@@ -219,7 +219,7 @@ def test_sbe_is_bes_and_bes_has_irns_branch() -> None:
         make_method("bes", pad=512)
 
 
-@pytest.mark.parametrize("threshold", [0.21, 0.25, 0.5, 0.7])
+@pytest.mark.parametrize("threshold", [0.0, 0.21, 0.25, 0.5, 0.7, 1.0])
 def test_the_crf_starts_from_the_argmax_of_a_constant_background(threshold: float) -> None:
     rng = np.random.default_rng(0)
     cam = Cam(np.array([2, 5, 80], np.uint8), rng.random((3, 30, 40), np.float32) ** 2)
