@@ -28,9 +28,7 @@ _EPS = 1e-4  # probabilities are clamped to [_EPS, 1 - _EPS]
 
 def post(threshold: float) -> Post:
     """Return how the walked CAMs become masks: a constant background, and a CRF on its labels."""
-    return Post(
-        preset="label20", threshold=threshold, alpha=alpha_at(threshold), seeds=(0.30, 0.07)
-    )
+    return Post(preset="label20", threshold=threshold, alpha=alpha_at(threshold))
 
 
 class Bes(Irn):
