@@ -40,7 +40,7 @@ class TrainDataset(Dataset):
     | `valid` | (N, 1, H, W) | bool | False where the crop is padding |
     | `seed` | (N, H, W) | int64 0..K, 255 | confident seed of a previous stage, 255 = unknown |
     | `mask` | (N, H, W) | int64 0..K, 255 | pseudo mask to train a segmentation network on |
-    | `boundary` | (N, H, W) | uint8 | synthesised boundary label; 255 on padding |
+    | `boundary` | (N, H, W) | uint8 | a value of `tool.formats.boundary`; 255 on padding |
     | `cam` | (N, K, h, w) | float32 [0, 1] | CAMs of a previous stage, cells of 4 pixels |
 
     H = W = crop. A method names the keys that it needs in `inputs`. `image_id`, `image` and `valid`

@@ -192,7 +192,7 @@ class FieldFlags(PreviousFlags):
     Attributes:
         mask_dir: Folder of pseudo masks, from crf_postprocess.py. With `truth` they are the
             dataset's own masks, which gives an upper bound and is no weak supervision.
-        boundary_dir: Folder of boundary labels: 8-bit PNGs of the images' sizes, 255 = unknown.
+        boundary_dir: Folder of boundary labels, from data.boundary: PNGs of the images' sizes.
     """
 
     mask_dir: Path | None = None

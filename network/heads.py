@@ -39,6 +39,25 @@ def thresholded_average_pool(feature: Tensor, *, threshold: float) -> Tensor:
     return total / keep.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
 
 
+def attention_pool(feature: Tensor, *, sharpness: float) -> Tensor:
+    """Average each channel over its cells, weighted by the softmax of its own values.
+
+    The weights are constants, so that every cell gets a gradient.
+
+    Args:
+        feature: (N, D, h, w).
+        sharpness: Factor on the values before the softmax over the cells; 0 for a plain average.
+
+    Returns:
+        (N, D, 1, 1) float32.
+
+    Source: BES (L. Chen et al., ECCV 2020), attention pooling.
+    """
+    cells = feature.flatten(2).float()  # (N, D, h w)
+    weight = (sharpness * cells.detach()).softmax(dim=2)
+    return (weight * cells).sum(dim=2)[..., None, None]
+
+
 def projection(channels: int, width: int) -> nn.Conv2d:
     """Build a 1x1 projection to the embedding, without bias, by Xavier's rule.
 

@@ -1,4 +1,4 @@
-# How script_contrast.sh and script_amn.sh go on with SEG=1: they source it.
+# How script_contrast.sh, script_amn.sh and script_sbe.sh go on with SEG=1: they source it.
 
 segment() {  # folder of pseudo masks, folder of the run
   METHOD="${SEG_METHOD:-deeplab2}" MASK_DIR="$1" OUT="$2" STEPS="${SEG_STEPS:-}" BACKBONE="${SEG_BACKBONE:-}" \

@@ -1,6 +1,7 @@
 """`cam`: a plain multi-label classifier and its class activation maps.
 
-Source: B. Zhou et al., CVPR 2016, in the fully convolutional form of PSA (CVPR 2018).
+Source: B. Zhou et al., CVPR 2016, in the fully convolutional form of PSA (CVPR 2018). Its attention
+pooling is that of BES (L. Chen et al., ECCV 2020).
 """
 
 from __future__ import annotations
@@ -10,21 +11,35 @@ import dataclasses
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.heads import classifier
+from network.heads import attention_pool, classifier
 from network.losses import classification, over_maximum
-from network.methods import Batch, Method
+from network.methods import Batch, Method, option
 from tool.progress import Progress
 
 
 class Cam(Method):
-    """A classifier: features, a 1x1 convolution to K score maps, their average as logits."""
+    """A classifier: features, a 1x1 convolution to K score maps, their average as logits.
+
+    The CAMs are the score maps, however the logits are pooled.
+    """
 
     @dataclasses.dataclass(frozen=True)
     class Config:
-        """No hyper-parameters: a plain classifier has none."""
+        """The hyper-parameters of the pooling.
+
+        Attributes:
+            pooling: How cells become logits: by their average, or with attention, where cells with
+                large features count more, as in BES and SBE.
+            sharpness: How much more they count with attention; 0 for the average.
+        """
+
+        pooling: str = option("average", choices=("average", "attention"))
+        sharpness: float = 1e-3
 
     def build(self) -> None:
         """Make the classifier, and freeze what a plain classifier leaves as it is."""
+        if self.config.sharpness < 0:
+            raise ValueError(f"sharpness {self.config.sharpness} is below 0")
         if self.pretrained:
             for name, parameter in self.backbone.named_parameters():
                 if name.startswith(self.backbone.shallow):
@@ -34,8 +49,7 @@ class Cam(Method):
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Compute `cls`, the only term."""
         del progress
-        score = self._score_map(batch["image"])
-        return {"cls": classification(score.float().mean(dim=(-2, -1)), batch["label"])}
+        return {"cls": classification(self._logit(batch["image"]), batch["label"])}
 
     def weights(self) -> dict[str, float]:
         """Return the weight of the only term, 1."""
@@ -46,13 +60,21 @@ class Cam(Method):
         return F.relu(self._score_map(batch["image"]).float())
 
     def classify(self, batch: Batch) -> Tensor:
-        """Return the sigmoid of the averaged score maps, (N, K)."""
-        return self._score_map(batch["image"]).float().mean(dim=(-2, -1)).sigmoid()
+        """Return the sigmoid of the pooled score maps, (N, K)."""
+        return self._logit(batch["image"]).sigmoid()
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Return the CAM of the first image."""
         cam = over_maximum(self._score_map(batch["image"][:1]).float())
         return {"cam": cam[0] * batch["label"][0, :, None, None]}
+
+    def _logit(self, image: Tensor) -> Tensor:
+        """Return the logits (N, K) of images (N, 3, H, W)."""
+        if self.config.pooling == "average":
+            return self._score_map(image).float().mean(dim=(-2, -1))
+        feature = self.backbone(image)["high"]
+        pooled = attention_pool(feature, sharpness=self.config.sharpness)  # (N, D, 1, 1)
+        return self.classifier(pooled).float()[:, :, 0, 0]
 
     def _score_map(self, image: Tensor) -> Tensor:
         """Return the score maps (N, K, h, w) of images (N, 3, H, W)."""

@@ -34,7 +34,7 @@ STRIDE = 4
 class Irn(Method):
     """A boundary and a displacement branch on five frozen taps, at a stride of 4."""
 
-    inputs = ("image", "label", "seed")
+    inputs: tuple[str, ...] = ("image", "label", "seed")
     infer_inputs = ("image", "label", "cam")
     recipe = Recipe(
         epochs=3,

@@ -63,6 +63,19 @@ class Post:
         return dataclasses.asdict(self) | {"seeds": list(self.seeds)}
 
 
+def alpha_at(threshold: float) -> float:
+    """Return the alpha at which the background (1 - best)^alpha equals the best class there.
+
+    So with this alpha the background wins exactly where the best class is below `threshold`, and
+    the argmax that a CRF on labels starts from is that of a constant background.
+
+    Args:
+        threshold: In [0, 1]; kept a little away from both ends, where there is no such alpha.
+    """
+    threshold = min(max(threshold, 1e-6), 1 - 1e-6)
+    return math.log(threshold) / math.log(1 - threshold)
+
+
 def post_of(folder: Path) -> Post:
     """Return the settings that stage 2 noted in a folder of CAMs; FBR's for foreign CAMs.
 

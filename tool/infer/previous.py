@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tool.formats.boundary import load_boundary
 from tool.formats.cam import Cam, check_maps, load_cam, strided_size
 from tool.formats.image import check_size
-from tool.formats.mask import load_mask
 from tool.formats.predictions import check_classes, read_mask, require_files
 
 CAM_STRIDE = 4  # pixels per cell of the batch key `cam`
@@ -49,7 +49,7 @@ KINDS = {
         Kind("seed", ".png", "seeds", "seeds", "crf_postprocess.py --cam-dir ... --seeds"),
         Kind("cam", ".npy", "cams", "CAMs", "infer_cam.py"),
         Kind("mask", ".png", "masks", "masks", "crf_postprocess.py"),
-        Kind("boundary", ".png", "boundaries", "boundary labels", "a program of your own"),
+        Kind("boundary", ".png", "boundaries", "boundary labels", "python -m data.boundary"),
     )
 }
 PREVIOUS = "files of previous stages, which some methods read"  # title of their flags
@@ -147,13 +147,14 @@ class PreviousOutputs:
         Args:
             key: Of the kind.
             size: (H, W) of the image.
-            num_classes: K; values are 0..K and 255. None if they are no classes.
+            num_classes: K; values are 0..K and 255. None for a boundary label.
 
         Raises:
-            ValueError: The file is broken, has another size or a class above K; names the file.
+            ValueError: The file is broken, has another size, a class above K or a value that no
+                boundary label has; names the file.
         """
         path = self.folders[key] / f"{image_id}{KINDS[key].suffix}"
-        mask = load_mask(path) if num_classes is None else read_mask(path, num_classes)
+        mask = load_boundary(path) if num_classes is None else read_mask(path, num_classes)
         check_size(path, mask.shape, "its image", size)
         return mask
 

@@ -1,0 +1,144 @@
+"""`bes`: boundaries from labels that data.boundary makes, and a walk of previous CAMs within them.
+
+Source: BES (L. Chen, W. Wu, C. Fu, X. Han, Y. Zhang, ECCV 2020).
+Differs from the release: the walk covers the whole image, whatever its size, and is sparse; the
+backbone computes no gradient, of which nothing would be trained; a crop without boundaries, and
+several ranks, have the loss of the global batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from network.losses import add_up, at_cells
+from network.methods import Batch, Recipe, option
+from network.methods.irn import STRIDE, Irn
+from tool.crf.post import Post, alpha_at
+from tool.formats.boundary import BACKGROUND, CLASSES, FOREGROUND, OBJECT
+from tool.parallel.dist import global_mean, world_size
+from tool.progress import Progress
+
+_EPS = 1e-4  # probabilities are clamped to [_EPS, 1 - _EPS]
+
+
+def post(threshold: float) -> Post:
+    """Return how the walked CAMs become masks: a constant background, and a CRF on its labels."""
+    return Post(preset="label20", threshold=threshold, alpha=alpha_at(threshold))
+
+
+class Bes(Irn):
+    """IRN's boundary branch on five frozen taps, trained on boundary labels; images unpadded."""
+
+    inputs: tuple[str, ...] = ("image", "boundary")
+    recipe = Recipe(
+        epochs=3,
+        batch_size=16,
+        backbone="resnet50",
+        crop=512,
+        long_side=(320, 640),
+        scale=(0.5, 1.5),
+        jitter=False,
+        lr=0.1,
+        weight_decay=1e-4,
+        scales=(1.0,),
+        short={
+            "steps": 100,
+            "batch_size": 8,
+            "crop": 224,
+            "long_side": (224, 384),
+            "scale": None,
+            "momentum": 0.9,
+            "warmup": 20,
+        },
+        post=post(0.25),
+    )
+    released: Mapping[str, str] = {
+        f"fc_edge{branch}.{name}": f"boundary.branches.{branch - 1}.{name}"
+        for branch in range(1, 6)
+        for name in ("0.weight", "1.weight", "1.bias")
+    } | {f"fc_edge6.{name}": f"boundary.fuse.{name}" for name in ("weight", "bias")}
+    kinds: ClassVar[tuple[int, ...]] = (OBJECT, CLASSES)  # labels that are boundaries
+    weight_ground: ClassVar[float] = 0.5
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        """The hyper-parameters of BES; all are used in inference only.
+
+        Attributes:
+            walk_radius: A step of the random walk reaches cells closer than this, in cells.
+            beta: Exponent of the affinity in the walk. A smaller one lets the CAMs spread further.
+            exponent: The walk has 2 to this power steps. Fewer steps keep small objects.
+        """
+
+        radius: ClassVar[int] = 10  # of IRN: BES has no pairs in training,
+        power: ClassVar[float] = 1.0  # takes the CAMs as they are
+        pad: ClassVar[int] = 0  # and pads no image
+        walk_radius: int = option(5, inference=True)
+        beta: float = option(5.0, inference=True)
+        exponent: int = option(8, inference=True)
+
+    def build(self) -> None:
+        """Freeze the backbone, and make the branch of the boundaries alone."""
+        super().build()
+        del self.displacement
+
+    def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
+        """Compute the losses of cells that are inside, and of cells on boundaries.
+
+        Returns:
+            `ground`, the mean of -log(1 - p) over cells of the background plus that over cells
+            inside an object, p being the probability of a boundary; and `boundary`, see
+            `boundary_parts`. Each mean is over the global batch, with 1 added to the number of
+            cells.
+        """
+        del progress
+        kind = at_cells(batch["boundary"], STRIDE)  # (N, h, w)
+        logit = self.boundary(self.taps(batch["image"]), kind.shape[-2:]).float()[:, 0]
+        prob = logit.sigmoid().clamp(_EPS, 1 - _EPS)  # (N, h, w)
+        inside = -(1 - prob).log()
+        ground = {
+            "ground_background": self.mean(inside, kind == BACKGROUND),
+            "ground_foreground": self.mean(inside, kind == FOREGROUND),
+        }
+        is_boundary = torch.stack([kind == one for one in self.kinds]).any(dim=0)
+        found = -prob.detach().sqrt() * prob.log()
+        parts = self.boundary_parts(found, is_boundary, batch)
+        named = ground | (parts if len(parts) > 1 else {})
+        self._metrics = {name: term.detach() for name, term in named.items()}
+        return {"ground": add_up(ground.values()), "boundary": add_up(parts.values())}
+
+    def boundary_parts(self, loss: Tensor, is_boundary: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the named means whose sum is the loss of boundaries; here it is one.
+
+        Args:
+            loss: (N, h, w), -sqrt(p) log p, the root being a constant: a cell that the network
+                hardly takes for a boundary counts less, as the labels are noisy.
+            is_boundary: (N, h, w) bool.
+            batch: The batch.
+        """
+        del batch
+        return {"boundary": self.mean(loss, is_boundary)}
+
+    def mean(self, loss: Tensor, chosen: Tensor) -> Tensor:
+        """Return this rank's share of the sum of the chosen losses over their number + 1.
+
+        Args:
+            loss: (N, h, w).
+            chosen: (N, h, w) bool; without any the mean is 0, attached to the graph.
+        """
+        count = chosen.sum().to(loss.dtype) + 1 / world_size()
+        return global_mean((loss * chosen).sum(), count)
+
+    def weights(self) -> dict[str, float]:
+        """Return the weights of the terms."""
+        return {"ground": self.weight_ground, "boundary": 1.0}
+
+    def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Return one group, the branch of the boundaries; its norms and biases decay, too."""
+        parameters = list(self.boundary.parameters())
+        return [{"params": parameters, "lr": lr, "weight_decay": weight_decay}]

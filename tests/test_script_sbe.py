@@ -1,0 +1,69 @@
+"""`scripts/script_sbe.sh` from CAMs to masks, and once more: nothing is done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_script_seg import SMALL, script
+
+from tool.formats.boundary import SALIENT, load_boundary
+from tool.formats.mask import load_mask
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "gate"), [("sbe", 0), ("bes", 1)])
+def test_the_chain_runs_whole_and_restarts(
+    folder_root: Path, tmp_path: Path, method: str, gate: int
+) -> None:
+    settings = {
+        "METHOD": method,
+        "GATE": gate,
+        "ROOT": folder_root,
+        "OUT": tmp_path,
+        "BACKBONE": "resnet38d_slim",
+        "WEIGHTS": "none",
+        "CAM_FLAGS": f"--steps 2 {SMALL}",
+        "BOUNDARY_FLAGS": f"--steps 1 {SMALL}",
+        "CAM_SCALES": 1,
+    }
+
+    def chain() -> str:
+        done = script("script_sbe.sh", settings)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    first = chain()
+    assert "8 boundary labels written" in first
+    out = tmp_path / f"2-{method}"
+    for folder in (tmp_path / "1-cam", out):
+        assert len(list((folder / "cam").glob("*.npy"))) == 8
+        for path in (folder / "cam").glob("*.npy"):
+            assert path.stat().st_size > 0
+    for name in ("mask", "mask-crf"):
+        assert len([load_mask(path) for path in (out / name).glob("*.png")]) == 8
+    for name in ("miou", "miou-crf", "miou_cam"):
+        assert json.loads((out / f"{name}.json").read_text())["protocol"]["images"] == 8
+    labels = [load_boundary(path) for path in (tmp_path / "boundary").glob("*.png")]
+    assert any((label == SALIENT).any() for label in labels) is (method == "sbe")
+    config = json.loads((tmp_path / "1-cam" / "config.json").read_text())["config"]
+    assert config["method_config"]["pooling"] == "attention"
+    crf = json.loads((out / "mask-crf" / "crf.json").read_text())
+    threshold = json.loads((out / "mask" / "crf.json").read_text())["threshold"]
+    assert (1 - threshold) ** crf["alpha"] == pytest.approx(threshold)
+    assert crf["preset"]["crf"]["bilateral_sxy"] == 20
+    if not gate:
+        assert threshold == 0.21
+    (out / "mask-crf" / "a1.png").unlink()
+    again = chain()
+    assert again.count("is complete") == 2
+    assert again.count("8 of 8 images are done, 0 to go") == 2
+    assert "0 boundary labels written, 8 were there" in again
+    assert "1 written, 7 were there" in again
+
+
+def test_an_unknown_method_is_named(folder_root: Path) -> None:
+    done = script("script_sbe.sh", {"ROOT": folder_root, "METHOD": "irn"})
+    assert done.returncode == 2
+    assert "METHOD=irn: give sbe or bes" in done.stderr
