@@ -9,6 +9,7 @@ the copies at the inner scales are made from the photograph, bicubically.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -142,11 +143,8 @@ class Deeplab2(Method):
         Returns:
             {"cam": (K+1, H, W)}, probabilities.
         """
-        best = None
-        for score in scores:
-            logit = sum_of_mirrors(resize(score, batch["size"])) / len(score)
-            best = logit if best is None else torch.maximum(best, logit, out=best)
-        return {"cam": best.softmax(dim=0)}
+        logits = (sum_of_mirrors(resize(score, batch["size"])) / len(score) for score in scores)
+        return {"cam": functools.reduce(torch.maximum, logits).softmax(dim=0)}
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Return the probabilities of the first image."""
