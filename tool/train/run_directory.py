@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import platform
 from collections.abc import Sequence
@@ -112,7 +111,7 @@ def resume_run(
     if not path.exists():
         return 0
     checkpoint = load_checkpoint(path)
-    theirs = _with_new_options(checkpoint["config"], method)
+    theirs = checkpoint["config"]
     for name in dict.fromkeys((*config, *theirs)):  # a setting that is not used may be left out
         if as_json(theirs.get(name)) != as_json(config.get(name)):
             raise ValueError(
@@ -128,17 +127,6 @@ def resume_run(
     groups = optimizer.state_dict()["param_groups"]  # the saved ones differ only in the rate
     optimizer.load_state_dict({"state": checkpoint["optimizer"]["state"], "param_groups": groups})
     return checkpoint["step"]
-
-
-def _with_new_options(config: dict[str, Any], method: torch.nn.Module) -> dict[str, Any]:
-    """Return a checkpoint's configuration; options of its method that it lacks have their defaults.
-
-    A version before those options made it, and did what they do by default.
-    """
-    options, kind = config.get("method_config"), getattr(method, "Config", None)
-    if kind is None or not isinstance(options, dict):
-        return config
-    return config | {"method_config": dataclasses.asdict(kind()) | options}
 
 
 NOT_COMPARED = {"lr", "fused", "foreach", "capturable", "differentiable"}
