@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +116,8 @@ class Sfc(Cam):
             mix_walk: The same in the map `walk`, which a random walk spreads.
         """
 
+        pooling: ClassVar[str] = "average"  # of the classifier, which SFC does not change
+        sharpness: ClassVar[float] = 0.0
         weight_prototype: float = 1.6
         weight_views: float = 0.8
         bg_factor: float = 0.3
