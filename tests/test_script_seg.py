@@ -77,12 +77,7 @@ def test_the_main_job_goes_on_into_it(folder_root: Path, tmp_path: Path) -> None
         {
             "ROOT": folder_root,
             "OUT": tmp_path / "out",
-            "METHOD": "cam",
-            "STEPS": 2,
-            "BACKBONE": "resnet38d_slim",
-            "WEIGHTS": "none",
-            "TRAIN_FLAGS": SMALL,
-            "SCALES": 1,
+            "METHOD": "fill",  # needs no network, and its masks have foreground
             "SEG": 1,
             "SEG_METHOD": "deeplab1",
             "SEG_STEPS": 2,
@@ -92,9 +87,7 @@ def test_the_main_job_goes_on_into_it(folder_root: Path, tmp_path: Path) -> None
             "SEG_SCALES": 1,
         },
     )
-    if done.returncode:  # the CAMs of two steps may be empty, which the stage refuses to train on
-        assert "has a foreground pixel" in done.stderr, done.stdout + done.stderr
-        return
+    assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "out" / "seg" / "miou-val-crf.json").is_file()
 
 

@@ -77,13 +77,14 @@ def training_picture(image: Tensor, maps: dict[str, Tensor], *, bg_threshold: fl
 
     Args:
         image: (3, H, W) in [0, 1].
-        maps: name -> (K, h, w) in [0, 1].
+        maps: name -> (K, h, w) in [0, 1], or (K+1, h, w) with the background first.
         bg_threshold: Where the CAM is not above it, the pseudo label is background. None if the
             maps have a background row, which comes first.
 
     Returns:
         (H + caption, n W, 3) uint8. The pseudo label is that of the map `gated CAM`, else of `cam`.
-        Without either there is none.
+        If there is `prob` instead, a segmentation network's, it is called a mask. Without any of
+        them there is none.
     """
     from tool.report.picture import (  # imports OpenCV, which a run without pictures does not need
         heat,
@@ -102,15 +103,15 @@ def training_picture(image: Tensor, maps: dict[str, Tensor], *, bg_threshold: fl
     }
     # The heat of a pixel is the largest value over the classes.
     for name, values in sized.items():
-        skipped = name == "cam" and bg_threshold is None  # the background row
+        skipped = bg_threshold is None and len(values) > 1  # the background row
         panels.append((name, heat(base, values[skipped:].amax(dim=0).numpy())))
-    cam = sized.get("gated CAM", sized.get("cam"))
-    if cam is not None:
-        best, index = cam.max(dim=0)
+    shown = next((name for name in ("gated CAM", "cam", "prob") if name in sized), None)
+    if shown is not None:
+        best, index = sized[shown].max(dim=0)
         if bg_threshold is not None:
             index = torch.where(best > bg_threshold, index + 1, 0)
         label = index.numpy().astype(np.uint8)
-        panels.append(("pseudo label", label_colours(base, label)))
+        panels.append(("mask" if shown == "prob" else "pseudo label", label_colours(base, label)))
     return strip(panels)
 
 
