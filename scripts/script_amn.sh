@@ -20,16 +20,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
 
-source scripts/segment.sh
+source scripts/chain.sh
 METHOD="${METHOD:-fbr_amn}"
 DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"
 GATE="${GATE:-$([ "$METHOD" = fbr_amn ] && echo 1 || echo 0)}"      # of the CAMs that seeds and masks are made of
-case "$GATE" in
-  0) gate=(--gate none) ;;
-  1) gate=(--gate nroi) ;;
-  *) echo "GATE=$GATE: give 1 or 0" >&2 && exit 2 ;;
-esac
+set_gate
 BG=0.25                                                          # of the final masks, without the gate
 ROUNDS="${ROUNDS:-1}"
 case "$DATASET" in
@@ -57,39 +53,22 @@ else                                                             # IRN's and AMN
   size=()
 fi
 AMN_FLAGS="${AMN_FLAGS:-}" IRN_FLAGS="${IRN_FLAGS:-}"
-ROOT="${ROOT:?set ROOT to the folder of the dataset}"
-SCORE_LIST="${SCORE_LIST:-train}"
-MASK_LIST="${MASK_LIST:-$TRAIN_LIST}"
+set_data
 OUT="${OUT:-out/$DATASET-$METHOD-seed$SEED}"
 CAM_OUT="${CAM_OUT:-$OUT/1-cam}"
-data=(--dataset "$DATASET" --root "$ROOT")
-[ "${SKIP_BAD_IMAGES:-0}" = 0 ] || data+=(--skip-bad-images)
-network=(--seed "$SEED" ${BACKBONE:+--backbone "$BACKBONE"} ${WEIGHTS:+--weights "$WEIGHTS"})
-score=("${data[@]}" --list "$SCORE_LIST")
-[ "$DATASET" = toy ] && score+=(--context "$ROOT/context")
-
-train() {  # method, folder, flags ...
-  "$PYTHON" train_fbr.py --method "$1" "${data[@]}" --list "$TRAIN_LIST" --out "$2" "${network[@]}" "${@:3}"
-}
-infer() {  # folder, flags ...
-  "$PYTHON" infer_cam.py --checkpoint "$1/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$1/cam" "${@:2}"
-}
 seeds() {  # folder of CAMs, folder of seeds; the thresholds are those of the method that made the CAMs
-  "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2" --seeds
+  post "$1" "$2" --seeds
 }
 masks() {  # folder of CAMs, folder, flags ...
-  "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2/mask" "${@:3}"
-  if [ "${SCORE:-1}" = 0 ]; then return; fi
-  local bg                                                       # the threshold of the masks, if they are made by one
-  bg="$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1])).get("threshold", sys.argv[2]))' "$2/mask/crf.json" "$BG")"
-  "$PYTHON" eval_miou.py --pred-dir "$1" "${score[@]}" --bg-threshold "$bg" --sweep --json "$2/miou_cam.json"
-  "$PYTHON" eval_miou.py --pred-dir "$2/mask" "${score[@]}" --json "$2/miou.json"
+  post "$1" "$2/mask" "${@:3}"
+  evaluate "$1" "$2/miou_cam.json" --bg-threshold "$(threshold_of "$2/mask" "$BG")" --sweep
+  evaluate "$2/mask" "$2/miou.json"
 }
 
 # shellcheck disable=SC2086  # the FLAGS and SCALES are lists of words
 train cam "$CAM_OUT" "${cam_size[@]}" $CAM_FLAGS
 # shellcheck disable=SC2086
-infer "$CAM_OUT" --scales $CAM_SCALES "${gate[@]}"
+infer "$CAM_OUT" --scales $CAM_SCALES
 seeds "$CAM_OUT/cam" "$CAM_OUT/seed"
 source="$CAM_OUT" power=1.0
 if [ "$METHOD" != cam ]; then
@@ -100,20 +79,20 @@ if [ "$METHOD" != cam ]; then
     # shellcheck disable=SC2086
     train "$METHOD" "$source" --seed-dir "$seed_dir" ${size[@]+"${size[@]}"} $AMN_FLAGS
     # shellcheck disable=SC2086
-    infer "$source" --seed-dir "$seed_dir" --scales $CAM_SCALES "${gate[@]}"
+    infer "$source" --seed-dir "$seed_dir" --scales $CAM_SCALES
     seeds "$source/cam" "$source/seed"
   done
 fi
 masks "$source/cam" "$source"
 if [ "${IRN:-1}" != 1 ]; then
-  if [ "${SEG:-0}" = 1 ]; then segment "$source/mask" "$OUT/seg"; fi
+  segment "$source/mask" "$OUT/seg"
   exit 0
 fi
 # shellcheck disable=SC2086
 train irn "$OUT/3-irn" --seed-dir "$source/seed" --power "$power" ${size[@]+"${size[@]}"} $IRN_FLAGS
 # shellcheck disable=SC2086
-infer "$OUT/3-irn" --cam-dir "$source/cam" ${IRN_SCALES:+--scales $IRN_SCALES} "${gate[@]}"
+infer "$OUT/3-irn" --cam-dir "$source/cam" ${IRN_SCALES:+--scales $IRN_SCALES}
 threshold=(--threshold "$BG")
 [ "$GATE" = 0 ] || threshold=(--threshold-from "$source/mask")
 masks "$OUT/3-irn/cam" "$OUT/3-irn" "${threshold[@]}"
-if [ "${SEG:-0}" = 1 ]; then segment "$OUT/3-irn/mask" "$OUT/seg"; fi
+segment "$OUT/3-irn/mask" "$OUT/seg"

@@ -20,7 +20,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
 
-source scripts/segment.sh
+source scripts/chain.sh
 METHOD="${METHOD:-fbr}"
 DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"
@@ -57,12 +57,7 @@ data=(--dataset "$DATASET" --root "$ROOT" ${SALIENCY_ROOT:+--saliency-root "$SAL
 short=()
 [ "${SHORT:-0}" != 1 ] || short=(--short)
 gate=()
-case "${GATE:-}" in
-  "") ;;
-  0) gate=(--gate none) ;;
-  1) gate=(--gate nroi) ;;
-  *) echo "GATE=$GATE: give 1 or 0" >&2 && exit 2 ;;
-esac
+[ -z "${GATE:-}" ] || set_gate
 [ "${SKIP_BAD_IMAGES:-0}" = 0 ] || data+=(--skip-bad-images)
 score=("${data[@]}" --list "$SCORE_LIST")
 [ "$DATASET" = toy ] && score+=(--context "$ROOT/context")
@@ -85,4 +80,4 @@ if [ "${SCORE:-1}" = 0 ]; then
 else
   "$PYTHON" eval_miou.py --pred-dir "$OUT/mask" "${score[@]}" --json "$OUT/miou.json"
 fi
-if [ "${SEG:-0}" = 1 ]; then segment "$OUT/mask" "$OUT/seg"; fi
+segment "$OUT/mask" "$OUT/seg"

@@ -21,7 +21,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
 
-source scripts/segment.sh
+source scripts/chain.sh
 METHOD="${METHOD:-sbe}"
 DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"
@@ -31,11 +31,7 @@ case "$METHOD" in
   *) echo "METHOD=$METHOD: give sbe or bes" >&2 && exit 2 ;;
 esac
 GATE="${GATE:-0}"
-case "$GATE" in
-  0) gate=(--gate none) ;;
-  1) gate=(--gate nroi) ;;
-  *) echo "GATE=$GATE: give 1 or 0" >&2 && exit 2 ;;
-esac
+set_gate
 case "$DATASET" in
   toy)
     ROOT="${ROOT:-out/toy-data}" TRAIN_LIST="${TRAIN_LIST:-train}" SHORT="${SHORT:-1}" CAM_SCALES="${CAM_SCALES:-2}"
@@ -60,39 +56,18 @@ else                                                             # the settings 
   size=()
 fi
 BOUNDARY_FLAGS="${BOUNDARY_FLAGS:-}" LABEL_FLAGS="${LABEL_FLAGS:-}"
-ROOT="${ROOT:?set ROOT to the folder of the dataset}"
-SCORE_LIST="${SCORE_LIST:-train}"
-MASK_LIST="${MASK_LIST:-$TRAIN_LIST}"
+set_data
 OUT="${OUT:-out/$DATASET-$METHOD-seed$SEED}"
 CAM_OUT="${CAM_OUT:-$OUT/1-cam}"
 BES_OUT="$OUT/2-$METHOD"
-data=(--dataset "$DATASET" --root "$ROOT")
-[ "${SKIP_BAD_IMAGES:-0}" = 0 ] || data+=(--skip-bad-images)
 maps=(${SALIENCY_ROOT:+--saliency-root "$SALIENCY_ROOT"})
-network=(--seed "$SEED" ${BACKBONE:+--backbone "$BACKBONE"} ${WEIGHTS:+--weights "$WEIGHTS"})
-score=("${data[@]}" --list "$SCORE_LIST")
-[ "$DATASET" = toy ] && score+=(--context "$ROOT/context")
-
-train() {  # method, folder, flags ...
-  "$PYTHON" train_fbr.py --method "$1" "${data[@]}" --list "$TRAIN_LIST" --out "$2" "${network[@]}" "${@:3}"
-}
-infer() {  # folder, flags ...
-  "$PYTHON" infer_cam.py --checkpoint "$1/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$1/cam" "${@:2}"
-}
-post() {  # folder of CAMs, folder of the masks, flags ...
-  "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2" "${@:3}"
-}
-scored() {  # folder of predictions, file of the scores, flags ...
-  if [ "${SCORE:-1}" = 0 ]; then return; fi
-  "$PYTHON" eval_miou.py --pred-dir "$1" "${score[@]}" --json "$2" "${@:3}"
-}
 
 # The CAMs of a classifier with attention pooling, and confident seeds of them.
 # shellcheck disable=SC2086  # the FLAGS and SCALES are lists of words
 train cam "$CAM_OUT" --pooling attention "${cam_size[@]}" $CAM_FLAGS
 # shellcheck disable=SC2086
-infer "$CAM_OUT" --scales $CAM_SCALES "${gate[@]}"
-scored "$CAM_OUT/cam" "$CAM_OUT/miou_cam.json" --bg-threshold "$CAM_BG" --sweep
+infer "$CAM_OUT" --scales $CAM_SCALES
+evaluate "$CAM_OUT/cam" "$CAM_OUT/miou_cam.json" --bg-threshold "$CAM_BG" --sweep
 post "$CAM_OUT/cam" "$CAM_OUT/seed" --seeds 0.30 0.07
 
 # The labels of boundaries, and the network that learns them. The labels of BES and SBE differ.
@@ -104,17 +79,17 @@ post "$CAM_OUT/cam" "$CAM_OUT/seed" --seeds 0.30 0.07
 train "$METHOD" "$BES_OUT" --boundary-dir "$OUT/boundary" ${maps[@]+"${maps[@]}"} ${size[@]+"${size[@]}"} $BOUNDARY_FLAGS
 
 # The walk of the CAMs within the boundaries, and both masks.
-infer "$BES_OUT" --cam-dir "$CAM_OUT/cam" "${gate[@]}"
+infer "$BES_OUT" --cam-dir "$CAM_OUT/cam"
 threshold=(--threshold "$BG")
 if [ "$GATE" = 1 ]; then
   post "$CAM_OUT/cam" "$CAM_OUT/mask"
   threshold=(--threshold-from "$CAM_OUT/mask")
 fi
 post "$BES_OUT/cam" "$BES_OUT/mask" "${threshold[@]}"
-BG="$("$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["threshold"])' "$BES_OUT/mask/crf.json")"
+BG="$(threshold_of "$BES_OUT/mask" "$BG")"
 alpha="$("$PYTHON" -c 'import sys; from tool.crf.post import alpha_at; print(alpha_at(float(sys.argv[1])))' "$BG")"
 post "$BES_OUT/cam" "$BES_OUT/mask-crf" --preset label20 --alpha "$alpha"
-scored "$BES_OUT/cam" "$BES_OUT/miou_cam.json" --bg-threshold "$BG" --sweep
-scored "$BES_OUT/mask" "$BES_OUT/miou.json"
-scored "$BES_OUT/mask-crf" "$BES_OUT/miou-crf.json"
-if [ "${SEG:-0}" = 1 ]; then segment "$BES_OUT/${SEG_MASK:-mask}" "$OUT/seg"; fi
+evaluate "$BES_OUT/cam" "$BES_OUT/miou_cam.json" --bg-threshold "$BG" --sweep
+evaluate "$BES_OUT/mask" "$BES_OUT/miou.json"
+evaluate "$BES_OUT/mask-crf" "$BES_OUT/miou-crf.json"
+segment "$BES_OUT/${SEG_MASK:-mask}" "$OUT/seg"

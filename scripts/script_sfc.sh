@@ -22,15 +22,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
 
-source scripts/segment.sh
+source scripts/chain.sh
 DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"
 GATE="${GATE:-0}"
-case "$GATE" in
-  0) gate=(--gate none) ;;
-  1) gate=(--gate nroi) ;;
-  *) echo "GATE=$GATE: give 1 or 0" >&2 && exit 2 ;;
-esac
+set_gate
 case "$DATASET" in
   toy)
     ROOT="${ROOT:-out/toy-data}" TRAIN_LIST="${TRAIN_LIST:-train}"
@@ -55,48 +51,28 @@ else
   size=()
 fi
 SFC_FLAGS="${SFC_FLAGS:-}" IRN_FLAGS="${IRN_FLAGS:-}"
-ROOT="${ROOT:?set ROOT to the folder of the dataset}"
-SCORE_LIST="${SCORE_LIST:-train}"
-MASK_LIST="${MASK_LIST:-$TRAIN_LIST}"
+set_data
 OUT="${OUT:-out/$DATASET-sfc-seed$SEED}"
-data=(--dataset "$DATASET" --root "$ROOT")
-[ "${SKIP_BAD_IMAGES:-0}" = 0 ] || data+=(--skip-bad-images)
-network=(--seed "$SEED" ${BACKBONE:+--backbone "$BACKBONE"} ${WEIGHTS:+--weights "$WEIGHTS"} ${size[@]+"${size[@]}"})
-score=("${data[@]}" --list "$SCORE_LIST")
-[ "$DATASET" = toy ] && score+=(--context "$ROOT/context")
-
-train() {  # method, folder, flags ...
-  "$PYTHON" train_fbr.py --method "$1" "${data[@]}" --list "$TRAIN_LIST" --out "$2" "${network[@]}" "${@:3}"
-}
-infer() {  # folder, flags ...
-  "$PYTHON" infer_cam.py --checkpoint "$1/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$1/cam" "${gate[@]}" "${@:2}"
-}
-crf() {  # folder of CAMs, folder of masks, flags ...; the settings are those of the method that made the CAMs
-  "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2" "${@:3}"
-}
-evaluate() {  # folder of masks or CAMs, file of the result
-  [ "${SCORE:-1}" = 0 ] || "$PYTHON" eval_miou.py --pred-dir "$1" "${score[@]}" --json "$2"
-}
 
 sfc="$OUT/1-sfc" irn="$OUT/2-sfc_irn"
 # shellcheck disable=SC2086  # the FLAGS and SCALES are lists of words
-train sfc "$sfc" $SFC_FLAGS
+train sfc "$sfc" ${size[@]+"${size[@]}"} $SFC_FLAGS
 # shellcheck disable=SC2086
 infer "$sfc" ${CAM_SCALES:+--scales $CAM_SCALES} --cam-stride "${CAM_STRIDE:-1}"
 evaluate "$sfc/cam" "$sfc/miou_cam.json"
 for map in prototype classifier seed walk; do                    # the other maps, each with its own score
   evaluate "$sfc/cam/$map" "$sfc/miou_cam_$map.json"
 done
-crf "$sfc/cam/seed" "$sfc/seed" --seeds
+post "$sfc/cam/seed" "$sfc/seed" --seeds
 evaluate "$sfc/seed" "$sfc/miou.json"
 masks="$sfc/seed"
 if [ "${IRN:-1}" = 1 ]; then
   # shellcheck disable=SC2086
-  train sfc_irn "$irn" --seed-dir "$sfc/seed" $IRN_FLAGS
+  train sfc_irn "$irn" --seed-dir "$sfc/seed" ${size[@]+"${size[@]}"} $IRN_FLAGS
   # shellcheck disable=SC2086
   infer "$irn" --cam-dir "$sfc/cam/walk" ${IRN_SCALES:+--scales $IRN_SCALES}
-  crf "$irn/cam" "$irn/mask"
+  post "$irn/cam" "$irn/mask"
   evaluate "$irn/mask" "$irn/miou.json"
   masks="$irn/mask"
 fi
-if [ "${SEG:-0}" = 1 ]; then segment "$masks" "$OUT/seg"; fi
+segment "$masks" "$OUT/seg"

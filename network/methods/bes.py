@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from network.losses import add_up, at_cells
-from network.methods import Batch, Recipe, option
+from network.methods import Batch, option
 from network.methods.irn import STRIDE, Irn
 from tool.crf.post import Post, alpha_at
 from tool.formats.boundary import BACKGROUND, CLASSES, FOREGROUND, OBJECT
@@ -35,28 +35,7 @@ class Bes(Irn):
     """IRN's boundary branch on five frozen taps, trained on boundary labels; images unpadded."""
 
     inputs: tuple[str, ...] = ("image", "boundary")
-    recipe = Recipe(
-        epochs=3,
-        batch_size=16,
-        backbone="resnet50",
-        crop=512,
-        long_side=(320, 640),
-        scale=(0.5, 1.5),
-        jitter=False,
-        lr=0.1,
-        weight_decay=1e-4,
-        scales=(1.0,),
-        short={
-            "steps": 100,
-            "batch_size": 8,
-            "crop": 224,
-            "long_side": (224, 384),
-            "scale": None,
-            "momentum": 0.9,
-            "warmup": 20,
-        },
-        post=post(0.25),
-    )
+    recipe = dataclasses.replace(Irn.recipe, batch_size=16, short_options={}, post=post(0.25))
     released: Mapping[str, str] = {
         f"fc_edge{branch}.{name}": f"boundary.branches.{branch - 1}.{name}"
         for branch in range(1, 6)

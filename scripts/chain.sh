@@ -1,0 +1,40 @@
+# What script_contrast.sh, script_amn.sh, script_sbe.sh and script_sfc.sh share: they source it, in the folder of the project.
+
+set_gate() {  # the flags of GATE, which is 0 or 1
+  case "$GATE" in
+    0) gate=(--gate none) ;;
+    1) gate=(--gate nroi) ;;
+    *) echo "GATE=$GATE: give 1 or 0" >&2 && exit 2 ;;
+  esac
+}
+set_data() {  # the flags of the dataset, of the network and of the score, from the settings
+  ROOT="${ROOT:?set ROOT to the folder of the dataset}"
+  SCORE_LIST="${SCORE_LIST:-train}"
+  MASK_LIST="${MASK_LIST:-$TRAIN_LIST}"
+  data=(--dataset "$DATASET" --root "$ROOT")
+  [ "${SKIP_BAD_IMAGES:-0}" = 0 ] || data+=(--skip-bad-images)
+  network=(--seed "$SEED" ${BACKBONE:+--backbone "$BACKBONE"} ${WEIGHTS:+--weights "$WEIGHTS"})
+  score=("${data[@]}" --list "$SCORE_LIST")
+  [ "$DATASET" != toy ] || score+=(--context "$ROOT/context")
+}
+train() {  # method, folder, flags ...
+  "$PYTHON" train_fbr.py --method "$1" "${data[@]}" --list "$TRAIN_LIST" --out "$2" "${network[@]}" "${@:3}"
+}
+infer() {  # folder, flags ...
+  "$PYTHON" infer_cam.py --checkpoint "$1/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$1/cam" "${gate[@]}" "${@:2}"
+}
+post() {  # folder of CAMs, folder of masks or seeds, flags ...
+  "$PYTHON" crf_postprocess.py --cam-dir "$1" "${data[@]}" --list "$MASK_LIST" --out "$2" "${@:3}"
+}
+evaluate() {  # folder of masks or CAMs, file of the result, flags ...; nothing without ground truth
+  [ "${SCORE:-1}" = 0 ] || "$PYTHON" eval_miou.py --pred-dir "$1" "${score[@]}" --json "$2" "${@:3}"
+}
+threshold_of() {  # folder of masks, default: the threshold that made them
+  "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1])).get("threshold", sys.argv[2]))' "$1/crf.json" "$2"
+}
+segment() {  # folder of pseudo masks, folder of the run: SEG=1 goes on with a segmentation network
+  if [ "${SEG:-0}" != 1 ]; then return; fi
+  METHOD="${SEG_METHOD:-deeplab2}" MASK_DIR="$1" OUT="$2" STEPS="${SEG_STEPS:-}" BACKBONE="${SEG_BACKBONE:-}" \
+    WEIGHTS="${SEG_WEIGHTS:-}" TRAIN_FLAGS="${SEG_FLAGS:-}" SCALES="${SEG_SCALES:-}" DATASET="$DATASET" ROOT="$ROOT" \
+    TRAIN_LIST="$MASK_LIST" SEED="$SEED" SHORT="${SHORT:-0}" PYTHON_READY="$PYTHON" bash scripts/script_seg.sh
+}
