@@ -14,7 +14,7 @@ from torch import Tensor
 
 from network.backbones import Backbone, build_backbone
 from network.methods import build_method
-from network.weights.caffe import our_name
+from network.weights.caffe import in_our_form, our_name
 from network.weights.initialise import initialise
 from network.weights.pretrained import load_pretrained
 from network.weights.restore import restore
@@ -242,3 +242,18 @@ def test_our_checkpoint_of_another_backbone_whose_tensors_fit_is_refused(tmp_pat
     torch.save(unnamed, tmp_path / "w.pth")
     with pytest.raises(ValueError, match="backbone None"):
         load_pretrained(other, str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("name", ["resnet50", "timm:resnet18"])
+def test_a_file_that_shows_no_form_fits_a_network_of_one_form(name: str) -> None:
+    """New norms, or merged ones; of another form it is refused all the same."""
+    backbone = build_backbone(name, output_stride=32)
+    tensors = backbone.state_dict()
+    tensors["net.bn1.running_var"] = torch.ones_like(tensors["net.bn1.running_var"])
+    assert in_our_form(backbone, tensors, named=False, ours=False) == (tensors, "")
+    with pytest.raises(ValueError, match="does not show"):
+        in_our_form(backbone, tensors, named=True, ours=False)
+    energy = tensors["net.conv1.weight"].flatten(1).square().sum(dim=1)
+    tensors["net.bn1.running_var"] = energy * torch.linspace(1e3, 2e3, len(energy))
+    with pytest.raises(ValueError, match="has no such form"):
+        in_our_form(backbone, tensors, named=False, ours=False)

@@ -4,7 +4,7 @@ They have equal shapes. But a network of Caffe's has the stride of a stage in th
 reads BGR images in 0..255. So weights of one form give wrong features in the other.
 
 The names show the form where the file has Caffe's, as deeplab-pytorch writes them. The statistics
-of the first norm show it always: its variance per energy of its filter is the variance of the
+of the first norm show it, too: its variance per energy of its filter is the variance of the
 input, up to a factor. The median over filters is about 0.16 for an input of about +-1, and some
 thousand times more for one in 0..255.
 """
@@ -69,11 +69,14 @@ def in_our_form(
         The tensors, and a note about the form; "" if it is torchvision's.
 
     Raises:
-        ValueError: The file has the other form than the backbone, or does not show its form.
+        ValueError: The file has the other form than the backbone, or there are both forms of the
+            backbone and the file does not show its own.
     """
     if not {_CONV, _VARIANCE} <= set(backbone.state_dict()):
         return tensors, ""
     ratio = input_ratio(tensors)
+    if ratio is None and not named and _other_form(backbone.name, not backbone.caffe) is None:
+        return tensors, ""  # there is no other form of this backbone that the file could be of
     if ratio is None:
         raise ValueError(
             "the file does not show whether it is of torchvision's or Caffe's ResNet: "
@@ -109,10 +112,14 @@ _FORMS = {
 
 def _remedy(name: str, caffe: bool) -> str:
     """Say which backbone takes a file of Caffe's or of torchvision's form in place of `name`."""
+    other = _other_form(name, caffe)
+    return f"{name} has no such form" if other is None else f"use --backbone {other}"
+
+
+def _other_form(name: str, caffe: bool) -> str | None:
+    """Return the backbone of Caffe's or of torchvision's form beside `name`; None for none."""
     other = f"{name.removeprefix('timm:')}_caffe" if caffe else name.removesuffix("_caffe")
-    if other in backbone_names():
-        return f"use --backbone {other}"
-    return f"{name} has no such form"
+    return other if other in backbone_names() else None
 
 
 def input_ratio(tensors: dict[str, Tensor]) -> float | None:
