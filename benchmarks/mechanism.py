@@ -36,7 +36,7 @@ from data.transforms import resize_of
 from network.contrast.cells import Cells, class_ids_of, l2_normalize, view_cells
 from network.contrast.gate import NroiGate, RegionCollector
 from network.contrast.queries import hard_cells
-from network.losses import image_cells, min_max, over_maximum, resize, resize_area
+from network.losses import image_cells, over_maximum, resize, resize_area
 from network.methods import Batch
 from network.weights.restore import restore
 from tool.cli import positive_int, run_stage
@@ -149,7 +149,7 @@ def seen(method: Any, batch: Batch, number: int) -> Seen:
     pending = [vector[valid] for vector, valid in method._pending]
     # The same cells in f, with the prototypes that they have there.
     inside = image_cells(batch["valid"], grid)
-    score = min_max(resize(first.refined_cam[:, 1:], grid))
+    score = method.pseudo_score(first, grid)
     high = resize(first.high.float(), grid)
     settings = {"bg_score": method.config.bg_score, "background": False}
     in_f = view_cells(high, score, label, inside, **settings)

@@ -349,6 +349,35 @@ def test_only_salient_cells_are_queries_and_negatives() -> None:
     assert outside > 0, "without the rule there are others"
 
 
+def test_pseudo_labels_come_from_the_chosen_maps() -> None:
+    batch, changed = make_batch(MIXED), {}
+    for source in ("refined", "cam"):
+        method = make_method("fbr", pseudo_source=source)
+        before = method(batch, Progress())
+        for part in method.correlation.parameters():
+            nn.init.normal_(part)
+        after = method(batch, Progress())
+        changed[source] = {name for name in before if before[name] != after[name]}
+    host = {"cls_refined", "sal_refined", "ecr"}
+    assert changed["refined"] >= host | {"nce_prototype", "nce_pseudo", "nce_fg"}
+    assert changed["cam"] == host, "the contrast does not see the correlation"
+
+
+def test_pseudo_labels_of_the_cam_are_where_it_is() -> None:
+    method, batch = make_method("fbr", pseudo_source="cam"), make_batch(MIXED)
+    view = method.view(batch["image"], batch["saliency"], batch["label"])
+    score = torch.zeros_like(view.score)
+    score[:, 1:, :, : score.shape[3] // 2] = 9.0
+    score[:, 0, :, score.shape[3] // 2 :] = 9.0
+    view = dataclasses.replace(view, score=score)
+    background = method.project_background(view.high)
+    member = method.first_region_view(view, background, batch["valid"]).background
+    half = member.shape[2] // 2
+    some = batch["label"].sum(dim=1) > 0
+    assert not member[some, :, :half].any()
+    assert member[:, :, half:].all(), "what the CAM leaves is background"
+
+
 def test_the_background_segmentation_learns_nothing_from_padding() -> None:
     method, batch = make_method("fbr"), make_batch(MIXED)
     batch["valid"][0, :, SIDE // 2 :] = False

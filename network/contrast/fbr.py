@@ -204,7 +204,7 @@ class NroiContrast(nn.Module):
         cells: Sequence[Cells],
         label: Tensor,
         background: Sequence[Tensor],
-        first: RegionView,
+        first: RegionView | None,
         progress: Progress,
         *,
         eligible: Sequence[Tensor] | None = None,
@@ -218,7 +218,8 @@ class NroiContrast(nn.Module):
             cells: Of the same views.
             label: (N, K).
             background: (N, D, h, w) per view, the output of phi_bg before its ReLU.
-            first: The first view on its own grid; with `nroi_space` bg it is not used.
+            first: The first view on its own grid, for its NROIs. If None, they are those of both
+                views on the contrast grid, as in the release.
             progress: The step.
             eligible: (N, 1, g, g) bool per view, the cells that may be queries and negatives of
                 `nce_fg`; None for all.
@@ -237,8 +238,9 @@ class NroiContrast(nn.Module):
         self._metrics = mean_of_views([metrics for _, metrics in both])
         if progress.micro == 0:  # later micro-batches add to the NROIs of the same step
             self._pending = []
-        regions = [first]
-        if self.config.nroi_space == "bg":  # both views, on the contrast grid
+        if first is not None:
+            regions = [first]
+        else:
             grid = embeddings[0].shape[-2:]
             regions = [
                 RegionView(

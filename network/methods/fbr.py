@@ -9,7 +9,7 @@ There is one bank, written after the step and saved with the checkpoint. The REA
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,8 +18,16 @@ from torch import Tensor
 from network.contrast.cells import pseudo_labels
 from network.contrast.fbr import NroiConfig, NroiContrast, RegionView
 from network.heads import thresholded_average_pool
-from network.losses import full_precision, image_cells, mean_of_views, min_max, resize_area
+from network.losses import (
+    full_precision,
+    image_cells,
+    mean_of_views,
+    min_max,
+    resize,
+    resize_area,
+)
 from network.methods.ppc import HostConfig, Ppc, View
+from network.options import option
 from tool.progress import Progress
 
 _HEADS = {  # of the released code
@@ -47,11 +55,15 @@ class Fbr(NroiContrast, Ppc):
         """The hyper-parameters of EPS, of PPC without `nce_intra`, and of FBR.
 
         Attributes:
+            pseudo_source: Maps that give the pseudo labels and prototypes of cells: the refined
+                CAM, as in the release, or the CAM itself. A correlation that has not learned yet
+                spreads the CAM over the whole image.
             tap_threshold: TAP averages the cells above this share of a channel's maximum.
             query_saliency: Only cells whose mean saliency is above this are queries and negatives
                 of nce_fg. With 0 all cells may be, as in the release.
         """
 
+        pseudo_source: str = option("refined", choices=("refined", "cam"))
         tap_threshold: float = 0.10
         query_saliency: float = 0.5
 
@@ -122,15 +134,32 @@ class Fbr(NroiContrast, Ppc):
         """
         embeddings, cells = self.cells(views, valid)
         terms = self.prototype_losses(embeddings, cells, progress)
+        first = None
+        if self.config.nroi_space != "bg":
+            first = self.first_region_view(views[0], background[0], valid)
         return terms | self.fbr_contrast(
             embeddings,
             cells,
             views[0].label,
             background,
-            self.first_region_view(views[0], background[0], valid),
+            first,
             progress,
             eligible=self.eligible(views, embeddings[0].shape[-2:]),
         )
+
+    def pseudo_score(self, view: View, grid: Sequence[int]) -> Tensor:
+        """Return the maps that give pseudo labels and prototypes, by `pseudo_source`.
+
+        Args:
+            view: The view.
+            grid: Their height and width in cells.
+
+        Returns:
+            (N, K, *grid) in [0, 1), stretched per image and class.
+        """
+        if self.config.pseudo_source == "refined":
+            return super().pseudo_score(view, grid)
+        return min_max(resize(view.score.softmax(dim=1)[:, 1:], grid))
 
     def eligible(
         self, views: tuple[View, View], grid: tuple[int, int] | torch.Size
@@ -149,7 +178,7 @@ class Fbr(NroiContrast, Ppc):
             background: (N, D, h, w), the output of phi_bg before its ReLU.
             valid: (N, 1, H, W) bool, the pixels that are not padding.
         """
-        score = min_max(view.refined_cam[:, 1:].detach())  # (N, K, h, w)
+        score = self.pseudo_score(view, view.score.shape[-2:]).detach()  # (N, K, h, w)
         pseudo = pseudo_labels(score, view.label, bg_score=self.config.bg_score)
         inside = image_cells(valid, pseudo.shape[-2:])[:, 0]
         member = (pseudo == 0) & inside

@@ -98,7 +98,9 @@ class FbrAmn(NroiContrast, Amn):
         with full_precision(embedding):
             cells = self.cells(embedding, prob, label, inside)
             member = background_cells(cells, progress).view_as(inside[:, 0])
-            first = self.region_view(background, feature, member, embedding)
+            first = None
+            if self.config.nroi_space != "bg":
+                first = self.region_view(background, feature, member, embedding)
             return terms | self.fbr_contrast(
                 [embedding], [cells], label, [background], first, progress, eligible=eligible
             )

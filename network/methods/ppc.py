@@ -7,7 +7,7 @@ CVPR 2020).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -198,7 +198,7 @@ class Ppc(Eps):
         cells = [
             view_cells(
                 embedding,
-                min_max(resize(view.refined_cam[:, 1:], grid)),
+                self.pseudo_score(view, grid),
                 view.label,
                 inside,
                 bg_score=self.config.bg_score,
@@ -207,6 +207,18 @@ class Ppc(Eps):
             for embedding, view in zip(embeddings, views, strict=True)
         ]
         return embeddings, cells
+
+    def pseudo_score(self, view: View, grid: Sequence[int]) -> Tensor:
+        """Return the maps that give pseudo labels and prototypes: the refined CAM.
+
+        Args:
+            view: The view.
+            grid: Their height and width in cells.
+
+        Returns:
+            (N, K, *grid) in [0, 1), stretched per image and class.
+        """
+        return min_max(resize(view.refined_cam[:, 1:], grid))
 
     def contrast_losses(
         self, views: tuple[View, View], valid: Tensor, progress: Progress
