@@ -302,3 +302,12 @@ def test_mechanism_prints_shares_and_areas_of_fbr(folder_root: Path, tmp_path: P
     (found,) = json.loads(figures.read_text(encoding="utf-8"))["rows"]
     assert {"pseudo", "queries", "prototype, f", "NROI, Z_fg", "gate, f"} <= set(found)
     assert all(0 <= v <= 1 for v in found.values() if isinstance(v, float))
+    # The same checkpoint: how its terms share a step.
+    result = run("benchmarks/gradients.py", *data, *flags)
+    assert result.returncode == 0, result.stderr
+    (found,) = json.loads(figures.read_text(encoding="utf-8"))["rows"]
+    assert {"cls", "sal", "er", "bg_seg", "sum"} <= set(found["terms"])
+    assert not {"sal_refined", "ecr", "bg_sim"} & set(found["terms"]), "they train no backbone"
+    assert found["terms"]["sum"][1] == pytest.approx(1, abs=1e-3)
+    lengths = [length for name, (length, _) in found["terms"].items() if name != "sum"]
+    assert 0 < found["terms"]["sum"][0] <= sum(lengths) + 1e-3

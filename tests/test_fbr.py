@@ -205,13 +205,20 @@ def test_the_second_view_is_two_sevenths_of_the_cells_and_at_least_eight() -> No
 
 def test_fbr_pools_by_tap_and_the_hosts_plainly() -> None:
     batch = make_batch(MIXED)
-    for name in ("ppc", "fbr"):
-        method = make_method(name, pretrained=True).eval()
+    cases: list[tuple[str, dict[str, str], bool]] = [
+        ("ppc", {}, True),
+        ("fbr", {}, False),
+        ("fbr", {"pooling": "average"}, True),
+    ]
+    for name, options, plainly in cases:
+        method = make_method(name, pretrained=True, **options).eval()
         with torch.no_grad():
             view = method.view(batch["image"], batch["saliency"], batch["label"])
             plain = view.score.mean(dim=(2, 3))
             equal = torch.allclose(method.image_logit(view), plain, atol=1e-6)
-        assert equal == (name == "ppc")
+            same = method.classify(batch) - method.image_logit(view)[:, 1:].sigmoid()
+        assert equal == plainly
+        assert same.abs().max() < 1e-6
 
 
 def test_nrois_are_centroids_of_the_background_cells_of_their_image() -> None:

@@ -58,12 +58,17 @@ class Fbr(NroiContrast, Ppc):
             pseudo_source: Maps that give the pseudo labels and prototypes of cells: the refined
                 CAM, as in the release, or the CAM itself. A correlation that has not learned yet
                 spreads the CAM over the whole image.
+            pooling: How the classifier pools: tap averages each channel over its active cells, as
+                in the release, average over all cells, as in EPS. The gradient of `cls` is twice as
+                long with tap. If a recipe limits the length of a step, that is at the cost of the
+                other terms.
             tap_threshold: TAP averages the cells above this share of a channel's maximum.
             query_saliency: Only cells whose mean saliency is above this are queries and negatives
                 of nce_fg. With 0 all cells may be, as in the release.
         """
 
         pseudo_source: str = option("refined", choices=("refined", "cam"))
+        pooling: str = option("tap", choices=("tap", "average"))
         tap_threshold: float = 0.10
         query_saliency: float = 0.5
 
@@ -87,17 +92,20 @@ class Fbr(NroiContrast, Ppc):
             return terms | self.contrast(views, background, batch["valid"], progress)
 
     def image_logit(self, view: View) -> Tensor:
-        """Return the image-level logits (N, K+1) through TAP."""
+        """Return the image-level logits (N, K+1), by `pooling`."""
         return self.pooled_logit(view.high)
 
     def classify(self, batch: Any) -> Tensor:
-        """Return the sigmoid of the logits through TAP, (N, K)."""
+        """Return the sigmoid of the image-level logits, (N, K)."""
         high = self.backbone(batch["image"])["high"]
         return self.pooled_logit(high)[:, 1:].sigmoid()
 
     def pooled_logit(self, high: Tensor) -> Tensor:
-        """Return image-level logits (N, K+1) of the high tap (N, D, h, w), through TAP."""
-        pooled = thresholded_average_pool(high, threshold=self.config.tap_threshold)
+        """Return the image-level logits (N, K+1) of the high tap (N, D, h, w), by `pooling`."""
+        if self.config.pooling == "tap":
+            pooled = thresholded_average_pool(high, threshold=self.config.tap_threshold)
+        else:
+            pooled = high.mean(dim=(-2, -1), keepdim=True)
         return self.classifier(pooled).float()[:, :, 0, 0]
 
     def background_losses(self, view: View, background: Tensor, valid: Tensor) -> dict[str, Tensor]:
