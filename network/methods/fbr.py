@@ -43,7 +43,10 @@ class Fbr(NroiContrast, Ppc):
     Its CAMs are gated by NROIs in inference, which the paper does not do (`network.contrast.gate`).
     """
 
-    recipe = Ppc.recipe.gated()
+    recipe = dataclasses.replace(
+        Ppc.recipe.gated(),
+        short_options={**Ppc.recipe.short_options, "pseudo_source": "cam"},
+    )
     background_prototype = False
     released: Mapping[str, str] = {**Ppc.released, **_HEADS}
     released_unused = ("bg_bn.",)  # a BatchNorm that is frozen at its initial identity
