@@ -7,7 +7,8 @@
 #                                                        the paper's setting; one GPU
 #   DATASET=coco14 ROOT=.../COCO SALIENCY_ROOT=... WEIGHTS=... bash scripts/script_sbe.sh
 # SEED=0  OUT=out/...  BACKBONE=...  CAM_OUT=... (the CAMs and their seeds, which other runs may share)  SKIP_BAD_IMAGES=1
-# are further settings; CAM_FLAGS, BOUNDARY_FLAGS go to train_fbr.py, LABEL_FLAGS to data.boundary, CAM_SCALES to infer_cam.py.
+# are further settings; CAM_FLAGS, BOUNDARY_FLAGS go to train_fbr.py, LABEL_FLAGS to data.boundary, CAM_SCALES, WALK_SCALES
+# (the size at which boundaries are found: that of training) to infer_cam.py.
 # There are two masks of each image: mask/ without a CRF, foreground above BG (.21; bes .25), and mask-crf/, the CRF on
 # these. Both are scored.
 # GATE=1|0: gate the CAMs of both stages by background regions (NROIs), or not (the default). With it, BG is the threshold at
@@ -34,7 +35,8 @@ GATE="${GATE:-0}"
 set_gate
 case "$DATASET" in
   toy)
-    ROOT="${ROOT:-out/toy-data}" TRAIN_LIST="${TRAIN_LIST:-train}" SHORT="${SHORT:-1}" CAM_SCALES="${CAM_SCALES:-2}"
+    ROOT="${ROOT:-out/toy-data}" TRAIN_LIST="${TRAIN_LIST:-train}"
+    SHORT="${SHORT:-1}" CAM_SCALES="${CAM_SCALES:-2}" WALK_SCALES="${WALK_SCALES:-2}"
     ;;
   voc12) TRAIN_LIST="${TRAIN_LIST:-train_aug}" ;;
   coco14) TRAIN_LIST="${TRAIN_LIST:-train}" ;;
@@ -79,7 +81,8 @@ post "$CAM_OUT/cam" "$CAM_OUT/seed" --seeds 0.30 0.07
 train "$METHOD" "$BES_OUT" --boundary-dir "$OUT/boundary" ${maps[@]+"${maps[@]}"} ${size[@]+"${size[@]}"} $BOUNDARY_FLAGS
 
 # The walk of the CAMs within the boundaries, and both masks.
-infer "$BES_OUT" --cam-dir "$CAM_OUT/cam"
+# shellcheck disable=SC2086
+infer "$BES_OUT" --cam-dir "$CAM_OUT/cam" ${WALK_SCALES:+--scales $WALK_SCALES}
 threshold=(--threshold "$BG")
 if [ "$GATE" = 1 ]; then
   post "$CAM_OUT/cam" "$CAM_OUT/mask"

@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
-from method_cases import MIXED, make_batch, make_method
+from method_cases import METHODS, MIXED, make_batch, make_method
 
 from network.backbones import Tap
 from network.heads import BoundaryHead, DisplacementHead, on_grid
+from network.methods import build_method, find_method
+from network.methods.irn import Irn
 from network.walk.affinity import affinity_losses, displacement_losses, pair_labels
 from network.walk.random_walk import pairs_within, path_affinity, random_walk
 from tool.infer.multiscale import score_and_embed
@@ -176,6 +178,15 @@ def test_an_image_without_cam_is_empty_and_powers_sharpen() -> None:
 def test_bad_settings_are_named(config: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(config))):
         make_method("irn", **config)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if issubclass(find_method(n), Irn)])
+def test_a_backbone_of_four_taps_is_refused_by_the_method_itself(name: str) -> None:
+    """Also by each of its subclasses, under their own names."""
+    config = {"method": name, "backbone": "timm:convnext_atto", "output_stride": 16}
+    config |= {"num_classes": 5, "pretrained": False, "method_config": {}}
+    with pytest.raises(ValueError, match=f"method '{name}' needs a backbone of five taps"):
+        build_method(config)
 
 
 def test_the_walk_is_enlarged_and_cropped() -> None:

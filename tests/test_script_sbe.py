@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 from test_script_seg import SMALL, script
 
+from data.toy.drawing.scene import SIDES
+from network.methods import find_method
 from tool.formats.boundary import SALIENT, load_boundary
 from tool.formats.mask import load_mask
 
@@ -67,3 +70,19 @@ def test_an_unknown_method_is_named(folder_root: Path) -> None:
     done = script("script_sbe.sh", {"ROOT": folder_root, "METHOD": "irn"})
     assert done.returncode == 2
     assert "METHOD=irn: give sbe or bes" in done.stderr
+
+
+@pytest.mark.parametrize("method", ["sbe", "bes"])
+def test_the_toys_boundaries_are_found_at_the_size_of_training(tmp_path: Path, method: str) -> None:
+    """Its images have 150 pixels: at their own size the walk leaks through faint boundaries."""
+    recorder, calls = tmp_path / "python", tmp_path / "calls"
+    recorder.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >> {shlex.quote(str(calls))}\n')
+    recorder.chmod(0o755)
+    settings = {"PYTHON_READY": recorder, "DATASET": "toy", "METHOD": method, "OUT": tmp_path}
+    done = script("script_sbe.sh", settings)
+    assert done.returncode == 0, done.stderr
+    (walk,) = [line for line in calls.read_text().splitlines() if f"2-{method}/cam --gate" in line]
+    words = walk.split()
+    scale = float(words[words.index("--scales") + 1]) if "--scales" in words else 1.0
+    low, high = find_method(method).recipe.chosen(short=True).long_side
+    assert low <= scale * sum(SIDES) / len(SIDES) <= high

@@ -96,8 +96,9 @@ class Irn(Method):
         if config.pad > 4096:
             raise ValueError(f"pad {config.pad}: at most 4096 pixels")
         if list(backbone.taps) != list(TAP_NAMES):
+            name = type(self).__module__.rpartition(".")[2]  # also a subclass's, such as bes
             raise ValueError(
-                f"method 'irn' needs a backbone of five taps: {backbone.name!r} has "
+                f"method {name!r} needs a backbone of five taps: {backbone.name!r} has "
                 f"{', '.join(backbone.taps)}"
             )
         if not self.pretrained:
