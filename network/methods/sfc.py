@@ -89,7 +89,7 @@ class Sfc(Cam):
             "momentum": 0.9,
             "warmup": 50,
         },
-        short_options={"bank_draws": 2, "bank_side": 224},
+        short_options={"bank_draws": 2, "bank_side": 224, "centred": True},
         post=Post(preset="label50", seeds=(1.0, 0.5)),
     )
     released: Mapping[str, str] = {}  # its files are other networks
@@ -103,6 +103,9 @@ class Sfc(Cam):
             weight_prototype: Weight of the distance of the classifier's CAM to the prototype CAM.
             weight_views: Weight of the distance of the CAMs of an image and of its half.
             bg_factor: Factor on the background when cells are chosen for the prototypes.
+        centred: Compare the cells of the pixel correlation by how they differ from the mean of
+            their image. A short run needs it: until its layer is trained, which takes the paper
+            thousands of steps, the cells of an image look alike.
             label_first: Leave absent classes out before anything is made of the CAM. The release
                 lets them lower the background, and win cells in inference.
             bank_draws: Images that the bank adds to each batch, of all ranks together; 0 for none.
@@ -121,6 +124,7 @@ class Sfc(Cam):
         weight_prototype: float = 1.6
         weight_views: float = 0.8
         bg_factor: float = 0.3
+        centred: bool = False
         label_first: bool = True
         bank_draws: int = 4
         bank_side: int = 512
@@ -145,7 +149,7 @@ class Sfc(Cam):
         channels = backbone.taps["high"].channels
         self.classifier = nn.Conv2d(channels, self.num_classes, 1, bias=False)
         self.side = SideFeatures(backbone.taps)
-        self.correlation = DeepCorrelation(channels)
+        self.correlation = DeepCorrelation(channels, centred=config.centred)
         self.bank = ImageBank(
             self.num_classes, config.bank_side, mean=backbone.mean, std=backbone.std
         )
@@ -154,8 +158,8 @@ class Sfc(Cam):
 
     def study(self, labels: Tensor) -> None:
         """Compute the distribution coefficient of each class from the training labels."""
-        offset = self.config.replay * len(labels) / self.num_classes
         counts = labels.sum(dim=0)
+        offset = self.config.replay * len(labels) / max(1, int((counts > 0).sum()))
         self.coefficient.copy_(distribution_coefficient(counts, offset=offset))
 
     @torch.no_grad()
@@ -238,9 +242,11 @@ class Sfc(Cam):
         """
         size = high.shape[-2:]
         score = self.classifier(high).float()
-        present = image_cells(valid, size) * with_background_label(label)  # (N, K+1, h, w)
+        inside = image_cells(valid, size).to(score.dtype)
+        present = inside * with_background_label(label)  # (N, K+1, h, w)
         cam = normal_cam(score, present if self.config.label_first else None) * present
-        return View(score, self.correlation(cam, high, aligned(image, size)), present)
+        refined = self.correlation(cam, high, aligned(image, size), inside)
+        return View(score, refined, present)
 
     def prototypes(
         self, side: Tensor, refined: Tensor, present: Tensor, *, peaks: bool = False
