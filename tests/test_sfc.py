@@ -9,6 +9,7 @@ from method_cases import MIXED, first_steps, gradients, make_batch, make_method,
 from torch import Tensor
 
 from network.calibration.maps import (
+    contrast_kept,
     distribution_coefficient,
     normal_cam,
     prototype_cam,
@@ -329,13 +330,24 @@ def new_correlation(centred: bool) -> DeepCorrelation:
 def test_a_new_correlation_flattens_a_cam_unless_it_is_centred() -> None:
     cam, high, image = an_object_on_a_ground()
     plain, centred = (new_correlation(kind)(cam, high, image) for kind in (False, True))
-    kept = [refined[0, 1].std() / cam[0, 1].std() for refined in (plain, centred)]
+    kept = [contrast_kept(refined, cam) for refined in (plain, centred)]
     assert kept[0] < 0.1
     assert kept[1] > 0.4
     inside = cam[0, 1] == 1
     for k in range(2):
         won = centred[0, k] > centred[0, 1 - k]
         assert torch.equal(won, inside == bool(k)), "object and ground each win their own cells"
+
+
+def test_the_contrast_that_is_kept_is_a_mean_over_maps_that_vary() -> None:
+    cam = torch.zeros(1, 3, 2, 2)
+    cam[0, 0, 0], cam[0, 1, :, 0] = 1, 4  # the third map is constant
+    factor = torch.tensor([0.5, 0.1, 7]).view(1, 3, 1, 1)
+    assert contrast_kept(factor * cam + 2, cam).item() == pytest.approx(0.3)
+    assert contrast_kept(cam[:, 2:], cam[:, 2:]).item() == 0
+    method, batch = make_method("sfc").train(), make_batch(MIXED)
+    method.losses(batch, Progress())
+    assert 0 < method.metrics()["contrast"] < 1
 
 
 @torch.no_grad()

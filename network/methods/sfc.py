@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from network.calibration.bank import Crops, ImageBank, interleaved, joined
 from network.calibration.maps import (
     aligned,
+    contrast_kept,
     distribution_coefficient,
     normal_cam,
     over_shifted_background,
@@ -53,11 +54,13 @@ class View:
 
     Attributes:
         score: (N, K, h, w), raw scores.
+        cam: (N, K+1, h, w) in [0, 1], the normalised CAM, background first.
         refined: (N, K+1, h, w) in [0, 1], the paper's M_W, background first.
         present: (N, K+1, h, w) in {0, 1}, the label, and 0 on padding.
     """
 
     score: Tensor
+    cam: Tensor
     refined: Tensor
     present: Tensor
 
@@ -197,6 +200,9 @@ class Sfc(Cam):
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Compute `cls`, `prototype` and `views` on the images and on their halves.
 
+        The metric `contrast` is the share of the CAMs' deviation that the pixel correlation
+        leaves. Near 0 the refined CAMs are flat, and every map made of them covers the image.
+
         Source: SFC, multi-scaled distribution-weighted consistency.
         """
         del progress
@@ -206,7 +212,10 @@ class Sfc(Cam):
         half = aligned(image, tuple(max(1, side // 2) for side in image.shape[-2:]))
         second = self.view(self.backbone(half)["high"], half, valid, label)
         side = self.side(taps)
-        self._metrics = {"bank": (self.bank.written > 0).float().mean()}
+        self._metrics = {
+            "bank": (self.bank.written > 0).float().mean(),
+            "contrast": contrast_kept(first.refined[:, 1:], first.cam[:, 1:]),
+        }
         with full_precision(first.score):
             prototype = over_maximum(self.prototypes(side, first.refined, first.present))
             cams = [view.refined[:, 1:] * label[:, :, None, None] for view in (first, second)]
@@ -246,7 +255,7 @@ class Sfc(Cam):
         present = inside * with_background_label(label)  # (N, K+1, h, w)
         cam = normal_cam(score, present if self.config.label_first else None) * present
         refined = self.correlation(cam, high, aligned(image, size), inside)
-        return View(score, refined, present)
+        return View(score, cam, refined, present)
 
     def prototypes(
         self, side: Tensor, refined: Tensor, present: Tensor, *, peaks: bool = False
