@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -15,13 +14,14 @@ from PIL import Image
 import coco14
 import voc12
 from data.files import IMAGE_SUFFIXES, check_id, find_file
-from data.labels import read_class_names, read_labels, read_text
+from data.labels import number_as_id, read_class_names, read_labels, read_text
+from data.lists import id_of_line
 from tool.flags import flag
 from tool.formats.image import check_size, decode, size_of
 from tool.formats.predictions import read_mask
 
 MASK_SUFFIXES = (".png", ".PNG")
-SALIENCY_SUFFIXES = MASK_SUFFIXES + IMAGE_SUFFIXES
+SALIENCY_SUFFIXES = tuple(dict.fromkeys(MASK_SUFFIXES + IMAGE_SUFFIXES))
 TOY_ROOT = Path("out/toy-data")
 AUTO_LISTS = ("train_aug", "train")  # what is trained on and gets pseudo masks: the first there is
 
@@ -36,7 +36,7 @@ class Layout:
     lists: str
     labels: tuple[str, ...] = ("labels.csv", "cls_labels.npy")  # the first that is there
     class_names: tuple[str, ...] | None = None  # None: the root's classes.txt
-    id_of_int: Callable[[int], str] = str  # for integer keys of cls_labels.npy
+    ids_of_int: Callable[[int], tuple[str, ...]] = number_as_id  # that a number can be
 
 
 _VOC = Layout((voc12.IMAGE_FOLDER,), voc12.MASK_FOLDERS, voc12.SALIENCY_FOLDER, voc12.LIST_FOLDER)
@@ -47,13 +47,14 @@ LAYOUTS = {
         _VOC,
         labels=(*_VOC.labels, voc12.ANNOTATION_FOLDER),
         class_names=voc12.CLASS_NAMES,
-        id_of_int=voc12.image_id_of,
+        ids_of_int=voc12.image_ids_of,
     ),
     "coco14": dataclasses.replace(
         _FOLDER,
         images=coco14.IMAGE_FOLDERS,
         masks=coco14.MASK_FOLDERS,
         class_names=coco14.CLASS_NAMES,
+        ids_of_int=coco14.image_ids_of,
     ),
     "folder": _FOLDER,
 }
@@ -92,8 +93,8 @@ class Catalog:
         """The image ids of a list, in its order.
 
         Args:
-            list_name: a name in the layout's list folder, or a path that ends in `.txt`. A line is
-                an id, or "/JPEGImages/ID.jpg /SegmentationClassAug/ID.png".
+            list_name: a name in the layout's list folder, or a path that ends in `.txt`. The
+                forms of a line are those of `data.lists`.
 
         Raises:
             FileNotFoundError: no such list; names the lists there are.
@@ -129,13 +130,14 @@ class Catalog:
         raise FileNotFoundError(f"list {path} does not exist (--list): {folder} has {there}")
 
     def _id_of_line(self, line: str) -> str:
-        prefixes = [f"/{folder}/" for folder in self.layout.images]
-        prefix = next((start for start in prefixes if line.startswith(start)), None)
-        if prefix is None:
-            return line
-        image = re.split(r"\s+/", line.removeprefix(prefix), maxsplit=1)[0]
-        suffix = next((end for end in IMAGE_SUFFIXES if image.endswith(end)), "")
-        return image.removesuffix(suffix)
+        folders = (*self.layout.images, voc12.IMAGE_FOLDER)
+        return id_of_line(line, folders, exists=self._has_image, ids_of_int=self.layout.ids_of_int)
+
+    def _has_image(self, image_id: str) -> bool:
+        try:
+            return bool(self.image_path(image_id))
+        except (FileNotFoundError, ValueError):
+            return False
 
     def image_path(self, image_id: str) -> Path:
         """The image file; `FileNotFoundError` names the id, the path and the flag."""
@@ -165,7 +167,7 @@ class Catalog:
 
     @functools.cached_property
     def _labels(self) -> Mapping[str, np.ndarray]:
-        return read_labels(self.labels_path, self.class_names, self.layout.id_of_int)
+        return read_labels(self.labels_path, self.class_names, self.layout.ids_of_int)
 
     def has_label(self, image_id: str) -> bool:
         """Whether the labels know the image."""
@@ -174,8 +176,15 @@ class Catalog:
     def label(self, image_id: str) -> np.ndarray:
         """(K,) float32 {0, 1}, a copy; `ValueError` names an id without a label."""
         if image_id not in self._labels:
-            raise ValueError(f"image {image_id!r} has no label in {self.labels_path} (--labels)")
+            raise ValueError(f"image {image_id!r} has {self.no_label(image_id)}")
         return self._labels[image_id].copy()
+
+    def no_label(self, image_id: str) -> str:
+        """Return what a message says of an id without a label: where there is none, and why."""
+        forms = (image_id + end for end in IMAGE_SUFFIXES)
+        suffixed = next((form for form in forms if form in self._labels), None)
+        hint = f", which has {suffixed!r}: drop the suffix" if suffixed else ""
+        return f"no label in {self.labels_path} (--labels){hint}"
 
     def read_image(self, image_id: str, *, long_side: int | None = None) -> Image.Image:
         """The RGB image, fully decoded.
