@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
-import coco14
 import voc12
-from data.files import IMAGE_SUFFIXES, check_id, find_file
-from data.labels import number_as_id, read_class_names, read_labels, read_text
+from data.files import IMAGE_SUFFIXES, all_found, check_id, find_file
+from data.labels import read_class_names, read_labels, read_text
+from data.layouts import LAYOUTS, Layout
 from data.lists import id_of_line
 from tool.flags import flag
 from tool.formats.image import check_size, decode, size_of
@@ -22,42 +22,9 @@ from tool.formats.predictions import read_mask
 
 MASK_SUFFIXES = (".png", ".PNG")
 SALIENCY_SUFFIXES = tuple(dict.fromkeys(MASK_SUFFIXES + IMAGE_SUFFIXES))
+HALF, DARK_MAPS = 127, 200  # what a saliency map must exceed somewhere; how many may not
 TOY_ROOT = Path("out/toy-data")
 AUTO_LISTS = ("train_aug", "train")  # what is trained on and gets pseudo masks: the first there is
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where a kind of dataset keeps its files, relative to the root."""
-
-    images: tuple[str, ...]  # the first folder that has the file
-    masks: tuple[str, ...]  # likewise
-    saliency: str
-    lists: str
-    labels: tuple[str, ...] = ("labels.csv", "cls_labels.npy")  # the first that is there
-    class_names: tuple[str, ...] | None = None  # None: the root's classes.txt
-    ids_of_int: Callable[[int], tuple[str, ...]] = number_as_id  # that a number can be
-
-
-_VOC = Layout((voc12.IMAGE_FOLDER,), voc12.MASK_FOLDERS, voc12.SALIENCY_FOLDER, voc12.LIST_FOLDER)
-_FOLDER = Layout(("images",), ("masks",), "saliency", "lists")
-LAYOUTS = {
-    "toy": _VOC,
-    "voc12": dataclasses.replace(
-        _VOC,
-        labels=(*_VOC.labels, voc12.ANNOTATION_FOLDER),
-        class_names=voc12.CLASS_NAMES,
-        ids_of_int=voc12.image_ids_of,
-    ),
-    "coco14": dataclasses.replace(
-        _FOLDER,
-        images=coco14.IMAGE_FOLDERS,
-        masks=coco14.MASK_FOLDERS,
-        class_names=coco14.CLASS_NAMES,
-        ids_of_int=coco14.image_ids_of,
-    ),
-    "folder": _FOLDER,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +79,13 @@ class Catalog:
                 raise ValueError(f"list {path} has image {image_id!r} twice")
             seen.add(image_id)
         return ids
+
+    def for_list(self, list_name: str) -> Catalog:
+        """Return the catalog as it serves a list: the benchmark's own lists have its own masks."""
+        if Path(list_name).stem not in self.layout.official:
+            return self
+        layout = dataclasses.replace(self.layout, masks=self.layout.masks[::-1])
+        return dataclasses.replace(self, layout=layout)
 
     def first_list(self, names: Sequence[str]) -> str:
         """The first of these lists that there is, else the last."""
@@ -197,11 +171,12 @@ class Catalog:
         Raises:
             ValueError: a broken or truncated file, named.
         """
-        return decode(self.image_path(image_id), "RGB", long_side=long_side)
+        path, upright = self.image_path(image_id), self.layout.upright
+        return decode(path, "RGB", long_side=long_side, upright=upright)
 
     def image_size(self, image_id: str) -> tuple[int, int]:
         """(W, H) of the image, from its header."""
-        return size_of(self.image_path(image_id))
+        return size_of(self.image_path(image_id), upright=self.layout.upright)
 
     def read_saliency(self, image_id: str) -> Image.Image:
         """Return the saliency map, mode "L", 255 is salient.
@@ -215,6 +190,33 @@ class Catalog:
             path, saliency.size[::-1], f"image {image_id!r}", self.image_size(image_id)[::-1]
         )
         return saliency
+
+    def require_saliency(self, ids: Sequence[str]) -> None:
+        """Check that there is a map for every image, and that some of the first 200 is bright.
+
+        Raises:
+            FileNotFoundError: Maps are missing; names the first few.
+            ValueError: There is no folder of maps, a map is broken, or none is above one half.
+        """
+        if not self.has_saliency:
+            raise ValueError(
+                "saliency maps are needed: python -m data.saliency makes them, --saliency-root "
+                f"says where they are ({self.saliency_root} is no folder); cam and sfc need none"
+            )
+        all_found(ids, self.saliency_path)
+        brightest = 0
+        for image_id in ids[:DARK_MAPS]:
+            brightest = max(brightest, self.read_saliency(image_id).getextrema()[1])  # type: ignore
+            if brightest > HALF:
+                return
+        raise ValueError(self.dark_saliency(brightest))
+
+    def dark_saliency(self, brightest: int) -> str:
+        """Return what is wrong with maps whose largest value is at most one half."""
+        return (
+            f"saliency maps in {self.saliency_root} are not scaled to 0..255: the largest value is "
+            f"{brightest}, and only what is above {HALF} counts as salient"
+        )
 
     def read_mask(self, image_id: str) -> np.ndarray:
         """Return the ground-truth mask.
@@ -299,4 +301,5 @@ def catalog_from(flags: DatasetFlags) -> tuple[Catalog, str]:
         raise ValueError(f"dataset {flags.dataset!r} needs its folder: pass --root")
     root, labels, saliency = flags.root or TOY_ROOT, flags.labels, flags.saliency_root
     catalog = open_catalog(flags.dataset, root, labels=labels, saliency_root=saliency)
-    return catalog, catalog.first_list(flags.auto) if flags.list == "auto" else flags.list
+    name = catalog.first_list(flags.auto) if flags.list == "auto" else flags.list
+    return catalog.for_list(name), name

@@ -11,6 +11,7 @@ CLASS_NAMES = (
 
 IMAGE_FOLDER = "JPEGImages"
 MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")  # the first that has the file
+OFFICIAL_LISTS = ("train", "val")  # of the devkit, whose own masks are in the last folder
 SALIENCY_FOLDER = "saliency"
 ANNOTATION_FOLDER = "Annotations"  # one .xml an image: where image-level labels come from
 LIST_FOLDER = "ImageSets/Segmentation"
