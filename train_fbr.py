@@ -40,7 +40,7 @@ from network.weights.initialise import initialise
 from network.weights.pixel_truth import FACT
 from network.weights.pretrained import load_pretrained, source_file
 from tool.cli import Parser, run_stage
-from tool.files import file_hash, list_hash, locked
+from tool.files import file_hash, locked
 from tool.flags import add_flags, flag, flags_as
 from tool.infer.previous import KINDS, PREVIOUS, PreviousOutputs
 from tool.parallel import dist
@@ -384,7 +384,7 @@ def run_config(
         **({"clip": recipe.clip} if recipe.clip else {}),
         **fingerprints(command.previous, command.method.inputs),
         "jitter": None if recipe.jitter == command.method.recipe.jitter else recipe.jitter,
-        "list_sha256": list_hash(images.all_ids),
+        "list_sha256": images.sha256,
     }
 
 
