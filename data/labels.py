@@ -38,15 +38,24 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: it lists the foreground classes")
     names = tuple(line.strip() for line in read_text(path).split("\n") if line.strip())
+    check_class_names(names, path)
+    return names
+
+
+def check_class_names(names: Sequence[str], where: Path) -> None:
+    """Check that the names of foreground classes can stand in a `classes.txt`.
+
+    Raises:
+        ValueError: As `read_class_names`; names the file that has them.
+    """
     if not 1 <= len(names) <= 254:
-        raise ValueError(f"{path} lists {len(names)} classes: 1 to 254 are possible")
+        raise ValueError(f"{where} lists {len(names)} classes: 1 to 254 are possible")
     if len(set(names)) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{path} lists a class twice: {', '.join(twice)}")
+        raise ValueError(f"{where} lists a class twice: {', '.join(twice)}")
     for name in names:
         if name.lower() == "background" or ";" in name:
-            raise ValueError(f"{path}: {name!r} is not a possible name of a foreground class")
-    return names
+            raise ValueError(f"{where}: {name!r} is not a possible name of a foreground class")
 
 
 def number_as_id(number: int) -> tuple[str, ...]:
