@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from data.catalog import Catalog
 from data.readable import ImageList, ListFlags, open_list
 from tool.cli import run_stage
 from tool.crf.post import Post, post_of
-from tool.files import list_hash, write_json
+from tool.files import write_json
 from tool.flags import flag, parse_flags
-from tool.formats.predictions import Predictions, read_mask, require_files
+from tool.formats.predictions import Predictions, colour_warning, read_mask, require_files
 from tool.parallel import dist
 from tool.score.document import document_of, leak_of, table_of, write_curve
 from tool.score.evaluation import PRED_255, Evaluation
 from tool.score.metrics import Sweep
+from tool.score.truth import TruthFiles
 
 
 class TrainListFlags(ListFlags):
@@ -38,7 +40,7 @@ class Command:
         bg_threshold: Count a CAM as foreground above T. By default T is the threshold of the method
             that made the CAMs, 0.22 for most and for foreign CAMs.
         sweep: Score CAMs at 0.00, 0.01, ... 0.99 too. The best of them is an oracle, chosen on
-            ground truth: report it as such.
+            ground truth: report it as such. CAMs with a background row have no threshold.
         pred_255: What a predicted 255 counts as. Choose ignore for seeds, whose 255 is unknown.
         context: Folder of context PNGs, which adds the leak score. Of the toy dataset it is
             ROOT/context.
@@ -67,13 +69,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             catalog, images = open_list(command.data, masks=True)
             predictions = Predictions.find(command.pred_dir, images.ids)
             evaluation = evaluation_from(command, catalog, images.ids, predictions)
+            truth = TruthFiles(catalog.root, catalog.layout.masks)
+            warn_of_colours(catalog, images.ids, predictions)
             mine, quiet = dist.share(images.ids), None if dist.is_main() else True
             progress = tqdm(mine, desc="eval", unit="image", disable=quiet)
             for image_id in dist.until_a_rank_fails(progress):
                 score_image(image_id, catalog, predictions, evaluation, command.context)
+                truth.add(image_id, catalog.mask_path(image_id))
         evaluation.sum_up(dist.sum_over_ranks)
+        truth.sum_up(dist.sum_over_ranks)
         if dist.is_main():
             protocol = protocol_of(catalog, images, predictions, evaluation.bg_threshold)
+            protocol |= truth.note()
             report(command, catalog, evaluation, protocol)
 
 
@@ -91,6 +98,17 @@ def evaluation_from(
         threshold = post.threshold
     sweep = Sweep.empty(catalog.num_classes) if command.sweep else None
     return Evaluation(catalog.num_classes, threshold, command.pred_255, sweep)
+
+
+def warn_of_colours(catalog: Catalog, image_ids: Sequence[str], predictions: Predictions) -> None:
+    """Print a warning if masks have the benchmark's colours at other indices than its own."""
+    if not dist.is_main():
+        return
+    warnings = [colour_warning(map(catalog.mask_path, image_ids))]
+    if predictions.kind == "mask":
+        warnings.append(colour_warning(map(predictions.path, image_ids)))
+    for warning in filter(None, warnings):
+        print(warning, file=sys.stderr)
 
 
 def score_image(
@@ -123,7 +141,7 @@ def protocol_of(
     return {
         "dataset": catalog.name,
         "list": images.name,
-        "list_sha256": list_hash(images.ids),
+        "list_sha256": images.sha256,
         "images": len(images.ids),
         "kind": predictions.kind,
         "bg_threshold": threshold if predictions.kind == "cam" else None,
@@ -141,7 +159,7 @@ def report(
     print(table_of(document))
     if command.json is not None:
         write_json(command.json, document)
-        if command.sweep:
+        if "sweep" in document:
             write_curve(command.json.with_suffix(".png"), document)
 
 

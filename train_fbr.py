@@ -21,6 +21,7 @@ from data.catalog import Catalog
 from data.colour import DeviceTransform
 from data.dataset import TrainDataset
 from data.fields import TRUTH, FieldFlags
+from data.identity import data_hashes
 from data.loader import step_batches
 from data.masks import survey, write_survey
 from data.readable import ImageList, ListFlags, open_list
@@ -40,7 +41,7 @@ from network.weights.initialise import initialise
 from network.weights.pixel_truth import FACT
 from network.weights.pretrained import load_pretrained, source_file
 from tool.cli import Parser, run_stage
-from tool.files import file_hash, list_hash, locked
+from tool.files import file_hash, locked
 from tool.flags import add_flags, flag, flags_as
 from tool.infer.previous import KINDS, PREVIOUS, PreviousOutputs
 from tool.parallel import dist
@@ -180,10 +181,14 @@ def train(command: Command, device: torch.device) -> int:
     return 0
 
 
+def reads_truth(command: Command) -> bool:
+    """Return whether the run trains on the dataset's own masks."""
+    return "mask" in command.method.inputs and command.previous.folders.get("mask") == TRUTH
+
+
 def open_images(command: Command) -> tuple[Catalog, ImageList]:
     """Return the dataset and the images to train on."""
-    inputs = command.method.inputs
-    on_truth = "mask" in inputs and command.previous.folders.get("mask") == TRUTH
+    inputs, on_truth = command.method.inputs, reads_truth(command)
     if on_truth:
         dist.print_once(
             "--mask-dir truth: trained on ground truth, an upper bound and no weak supervision"
@@ -384,7 +389,10 @@ def run_config(
         **({"clip": recipe.clip} if recipe.clip else {}),
         **fingerprints(command.previous, command.method.inputs),
         "jitter": None if recipe.jitter == command.method.recipe.jitter else recipe.jitter,
-        "list_sha256": list_hash(images.all_ids),
+        "list_sha256": images.sha256,
+        **data_hashes(
+            catalog, images.all_ids, command.method.inputs, with_masks=reads_truth(command)
+        ),
     }
 
 

@@ -33,3 +33,8 @@ ANNOTATIONS = "annotations/instances_{}.json"  # of train2014 or val2014
 
 LIST_SIZES = {"train": 82_081, "val": 40_137, "train_all": 82_783, "val_all": 40_504}
 """Images of the two conventions: those with an object (EPS, PPC, SIPE, SFC), and all of them."""
+
+
+def image_ids_of(number: int) -> tuple[str, ...]:
+    """Return the ids that an image with COCO's number can have; no two splits share a number."""
+    return tuple(f"COCO_{folder}_{number:012d}" for folder in IMAGE_FOLDERS)

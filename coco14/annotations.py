@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import coco14
-from coco14.regions import check_segmentation, region_of
+from coco14.regions import check_segmentation, region_of, without_short_polygons
 from data.files import check_id
 from tool.formats.mask import UNKNOWN
 
@@ -37,12 +37,22 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class ImageObjects:
-    """One image's annotations, in their order in the file."""
+    """One image's annotations, in their order in the file.
+
+    Attributes:
+        image_id: The id.
+        height: In pixels.
+        width: In pixels.
+        objects: Those with a region.
+        short_polygons: Of each annotation that had some, how many polygons of fewer than three
+            points were left out. An annotation that had no others is left out with them.
+    """
 
     image_id: str
     height: int
     width: int
     objects: list[Object] = dataclasses.field(default_factory=list)
+    short_polygons: list[int] = dataclasses.field(default_factory=list)
 
 
 def read_annotations(path: Path) -> list[ImageObjects]:
@@ -134,11 +144,15 @@ def _add_object(entry: dict[str, Any], images: dict[int, ImageObjects]) -> None:
         raise ValueError(f"{where} has the area {shown(area)}")
     if crowd not in (0, 1):
         raise ValueError(f"{where} has iscrowd {shown(crowd)}: 0 and 1 are possible")
-    segmentation = entry.get("segmentation")
+    segmentation, short = without_short_polygons(entry.get("segmentation"))
     try:
         check_segmentation(segmentation, image.height, image.width)
     except ValueError as error:
         raise ValueError(f"{where}: bad segmentation: {error}") from error
+    if short:
+        image.short_polygons.append(short)
+        if not segmentation:
+            return
     value = coco14.MASK_VALUES[category]
     image.objects.append(Object(value, float(area), bool(crowd), segmentation))
 

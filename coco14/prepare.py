@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -19,7 +20,7 @@ from data.files import list_bytes
 from data.labels import label_files
 from data.prepare import PrepareFlags, check_lists, recorded
 from tool.cli import positive_int, run_stage
-from tool.files import file_hash, locked
+from tool.files import file_hash, first_few, locked
 from tool.flags import flag, parse_flags
 from tool.formats.image import check_size
 from tool.formats.mask import is_whole, save_mask
@@ -59,13 +60,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for split, digest in hashes.items()
     }
-    about = {
+    about: dict[str, Any] = {
         "benchmark": "MS COCO 2014",
         "overlap": command.overlap,
         "crowd": "255, below every object; its class counts as present",
         "lists_of": "train, val: images with an object; train_all, val_all: all images",
         "annotations_sha256": hashes,
     }
+    if short := short_polygons(sources, images):
+        about["polygons_left_out"] = short
     files = find_files(catalog, lists, images)
     with locked(command.root / "masks"):
         if not command.overwrite:
@@ -113,6 +116,23 @@ def read_splits(sources: dict[str, Path]) -> dict[str, list[ImageObjects]]:
                 )
             first[one.image_id] = path
     return images
+
+
+def short_polygons(
+    sources: dict[str, Path], images: dict[str, list[ImageObjects]]
+) -> dict[str, int]:
+    """Return the number of polygons left out of each split that has some, and print it."""
+    counts = {}
+    for split, path in sources.items():
+        short = {one.image_id: sum(one.short_polygons) for one in images[split]}
+        found = {image_id: count for image_id, count in short.items() if count}
+        if found:
+            counts[split] = sum(found.values())
+            print(
+                f"{path}: left out {counts[split]} polygons of fewer than three points, of "
+                f"{first_few(list(found))}"
+            )
+    return counts
 
 
 def find_lists(images: dict[str, list[ImageObjects]]) -> dict[str, list[str]]:

@@ -13,6 +13,17 @@ LONGEST_OUTLINE = 2**22  # pixels; pycocotools needs some 100 bytes for each
 _NUMBER = re.compile(rb"[P-o]{0,6}[0-O]")  # of compressed run lengths: 5 bits per character
 
 
+def without_short_polygons(segmentation: Any) -> tuple[Any, int]:
+    """Return a segmentation without polygons of fewer than three points, and how many they are.
+
+    They have no area. Detectron2 leaves them out, too.
+    """
+    if not isinstance(segmentation, list):
+        return segmentation, 0
+    kept = [one for one in segmentation if not (isinstance(one, list) and len(one) in (0, 2, 4))]
+    return kept, len(segmentation) - len(kept)
+
+
 def check_segmentation(segmentation: Any, height: int, width: int) -> list[Any]:
     """Return polygons or run lengths as `pycocotools.mask.frPyObjects` takes them.
 

@@ -20,7 +20,6 @@ import numpy as np
 from tqdm import tqdm
 
 from data.catalog import Catalog
-from data.files import all_found
 from data.readable import ListFlags, open_list
 from tool.cli import non_negative_float, positive_int, run_stage
 from tool.files import locked
@@ -102,11 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seeds, images.ids, ".png", what="seeds", stage="crf_postprocess.py --cam-dir ... --seeds"
     )
     if command.saliency:
-        if not catalog.has_saliency:
-            raise ValueError(
-                f"--saliency: pass --saliency-root ({catalog.saliency_root} is no folder)"
-            )
-        all_found(images.ids, catalog.saliency_path)
+        catalog.require_saliency(images.ids)
     with locked(out):
         work = BoundaryWriter(catalog, seeds, out, command.rules, with_saliency=command.saliency)
         claim(out, work.made_from())

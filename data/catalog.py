@@ -4,59 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
-import coco14
 import voc12
-from data.files import IMAGE_SUFFIXES, check_id, find_file
+from data.files import IMAGE_SUFFIXES, all_found, check_id, find_file
 from data.labels import read_class_names, read_labels, read_text
+from data.layouts import LAYOUTS, Layout
+from data.lists import id_of_line
 from tool.flags import flag
 from tool.formats.image import check_size, decode, size_of
 from tool.formats.predictions import read_mask
 
 MASK_SUFFIXES = (".png", ".PNG")
-SALIENCY_SUFFIXES = MASK_SUFFIXES + IMAGE_SUFFIXES
+SALIENCY_SUFFIXES = tuple(dict.fromkeys(MASK_SUFFIXES + IMAGE_SUFFIXES))
+HALF, DARK_MAPS = 127, 200  # what a saliency map must exceed somewhere; how many may not
 TOY_ROOT = Path("out/toy-data")
 AUTO_LISTS = ("train_aug", "train")  # what is trained on and gets pseudo masks: the first there is
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where a kind of dataset keeps its files, relative to the root."""
-
-    images: tuple[str, ...]  # the first folder that has the file
-    masks: tuple[str, ...]  # likewise
-    saliency: str
-    lists: str
-    labels: tuple[str, ...] = ("labels.csv", "cls_labels.npy")  # the first that is there
-    class_names: tuple[str, ...] | None = None  # None: the root's classes.txt
-    id_of_int: Callable[[int], str] = str  # for integer keys of cls_labels.npy
-
-
-_VOC = Layout((voc12.IMAGE_FOLDER,), voc12.MASK_FOLDERS, voc12.SALIENCY_FOLDER, voc12.LIST_FOLDER)
-_FOLDER = Layout(("images",), ("masks",), "saliency", "lists")
-LAYOUTS = {
-    "toy": _VOC,
-    "voc12": dataclasses.replace(
-        _VOC,
-        labels=(*_VOC.labels, voc12.ANNOTATION_FOLDER),
-        class_names=voc12.CLASS_NAMES,
-        id_of_int=voc12.image_id_of,
-    ),
-    "coco14": dataclasses.replace(
-        _FOLDER,
-        images=coco14.IMAGE_FOLDERS,
-        masks=coco14.MASK_FOLDERS,
-        class_names=coco14.CLASS_NAMES,
-    ),
-    "folder": _FOLDER,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +60,8 @@ class Catalog:
         """The image ids of a list, in its order.
 
         Args:
-            list_name: a name in the layout's list folder, or a path that ends in `.txt`. A line is
-                an id, or "/JPEGImages/ID.jpg /SegmentationClassAug/ID.png".
+            list_name: a name in the layout's list folder, or a path that ends in `.txt`. The
+                forms of a line are those of `data.lists`.
 
         Raises:
             FileNotFoundError: no such list; names the lists there are.
@@ -112,6 +80,13 @@ class Catalog:
             seen.add(image_id)
         return ids
 
+    def for_list(self, list_name: str) -> Catalog:
+        """Return the catalog as it serves a list: the benchmark's own lists have its own masks."""
+        if Path(list_name).stem not in self.layout.official:
+            return self
+        layout = dataclasses.replace(self.layout, masks=self.layout.masks[::-1])
+        return dataclasses.replace(self, layout=layout)
+
     def first_list(self, names: Sequence[str]) -> str:
         """The first of these lists that there is, else the last."""
         folder = self.root / self.layout.lists
@@ -129,13 +104,14 @@ class Catalog:
         raise FileNotFoundError(f"list {path} does not exist (--list): {folder} has {there}")
 
     def _id_of_line(self, line: str) -> str:
-        prefixes = [f"/{folder}/" for folder in self.layout.images]
-        prefix = next((start for start in prefixes if line.startswith(start)), None)
-        if prefix is None:
-            return line
-        image = re.split(r"\s+/", line.removeprefix(prefix), maxsplit=1)[0]
-        suffix = next((end for end in IMAGE_SUFFIXES if image.endswith(end)), "")
-        return image.removesuffix(suffix)
+        folders = (*self.layout.images, voc12.IMAGE_FOLDER)
+        return id_of_line(line, folders, exists=self._has_image, ids_of_int=self.layout.ids_of_int)
+
+    def _has_image(self, image_id: str) -> bool:
+        try:
+            return bool(self.image_path(image_id))
+        except (FileNotFoundError, ValueError):
+            return False
 
     def image_path(self, image_id: str) -> Path:
         """The image file; `FileNotFoundError` names the id, the path and the flag."""
@@ -165,7 +141,7 @@ class Catalog:
 
     @functools.cached_property
     def _labels(self) -> Mapping[str, np.ndarray]:
-        return read_labels(self.labels_path, self.class_names, self.layout.id_of_int)
+        return read_labels(self.labels_path, self.class_names, self.layout.ids_of_int)
 
     def has_label(self, image_id: str) -> bool:
         """Whether the labels know the image."""
@@ -174,8 +150,15 @@ class Catalog:
     def label(self, image_id: str) -> np.ndarray:
         """(K,) float32 {0, 1}, a copy; `ValueError` names an id without a label."""
         if image_id not in self._labels:
-            raise ValueError(f"image {image_id!r} has no label in {self.labels_path} (--labels)")
+            raise ValueError(f"image {image_id!r} has {self.no_label(image_id)}")
         return self._labels[image_id].copy()
+
+    def no_label(self, image_id: str) -> str:
+        """Return what a message says of an id without a label: where there is none, and why."""
+        forms = (image_id + end for end in IMAGE_SUFFIXES)
+        suffixed = next((form for form in forms if form in self._labels), None)
+        hint = f", which has {suffixed!r}: drop the suffix" if suffixed else ""
+        return f"no label in {self.labels_path} (--labels){hint}"
 
     def read_image(self, image_id: str, *, long_side: int | None = None) -> Image.Image:
         """The RGB image, fully decoded.
@@ -188,11 +171,12 @@ class Catalog:
         Raises:
             ValueError: a broken or truncated file, named.
         """
-        return decode(self.image_path(image_id), "RGB", long_side=long_side)
+        path, upright = self.image_path(image_id), self.layout.upright
+        return decode(path, "RGB", long_side=long_side, upright=upright)
 
     def image_size(self, image_id: str) -> tuple[int, int]:
         """(W, H) of the image, from its header."""
-        return size_of(self.image_path(image_id))
+        return size_of(self.image_path(image_id), upright=self.layout.upright)
 
     def read_saliency(self, image_id: str) -> Image.Image:
         """Return the saliency map, mode "L", 255 is salient.
@@ -206,6 +190,33 @@ class Catalog:
             path, saliency.size[::-1], f"image {image_id!r}", self.image_size(image_id)[::-1]
         )
         return saliency
+
+    def require_saliency(self, ids: Sequence[str]) -> None:
+        """Check that there is a map for every image, and that some of the first 200 is bright.
+
+        Raises:
+            FileNotFoundError: Maps are missing; names the first few.
+            ValueError: There is no folder of maps, a map is broken, or none is above one half.
+        """
+        if not self.has_saliency:
+            raise ValueError(
+                "saliency maps are needed: python -m data.saliency makes them, --saliency-root "
+                f"says where they are ({self.saliency_root} is no folder); cam and sfc need none"
+            )
+        all_found(ids, self.saliency_path)
+        brightest = 0
+        for image_id in ids[:DARK_MAPS]:
+            brightest = max(brightest, self.read_saliency(image_id).getextrema()[1])  # type: ignore
+            if brightest > HALF:
+                return
+        raise ValueError(self.dark_saliency(brightest))
+
+    def dark_saliency(self, brightest: int) -> str:
+        """Return what is wrong with maps whose largest value is at most one half."""
+        return (
+            f"saliency maps in {self.saliency_root} are not scaled to 0..255: the largest value is "
+            f"{brightest}, and only what is above {HALF} counts as salient"
+        )
 
     def read_mask(self, image_id: str) -> np.ndarray:
         """Return the ground-truth mask.
@@ -290,4 +301,5 @@ def catalog_from(flags: DatasetFlags) -> tuple[Catalog, str]:
         raise ValueError(f"dataset {flags.dataset!r} needs its folder: pass --root")
     root, labels, saliency = flags.root or TOY_ROOT, flags.labels, flags.saliency_root
     catalog = open_catalog(flags.dataset, root, labels=labels, saliency_root=saliency)
-    return catalog, catalog.first_list(flags.auto) if flags.list == "auto" else flags.list
+    name = catalog.first_list(flags.auto) if flags.list == "auto" else flags.list
+    return catalog.for_list(name), name

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.catalog import Catalog, DatasetFlags, catalog_from
+from data.catalog import HALF, Catalog, DatasetFlags, catalog_from
 from tool.cli import one_line, positive_int, run_stage
 from tool.files import write_json
 from tool.flags import flag, parse_flags
@@ -112,8 +112,8 @@ def check(catalog: Catalog, ids: Sequence[str]) -> dict[str, Any]:
     with ThreadPoolExecutor(cores()) as pool:
         findings = list(tqdm(pool.map(one, ids), total=len(ids), disable=None, leave=False))
     brightest = [finding.brightest for finding in findings if finding.brightest is not None]
-    if brightest and max(brightest) <= 1:
-        problems.append(f"saliency maps in {catalog.saliency_root} are not scaled to 0..255")
+    if brightest and max(brightest) <= HALF:
+        problems.append(catalog.dark_saliency(max(brightest)))
     return {
         **counts_of(findings, catalog.class_names),
         "notes": notes,

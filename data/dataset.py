@@ -206,9 +206,9 @@ def _check_list(catalog: Catalog, ids: Sequence[str], *, with_label: bool) -> No
     if not ids:
         raise ValueError("the image list is empty")
     all_found(ids, catalog.image_path)
-    missing = [repr(one) for one in ids if with_label and not catalog.has_label(one)]
+    missing = [one for one in ids if with_label and not catalog.has_label(one)]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(ids)} images have no label in {catalog.labels_path}"
-            f" (--labels): {first_few(missing)}"
+            f"{len(missing)} of {len(ids)} images have {catalog.no_label(missing[0])}: "
+            f"{first_few([repr(one) for one in missing])}"
         )

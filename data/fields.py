@@ -74,11 +74,7 @@ class Field:
 
 
 def _require_saliency(sources: Sources, ids: Sequence[str]) -> None:
-    catalog = sources.catalog
-    if not catalog.has_saliency:
-        where = catalog.saliency_root
-        raise ValueError(f"method needs saliency: pass --saliency-root ({where} is no folder)")
-    all_found(ids, catalog.saliency_path)
+    sources.catalog.require_saliency(ids)
 
 
 def _read_saliency(

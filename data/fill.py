@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data.catalog import HALF
 from data.readable import ListFlags, open_list
 from tool.cli import run_stage
 from tool.flags import parse_flags
 from tool.formats.mask import save_mask
-
-THRESHOLD = 127  # of 255: the values above it are those above one half
 
 
 def fill_mask(saliency: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -33,7 +32,7 @@ def fill_mask(saliency: np.ndarray, label: np.ndarray) -> np.ndarray:
     """
     present = np.flatnonzero(label)
     value = present[0] + 1 if present.size else 0
-    return np.where(saliency > THRESHOLD, value, 0).astype(np.uint8)
+    return np.where(saliency > HALF, value, 0).astype(np.uint8)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the masks of a list."""
     command = parse_flags(Command, argv, example="--out out/toy-fill/mask")
     catalog, images = open_list(command.data, saliency=True)
+    catalog.require_saliency(images.ids)
     for image_id in images.ids:
         saliency = np.asarray(catalog.read_saliency(image_id))
         save_mask(command.out / f"{image_id}.png", fill_mask(saliency, catalog.label(image_id)))

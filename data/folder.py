@@ -2,7 +2,7 @@
 
 The root holds the photographs in `images/`, and `labels.csv` with a row `image_id,class;class` per
 image. The command writes `classes.txt`, the classes in alphabetical order, and `lists/train.txt`.
-Files that exist stay as they are.
+Files that exist stay as they are, unless --overwrite is given; what they lack is said.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data.catalog import open_catalog
+from data.catalog import Catalog
 from data.files import all_found, list_bytes
-from data.labels import csv_rows
+from data.labels import check_class_names, csv_rows, read_class_names
+from data.layouts import LAYOUTS
 from data.prepare import put_files
 from data.readable import bad_images
 from tool.cli import run_stage
+from tool.files import first_few
 from tool.flags import parse_flags
+
+_AGAIN = "--overwrite writes it anew"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,34 +30,45 @@ class Command:
 
     Attributes:
         root: Folder that holds images/ and labels.csv, and receives what is missing.
+        overwrite: Write classes.txt and lists/train.txt anew from labels.csv. Masks and checkpoints
+            that were made with other classes no longer fit.
     """
 
     root: Path
+    overwrite: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the files that are missing, look every image over."""
-    root = parse_flags(Command, argv, example="--root my-photos").root
-    labels_file = root / "labels.csv"
+    """Look everything over, then write the files that are missing, and say what they lack."""
+    command = parse_flags(Command, argv, example="--root my-photos")
+    root = command.root
+    labels_file, class_file = root / "labels.csv", root / "classes.txt"
+    list_file = root / "lists" / "train.txt"
     if not labels_file.is_file():
         raise FileNotFoundError(
             f"{labels_file} does not exist: a header image_id,classes and rows ID,cat;dog (--root)"
         )
     rows = csv_rows(labels_file)
-    class_file = root / "classes.txt"
-    if not class_file.exists():
-        put_files({class_file: list_bytes(class_names(rows, labels_file))})
-    catalog = open_catalog("folder", root)
-    ids = [image_id for image_id, _ in rows]
-    for image_id in ids:  # an unknown class, an empty label
+    ids, names = [image_id for image_id, _ in rows], class_names(rows, labels_file)
+    made = {class_file: names, list_file: ids}
+    kept = [path for path in made if path.exists() and not command.overwrite]
+    # Nothing is written before everything is checked, so that a mended file is read as if new.
+    known = list(read_class_names(class_file)) if class_file in kept else names
+    check_class_names(known, labels_file)
+    if new := sorted(set(names) - set(known)):
+        raise ValueError(f"{class_file} lacks {first_few(new)}, in labels.csv: {_AGAIN}")
+    catalog = Catalog("folder", root, tuple(known), LAYOUTS["folder"], labels_file)
+    listed = catalog.ids("train") if list_file in kept else ids
+    for image_id in listed:
         catalog.label(image_id)
-    list_file = root / "lists" / "train.txt"
-    if list_file.exists():
-        ids = catalog.ids("train")
-    all_found(ids, catalog.image_path)
-    if not list_file.exists():
-        put_files({list_file: list_bytes(ids)})
-    report(catalog.class_names, bad_images(catalog, ids), len(ids))
+    all_found(listed, catalog.image_path)
+    listed_ids = set(listed)
+    put_files({path: list_bytes(lines) for path, lines in made.items() if path not in kept})
+    if unused := [name for name in known if name not in names]:
+        print(f"{class_file} has {first_few(unused)}, which no image of labels.csv has: {_AGAIN}")
+    if left_out := [image_id for image_id in ids if image_id not in listed_ids]:
+        print(f"{list_file} leaves out {first_few(left_out)} of labels.csv: {_AGAIN}")
+    report(catalog.class_names, bad_images(catalog, listed), len(listed))
 
 
 def class_names(rows: Iterable[tuple[str, list[str]]], path: Path) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,13 +17,13 @@ HEADER = ["image_id", "classes"]
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file without a byte-order mark.
+    """Return the text of a UTF-8 file without a byte-order mark, its accents composed (NFC).
 
     Raises:
         ValueError: The file is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from error
 
@@ -37,26 +38,42 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: it lists the foreground classes")
     names = tuple(line.strip() for line in read_text(path).split("\n") if line.strip())
-    if not 1 <= len(names) <= 254:
-        raise ValueError(f"{path} lists {len(names)} classes: 1 to 254 are possible")
-    if len(set(names)) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{path} lists a class twice: {', '.join(twice)}")
-    for name in names:
-        if name.lower() == "background" or ";" in name:
-            raise ValueError(f"{path}: {name!r} is not a possible name of a foreground class")
+    check_class_names(names, path)
     return names
 
 
+def check_class_names(names: Sequence[str], where: Path) -> None:
+    """Check that the names of foreground classes can stand in a `classes.txt`.
+
+    Raises:
+        ValueError: As `read_class_names`; names the file that has them.
+    """
+    if not 1 <= len(names) <= 254:
+        raise ValueError(f"{where} lists {len(names)} classes: 1 to 254 are possible")
+    if len(set(names)) != len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"{where} lists a class twice: {', '.join(twice)}")
+    for name in names:
+        if name.lower() == "background" or ";" in name:
+            raise ValueError(f"{where}: {name!r} is not a possible name of a foreground class")
+
+
+def number_as_id(number: int) -> tuple[str, ...]:
+    """Return the image ids that a number stands for, in a dataset without a rule of its own."""
+    return (str(number),)
+
+
 def read_labels(
-    path: Path, class_names: tuple[str, ...], id_of_int: Callable[[int], str] = str
+    path: Path,
+    class_names: tuple[str, ...],
+    ids_of_int: Callable[[int], tuple[str, ...]] = number_as_id,
 ) -> Mapping[str, np.ndarray]:
     """Return the labels of a `.npy` or a `.csv` file, or of a folder of VOC's `.xml` files.
 
     Args:
         path: The file, whose suffix tells the form, or the folder.
         class_names: The K foreground classes.
-        id_of_int: Returns the image id of an integer key of a `.npy` file.
+        ids_of_int: Returns the image ids that an integer key of a `.npy` file can stand for.
 
     Returns:
         Image id -> (K,) float32 {0, 1}.
@@ -70,7 +87,7 @@ def read_labels(
     if not path.is_file():
         raise FileNotFoundError(f"labels {path} do not exist: pass --labels")
     if path.suffix == ".npy":
-        return _read_npy(path, len(class_names), id_of_int)
+        return _read_npy(path, len(class_names), ids_of_int)
     if path.suffix == ".csv":
         rows = csv_rows(path)
         return {one: _one_label(names, class_names, f"{path}: {one!r}") for one, names in rows}
@@ -137,8 +154,11 @@ def csv_rows(path: Path) -> list[tuple[str, list[str]]]:
     Raises:
         ValueError: It is no CSV file, or has another header, a row of another form or an id twice.
     """
+    lines = read_text(path).splitlines(keepends=True)
+    # Where the comma is decimal, spreadsheets separate columns by semicolons.
+    comma = ";" if lines and lines[0].strip().replace('"', "") == ";".join(HEADER) else ","
     try:
-        rows = list(csv.reader(read_text(path).splitlines(keepends=True), strict=True))
+        rows = list(csv.reader(lines, strict=True, delimiter=comma))
     except csv.Error as error:
         raise ValueError(f"{path} is not a CSV file: {error}") from error
     if not rows or [cell.strip() for cell in rows[0]] != HEADER:
@@ -149,7 +169,7 @@ def csv_rows(path: Path) -> list[tuple[str, list[str]]]:
             continue
         if len(row) != 2 or not row[0].strip():
             raise ValueError(
-                f"{path} row {number} is not 'image_id,class;class': {','.join(row)!r}"
+                f"{path} row {number} is not 'image_id,class;class': {comma.join(row)!r}"
             )
         image_id = row[0].strip()
         if image_id in found:
@@ -194,7 +214,7 @@ def _one_label(names: list[str], class_names: tuple[str, ...], where: str) -> np
 
 
 def _read_npy(
-    path: Path, num_classes: int, id_of_int: Callable[[int], str]
+    path: Path, num_classes: int, ids_of_int: Callable[[int], tuple[str, ...]]
 ) -> dict[str, np.ndarray]:
     from tool.formats.npy import load_npy
 
@@ -205,10 +225,12 @@ def _read_npy(
     for key, value in content.items():
         if isinstance(key, bool) or not isinstance(key, (str, int, np.integer)):
             raise ValueError(f"{path}: key {key!r} is neither a string nor an integer")
-        image_id = key if isinstance(key, str) else id_of_int(int(key))
-        if image_id in labels:
-            raise ValueError(f"{path} labels {image_id!r} a second time")
-        labels[str(image_id)] = _binary(value, num_classes, f"{path}: label of {image_id!r}")
+        is_text = isinstance(key, str)
+        ids = (unicodedata.normalize("NFC", str(key)),) if is_text else ids_of_int(int(key))
+        for image_id in ids:
+            if image_id in labels:
+                raise ValueError(f"{path} labels {image_id!r} a second time")
+            labels[image_id] = _binary(value, num_classes, f"{path}: label of {image_id!r}")
     return labels
 
 

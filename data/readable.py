@@ -10,6 +10,7 @@ from functools import partial
 
 from data.catalog import Catalog, DatasetFlags, catalog_from
 from tool.cli import one_line
+from tool.files import list_hash
 from tool.parallel import dist
 from tool.parallel.processes import cores
 
@@ -39,6 +40,11 @@ class ImageList:
     name: str
     all_ids: list[str]
     ids: list[str]
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the list that every stage notes: of every id, whether it is read or not."""
+        return list_hash(self.all_ids)
 
 
 def open_list(

@@ -77,16 +77,25 @@ def options_from(config: type, args: argparse.Namespace) -> dict[str, Any]:
     return dataclasses.asdict(flags_as(config, args))
 
 
+def kind_of(field: dataclasses.Field) -> type:
+    """Return the type of a hyper-parameter: that of its annotation if plain, else its default's.
+
+    A float may have the default 2.
+    """
+    named = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
+    plain = {kind.__name__: kind for kind in (bool, int, float, str)}
+    return plain.get(named, type(field.default))
+
+
 def check_option(field: dataclasses.Field, value: Any) -> None:
-    """Check a hyper-parameter: it has the type of its default, and is one of its choices.
+    """Check a hyper-parameter: it has the type of its field, and is one of its choices.
 
     A count (an int) is not negative and fits in 32 bits. A float is finite and may be an int.
 
     Raises:
         ValueError: It is not so; names the field, the value and the rule.
     """
-    default, choices = field.default, field.metadata.get("choices")
-    kind = type(default)
+    default, choices, kind = field.default, field.metadata.get("choices"), kind_of(field)
     fits = type(value) is kind or (kind is float and type(value) is int)
     if fits and kind is int:
         fits = 0 <= value <= _LARGEST
@@ -122,17 +131,17 @@ def inference_options(config: type, given: Sequence[str]) -> dict[str, Any]:
         if name in values:
             raise ValueError(f"--set {one}: {name} is given twice")
         try:
-            values[name] = _parsed(fields[name].default, text)
+            values[name] = _parsed(kind_of(fields[name]), text)
         except ValueError:
-            kind = type(fields[name].default).__name__
+            kind = kind_of(fields[name]).__name__
             raise ValueError(f"--set {one}: {text!r} is no {kind}") from None
     return values
 
 
-def _parsed(default: Any, text: str) -> Any:
-    if isinstance(default, bool):
+def _parsed(kind: type, text: str) -> Any:
+    if kind is bool:
         return {"true": True, "1": True, "false": False, "0": False}[_known(text.lower())]
-    return type(default)(text)
+    return kind(text)
 
 
 def _known(text: str) -> str:

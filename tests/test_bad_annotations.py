@@ -37,7 +37,6 @@ BAD_ANNOTATIONS = {
     "an area below zero": {"area": -1},
     "a huge area": {"area": 10**400},
     "a crowd of text": {"iscrowd": "0"},
-    "two points": {"segmentation": [[1, 2, 3, 4]]},
     "an odd polygon": {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]},
     "a huge polygon": {"segmentation": [[1, 2, 3e9, 4, 5, 6]]},
     "a huger polygon": {"segmentation": [[1, 2, 10**400, 4, 5, 6]]},
@@ -97,6 +96,25 @@ def test_a_file_that_is_no_annotations_is_named(coco, what: str) -> None:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert_refused(prepare_coco(coco), str(path), "not a COCO instances file")
     assert_untouched(coco)
+
+
+@pytest.mark.parametrize("short", [[], [5, 5], [5, 5, 6, 6]])
+def test_polygons_of_fewer_than_three_points_are_left_out_and_counted(coco, short: list) -> None:
+    assert prepare_coco(coco).returncode == 0
+    masks = {path: path.read_bytes() for path in coco.glob("masks/*/*.png")}
+    assert masks
+    path = coco / "annotations/instances_train2014.json"
+    content = json.loads(path.read_text())
+    polygons = next(one for one in content["annotations"] if isinstance(one["segmentation"], list))
+    polygons["segmentation"].append(short)
+    content["annotations"].append({**polygons, "id": 10**6, "segmentation": [short, short]})
+    path.write_text(json.dumps(content))
+    result = prepare_coco(coco, "--overwrite")
+    assert result.returncode == 0, result.stderr
+    assert "left out 3 polygons of fewer than three points" in result.stdout
+    protocol = json.loads((coco / "protocol.json").read_text())
+    assert protocol["polygons_left_out"] == {"train": 3}
+    assert {path: path.read_bytes() for path in masks} == masks
 
 
 @pytest.mark.parametrize("what", BAD_ANNOTATIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -210,3 +211,49 @@ def test_no_class_is_all_background() -> None:
     assert not cam_mask(cam_of([], np.zeros((0, 3, 4))), 0.0).any()
     assert not cam_mask(cam_of([0], np.zeros((1, 3, 4))), 0.0).any()
     assert not cam_mask(cam_of([3], np.zeros((1, 3, 4))), 0.0).any()
+
+
+FORMS = {
+    "psa": lambda maps: dict(zip((2, 7), maps, strict=True)),
+    "irn": lambda maps: {"keys": np.array([2, 7]), "high_res": maps},
+    "sfc": lambda maps: {"keys": np.array([3, 8]), "IS_CAM": maps},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("maps", "said"),
+    [
+        (np.full((2, 4, 5), 130, np.uint8), "[130, 130]"),
+        (np.full((2, 4, 5), 100.0), "[100, 100]"),
+        (np.full((2, 4, 5), -0.2), "[-0.2, -0.2]"),
+        (np.full((2, 4, 5), 0.5 + 0j), "complex128"),
+        (np.full((2, 4, 5), "0.5"), "type <U3"),
+    ],
+    ids=["bytes", "scores", "negative", "complex", "text"],
+)
+def test_values_that_are_no_activations(
+    tmp_path: Path, form: str, maps: np.ndarray, said: str
+) -> None:
+    path = write(tmp_path / "x.npy", FORMS[form](maps))
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        load_cam(path, label=LABEL)
+    assert "x.npy" in str(error.value)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_values_of_other_types_are_read(tmp_path: Path, form: str) -> None:
+    for maps in (np.ones((2, 4, 5), bool), np.ones((2, 4, 5), np.float16) * 1.005):
+        cam = load_cam(write(tmp_path / "x.npy", FORMS[form](maps)), label=LABEL)
+        assert cam.cam.dtype == np.float32
+
+
+def test_probabilities_of_a_crf_are_told_from_cams_of_two_classes(tmp_path: Path) -> None:
+    first = np.array([1, 0], np.float32)  # of two classes
+    inside = np.linspace(0, 1, 20, dtype=np.float32).reshape(4, 5)
+    path = write(tmp_path / "x.npy", {0: 1 - inside, 1: inside})
+    cam = load_cam(path, label=first)
+    assert cam.class_index.tolist() == [0, 1]
+    assert (cam.cam[1] == inside).all()
+    cam = load_cam(write(path, {0: inside, 1: np.zeros_like(inside)}), label=first)
+    assert cam.class_index.tolist() == [1, 2]

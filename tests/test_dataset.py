@@ -78,7 +78,9 @@ def test_only_what_is_asked_for_is_loaded(catalog: Catalog) -> None:
         path.unlink()
     (catalog.root / "saliency").rmdir()
     assert "saliency" not in training(catalog, inputs=("image", "label"))[0, 0]
-    with pytest.raises(ValueError, match="needs saliency: pass --saliency-root"):
+    with pytest.raises(
+        ValueError, match=r"saliency maps are needed: python -m data\.saliency .* --saliency-root"
+    ):
         training(catalog)
 
 

@@ -22,6 +22,8 @@ class Config:
     weight_far: float = option(0.5, "a number")
     mirrored: bool = option(False, "a bool", inference=True)
     pool: str = option("mean", "a choice", choices=("mean", "max"), inference=True)
+    sharpness: float = option(2, "a float whose default is written as an int", inference=True)
+    sharp: bool = dataclasses.field(default=True, metadata={"type": bool})
 
 
 def parsed(*flags: str) -> argparse.Namespace:
@@ -33,9 +35,17 @@ def parsed(*flags: str) -> argparse.Namespace:
 def test_every_kind_of_field_is_a_flag() -> None:
     assert vars(parsed()) == dataclasses.asdict(Config())
     args = parsed("--radius", "7", "--weight-far", "2", "--mirrored", "--pool", "max")
-    assert vars(args) == {"radius": 7, "weight_far": 2.0, "mirrored": True, "pool": "max"}
+    given = {"radius": 7, "weight_far": 2.0, "mirrored": True, "pool": "max"}
+    assert vars(args) == {**dataclasses.asdict(Config()), **given}
     assert not parsed("--no-mirrored").mirrored
-    for flags in (["--pool", "min"], ["--mirrored", "False"], ["--radius", "x"]):
+    assert not parsed("--no-sharp").sharp
+    assert parsed("--sharpness", "2.5").sharpness == 2.5
+    for flags in (
+        ["--pool", "min"],
+        ["--mirrored", "False"],
+        ["--sharp", "False"],
+        ["--radius", "x"],
+    ):
         with pytest.raises(SystemExit):
             parsed(*flags)
 
@@ -58,6 +68,17 @@ def test_values_of_a_checkpoint_are_checked(name: str, value: object, reason: st
     with pytest.raises(ValueError, match=f"{name} is .*{reason}"):
         check_option(field, value)
     check_option(field, field.default)
+
+
+def test_the_annotation_says_the_type() -> None:
+    fields = {field.name: field for field in dataclasses.fields(Config)}
+    for value in (2, 2.5):
+        check_option(fields["sharpness"], value)
+    with pytest.raises(ValueError, match="a finite number"):
+        check_option(fields["sharpness"], "2.5")
+    assert inference_options(Config, ["sharpness=2.5"]) == {"sharpness": 2.5}
+    with pytest.raises(ValueError, match="is no float"):
+        inference_options(Config, ["sharpness=x"])
 
 
 def test_options_of_inference() -> None:

@@ -66,6 +66,26 @@ def test_a_mask_that_the_server_refuses_leaves_no_archive(voc, mask, word: str) 
     assert not list((voc / "out").iterdir())
 
 
+@pytest.mark.parametrize("name", ["comp6.tgz", "comp6.tar.gz"])
+def test_a_compressed_name_gets_a_compressed_archive(voc, name: str) -> None:
+    path = voc / "out" / name
+    flags = [path, "--root", voc, "--pred-dir", voc / "mask"]
+    result = run("voc12/submit.py", *flags)
+    assert result.returncode == 0, result.stderr
+    content = path.read_bytes()
+    assert content[:2] == b"\x1f\x8b"
+    assert content[4:8] == bytes(4)  # no date
+    assert run("voc12/submit.py", *flags[:3]).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["comp6.zip", "comp6", "comp6.gz", "comp6.tar.xz"])
+def test_a_name_of_another_archive_is_refused(voc, name: str) -> None:
+    path = voc / "out" / name
+    result = run("voc12/submit.py", path, "--root", voc, "--pred-dir", voc / "mask")
+    assert_refused(result, name, ".tgz")
+    assert not path.exists()
+
+
 def test_a_missing_mask_is_named(voc) -> None:
     (voc / "mask" / "2008_000011.png").unlink()
     assert_refused(submit(voc, "--pred-dir", voc / "mask"), "2008_000011", "crf_postprocess.py")

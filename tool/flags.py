@@ -124,6 +124,9 @@ def add_flag(
     settings = {name: value for name, value in field.metadata.items() if name not in _OURS}
     name = f"--{field.name.replace('_', '-')}"
     kind, several = _value_type(hint)
+    if settings.get("type") is bool:  # as a type it would take every text for True
+        del settings["type"]
+        kind = bool
     settings = (
         ({"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind})
         | ({"nargs": "+"} if several else {})

@@ -11,6 +11,7 @@ CLASS_NAMES = (
 
 IMAGE_FOLDER = "JPEGImages"
 MASK_FOLDERS = ("SegmentationClassAug", "SegmentationClass")  # the first that has the file
+OFFICIAL_LISTS = ("train", "val")  # of the devkit, whose own masks are in the last folder
 SALIENCY_FOLDER = "saliency"
 ANNOTATION_FOLDER = "Annotations"  # one .xml an image: where image-level labels come from
 LIST_FOLDER = "ImageSets/Segmentation"
@@ -19,6 +20,6 @@ LIST_SIZES = {"train": 1464, "train_aug": 10582, "val": 1449, "test": 1456}
 """Images of the official lists; `train_aug` is the union of `train` with SBD's extra masks."""
 
 
-def image_id_of(number: int) -> str:
-    """The image id of an integer-coded one: 2007000032 -> "2007_000032"."""
-    return f"{number // 1_000_000:04d}_{number % 1_000_000:06d}"
+def image_ids_of(number: int) -> tuple[str, ...]:
+    """Return the image id of an integer-coded one: 2007000032 -> "2007_000032"."""
+    return (f"{number // 1_000_000:04d}_{number % 1_000_000:06d}",)

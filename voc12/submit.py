@@ -6,7 +6,9 @@ read back and checked: the ids, the palette, the sizes and the values.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gzip
 import io
 import lzma
 import tarfile
@@ -41,7 +43,7 @@ class Command:
     """What the command line says.
 
     Attributes:
-        archive: The .tar file to write or to check.
+        archive: The file to write or to check: .tar, or compressed .tgz or .tar.gz.
         pred_dir: Folder of the masks, ID.png. Without it the archive is checked.
     """
 
@@ -62,9 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     catalog, name = catalog_from(command.data)
     ids = catalog.ids(name)
     if pred_dir is not None:
+        mode = mode_of(archive)
         require_files(pred_dir, ids, ".png", what="masks", stage="crf_postprocess.py")
         with atomic_path(archive) as temporary:
-            write_archive(temporary, pred_dir, ids)
+            write_archive(temporary, pred_dir, ids, mode=mode)
             check_archive(temporary, catalog, ids, name=archive.name)
     elif not archive.is_file():
         raise FileNotFoundError(f"{archive} does not exist: --pred-dir makes it")
@@ -73,9 +76,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{archive}: {len(ids)} masks, checked")
 
 
-def write_archive(path: Path, masks: Path, ids: Sequence[str]) -> None:
-    """Write an uncompressed tar of the masks, each encoded anew with VOC's palette."""
-    with tarfile.open(path, "w") as archive:
+def mode_of(archive: Path) -> str:
+    """Return how `tarfile` writes an archive of this name: "w", or "w:gz".
+
+    Raises:
+        ValueError: The name is of another kind of archive.
+    """
+    if archive.name.endswith((".tgz", ".tar.gz")):
+        return "w:gz"
+    if archive.suffix != ".tar":
+        raise ValueError(f"{archive.name}: the server takes .tar, .tgz and .tar.gz")
+    return "w"
+
+
+def write_archive(path: Path, masks: Path, ids: Sequence[str], *, mode: str) -> None:
+    """Write a tar of the masks, each encoded anew with VOC's palette; `mode` is of `mode_of`."""
+    with contextlib.ExitStack() as files:
+        file = files.enter_context(open(path, "wb"))
+        if mode == "w:gz":  # without a date, so that the same masks give the same bytes
+            file = files.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
+        archive = files.enter_context(tarfile.open(fileobj=file, mode="w"))
         for image_id in tqdm(ids, desc="write", mininterval=1.0):
             content = io.BytesIO()
             write_mask(content, load_mask(masks / f"{image_id}.png"))

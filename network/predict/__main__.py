@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = pick_device(command.device)
     method, config = restore(command.checkpoint)
     method.to(device).to(memory_format=torch.channels_last).eval()
-    name, photograph = command.image.stem, decode(command.image, "RGB")
+    name, photograph = command.image.stem, decode(command.image, "RGB", upright=True)
     names, segments = config["class_names"], is_segmentation_network(method)
     previous = command.previous.outputs()
     previous.require(method.infer_inputs, [name])

@@ -12,6 +12,7 @@ from tool.files import write_npy
 from tool.formats.image import check_size, reduced_size
 from tool.formats.npy import load_npy
 
+TOLERANCE = 1e-2  # beyond [0, 1], for the rounding of other code
 Label = np.ndarray | Callable[[], np.ndarray] | None
 
 
@@ -144,18 +145,42 @@ def load_cam(path: Path | str, *, label: Label = None) -> Cam:
     Raises:
         FileNotFoundError: The file does not exist.
         ValueError: The layout is unknown, is ambiguous without `label` or disagrees with it, the
-            classes do not ascend, a value is NaN or infinite, or `load_npy` refuses the file.
+            classes do not ascend, a value is no number in [0, 1], or `load_npy` refuses the file.
     """
     content = load_npy(path)
     try:
         index, maps = _rows(content, label)
-        maps = np.asarray(maps, np.float32)
+        maps = _numbers(maps)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a CAM file: {error}") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     _check(path, index, maps)
+    _check_range(path, maps)
     return Cam(index, maps)
+
+
+def _check_range(path: Path | str, maps: np.ndarray) -> None:
+    """Check that the values of a file lie in [0, 1]: scores and bytes would all be foreground."""
+    low, high = (float(maps.min()), float(maps.max())) if maps.size else (0.0, 0.0)
+    if low < -TOLERANCE or high > 1 + TOLERANCE:
+        raise ValueError(
+            f"{path}: the values of a CAM lie in [0, 1], these in [{low:g}, {high:g}]: set what is "
+            "negative to 0, and divide each map by its maximum (bytes by 255)"
+        )
+
+
+def _numbers(values: object) -> np.ndarray:
+    """Return maps as float32.
+
+    Raises:
+        ValueError: They are text, complex or of another type that is not a real number.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"maps of the type {array.dtype} are no CAM")
+    with np.errstate(over="ignore"):  # beyond float32 it is infinite, which `_check` refuses
+        return array.astype(np.float32, copy=False)
 
 
 def _rows(content: np.ndarray | dict, label: Label) -> tuple[np.ndarray, np.ndarray]:
@@ -190,16 +215,22 @@ def _integer_rows(content: dict[int, np.ndarray], label: Label) -> tuple[np.ndar
     CAM-B is 0-based and has no background. In the CRF's dictionary 0 is the background.
     """
     keys = sorted(content)
-    shift = 1 - int(_is_crf_layout(keys, label))
-    maps = [np.asarray(content[key], np.float32) for key in keys]
+    maps = [_numbers(content[key]) for key in keys]
     if any(item.ndim != 2 or item.shape != maps[0].shape for item in maps):
         raise ValueError("the maps are not (H, W), all of one size")
     stacked = np.stack(maps) if maps else np.zeros((0, 0, 0), np.float32)
+    shift = 1 - int(_is_crf_layout(keys, label, stacked))
     return _class_index(np.array(keys, np.int64) + shift), stacked
 
 
-def _is_crf_layout(keys: list[int], label: Label) -> bool:
+def _is_crf_layout(keys: list[int], label: Label, maps: np.ndarray) -> bool:
     """Return whether integer keys count the background as 0.
+
+    Args:
+        keys: Ascending.
+        label: Of the image.
+        maps: (P, H, W). They tell where the keys fit both layouts, as 0 and 1 do for an image of
+            the first of two classes: probabilities of a CRF sum to 1 at every pixel.
 
     Raises:
         ValueError: The label is needed and missing, or the keys do not fit it.
@@ -212,11 +243,13 @@ def _is_crf_layout(keys: list[int], label: Label) -> bool:
         )
     label = label() if callable(label) else label
     present = np.flatnonzero(label).tolist()
-    if keys in (present, list(range(len(label)))):
-        return False
-    if keys in ([0, *(k + 1 for k in present)], list(range(len(label) + 1))):
-        return True
-    raise ValueError(f"integer keys {keys} do not fit the image's label, classes {present}")
+    is_cam = keys in (present, list(range(len(label))))
+    is_crf = keys in ([0, *(k + 1 for k in present)], list(range(len(label) + 1)))
+    if is_cam and is_crf:
+        return bool(np.allclose(maps.sum(0), 1, atol=TOLERANCE))
+    if not (is_cam or is_crf):
+        raise ValueError(f"integer keys {keys} do not fit the image's label, classes {present}")
+    return is_crf
 
 
 def _class_index(values: np.ndarray) -> np.ndarray:

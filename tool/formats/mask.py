@@ -83,6 +83,34 @@ def load_mask(path: Path | str) -> np.ndarray:
         raise ValueError(f"{path}: not a whole mask image: {reason}") from error
 
 
+def misplaced_colour(path: Path | str) -> tuple[int, int] | None:
+    """Return a value of a mask whose colour is that of another class of the benchmarks.
+
+    Software that saves an image with fewer colours may sort its palette anew. The mask then looks
+    as it did, and its values are no class indices.
+
+    Returns:
+        The value, and the class index of its colour; None if there is none. Grey values do not
+        count, because grey palettes are common.
+
+    Raises:
+        ValueError: As `load_mask`.
+        FileNotFoundError: The file does not exist.
+    """
+    mask = load_mask(path)
+    with Image.open(path) as image:
+        entries = image.getpalette("RGB") if image.mode == "P" else None
+    if entries is None:
+        return None
+    colours, own = np.array(entries, np.uint8).reshape(-1, 3), palette()
+    for value in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)):
+        colour = colours[value] if value < len(colours) else own[value]
+        same = np.flatnonzero((own == colour).all(1))
+        if np.ptp(colour) and same.size and same[0] != value:
+            return int(value), int(same[0])
+    return None
+
+
 def is_whole(
     path: Path, size: tuple[int, ...], *, read: Callable[[Path], np.ndarray] = load_mask
 ) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tool.files import first_few
 from tool.formats.cam import Cam, Label, load_cam
-from tool.formats.mask import UNKNOWN, load_mask
+from tool.formats.mask import UNKNOWN, load_mask, misplaced_colour
 
 
 def require_files(
@@ -104,6 +105,27 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
     mask = load_mask(path)
     check_classes(path, np.flatnonzero(np.bincount(mask.ravel(), minlength=256)), num_classes)
     return mask
+
+
+def colour_warning(paths: Iterable[Path], *, first: int = 20) -> str | None:
+    """Return a warning if masks have the benchmarks' colours at other indices, else None.
+
+    Args:
+        paths: The masks. Those that cannot be read are passed over here.
+        first: How many of them are looked at.
+    """
+    for path in itertools.islice(paths, first):
+        try:
+            found = misplaced_colour(path)
+        except (ValueError, FileNotFoundError):
+            continue
+        if found is not None:
+            value, index = found
+            return (
+                f"warning: {path} has the colour of class {index} at the value {value}: its values "
+                "count, not its colours; was it saved with fewer colours?"
+            )
+    return None
 
 
 def check_classes(path: Path, values: np.ndarray, num_classes: int) -> None:

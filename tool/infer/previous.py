@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from torch import Tensor
 from tool.formats.boundary import load_boundary
 from tool.formats.cam import Cam, check_maps, load_cam, strided_size
 from tool.formats.image import check_size
-from tool.formats.predictions import check_classes, read_mask, require_files
+from tool.formats.predictions import check_classes, colour_warning, read_mask, require_files
+from tool.parallel import dist
 
 CAM_STRIDE = 4  # pixels per cell of the batch key `cam`
 
@@ -54,6 +56,7 @@ KINDS = {
 }
 PREVIOUS = "files of previous stages, which some methods read"  # title of their flags
 INFERABLE = ("seed", "cam")  # in inference
+CLASSES = ("seed", "mask")  # PNGs of class indices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,7 @@ class PreviousOutputs:
         return dataclasses.replace(self, cam_stride=1, with_background=False)
 
     def require(self, inputs: Collection[str], image_ids: Sequence[str]) -> None:
-        """Check that every file that `inputs` names exists; none is read.
+        """Check that every file that `inputs` names exists; warn if a few masks look wrong.
 
         Raises:
             ValueError: A folder was not given; names the flag.
@@ -108,6 +111,10 @@ class PreviousOutputs:
                     f"{kind.made_by} wrote"
                 )
             require_files(folder, image_ids, kind.suffix, what=kind.what, stage=kind.made_by)
+            if kind.key in CLASSES and dist.is_main():
+                paths = (folder / f"{image_id}{kind.suffix}" for image_id in image_ids)
+                if warning := colour_warning(paths):
+                    print(warning, file=sys.stderr)
 
     def read(
         self,

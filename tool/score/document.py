@@ -24,10 +24,15 @@ def document_of(evaluation: Evaluation, class_names: Sequence[str], protocol: di
         protocol: What was scored and how. The counts of the pass are added to it.
 
     Raises:
-        ValueError: No pixel was scored.
+        ValueError: No pixel was scored, or no ground truth has a foreground pixel.
     """
     names = ["background", *class_names]
     scores = evaluation.scores()
+    if not evaluation.confusion[1:].any():
+        raise ValueError(
+            f"no ground truth in {protocol.get('ground_truth')} has a pixel of a class: a mask has "
+            f"class indices, 0 for background, 1..{len(class_names)}, and 255 for not scored"
+        )
     absent = [name for name, value in zip(names, scores.iou, strict=True) if math.isnan(value)]
     document = {
         "miou": 100 * scores.miou,
@@ -37,6 +42,7 @@ def document_of(evaluation: Evaluation, class_names: Sequence[str], protocol: di
         "images": protocol["images"],
         "protocol": {
             **protocol,
+            **_rule_of_rows(evaluation, protocol),
             "ground_truth_255": "not scored",
             "pred_255": evaluation.pred_255,
             "pred_255_pixels": evaluation.unknown_pixels,
@@ -45,12 +51,28 @@ def document_of(evaluation: Evaluation, class_names: Sequence[str], protocol: di
             "classes_left_out": {"count": len(absent), "names": absent},
         },
     }
-    if evaluation.sweep is not None:
+    if evaluation.sweep is not None and not _only_rows(evaluation):
         curve = [100 * scores.miou for scores in evaluation.sweep.scores()]
         document["sweep"] = [list(pair) for pair in zip(THRESHOLDS.tolist(), curve, strict=True)]
         document["oracle"] = document["sweep"][int(np.argmax(curve))]
         document["protocol"]["oracle"] = ORACLE_NOTE
     return document
+
+
+def _only_rows(evaluation: Evaluation) -> bool:
+    """Return whether background rows decide every CAM, so that no threshold plays a part."""
+    return evaluation.background_rows > 0 and not evaluation.thresholded
+
+
+def _rule_of_rows(evaluation: Evaluation, protocol: dict) -> dict:
+    """Return what the protocol says in place of a threshold, where background rows decide."""
+    if _only_rows(evaluation):
+        rule = "no threshold: the CAMs have a background row, and the best row wins"
+        return {"threshold": rule, "bg_threshold": None}
+    if evaluation.background_rows:
+        rows = f"the best row wins in {evaluation.background_rows} CAMs with a background row"
+        return {"threshold": f"{protocol['threshold']}; {rows}"}
+    return {}
 
 
 def leak_of(evaluation: Evaluation, class_names: Sequence[str]) -> dict:
@@ -96,6 +118,8 @@ def table_of(document: dict) -> str:
         f"({left_out} in neither truth nor prediction left out), {document['images']} images, "
         f"{protocol['kind']}s, {protocol['threshold']}"
     )
+    digest = protocol["ground_truth_sha256"]
+    lines.append(f"ground truth: {protocol['ground_truth']}, SHA-256 {digest[:16]}")
     pixels, rule = protocol["pred_255_pixels"], protocol["pred_255"]
     lines.append(f"predicted 255: {pixels} pixels, rule: {rule}")
     if "oracle" in document:

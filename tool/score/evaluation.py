@@ -28,6 +28,7 @@ class Evaluation:
         leak: (2, K) int64: context pixels, and those predicted as their class.
         unknown_pixels: Number of scored pixels that were predicted 255.
         background_rows: Number of CAMs with a background row, which no threshold changes.
+        thresholded: Number of CAMs that the threshold decides: with a class, without that row.
     """
 
     num_classes: int
@@ -38,6 +39,7 @@ class Evaluation:
     leak: np.ndarray = dataclasses.field(init=False)
     unknown_pixels: int = 0
     background_rows: int = 0
+    thresholded: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.bg_threshold <= 1:
@@ -79,8 +81,9 @@ class Evaluation:
                 `tool.parallel.dist.sum_over_ranks` does.
         """
         self.confusion, self.leak = total(self.confusion), total(self.leak)
-        pixels, rows = total(np.array([self.unknown_pixels, self.background_rows], np.int64))
-        self.unknown_pixels, self.background_rows = int(pixels), int(rows)
+        counts = [self.unknown_pixels, self.background_rows, self.thresholded]
+        pixels, rows, others = total(np.array(counts, np.int64)).tolist()
+        self.unknown_pixels, self.background_rows, self.thresholded = pixels, rows, others
         if self.sweep is not None:
             self.sweep = Sweep(total(self.sweep.histogram), total(self.sweep.true))
 
@@ -97,6 +100,7 @@ class Evaluation:
 
     def _add_cam(self, truth: np.ndarray, cam: Cam) -> np.ndarray:
         """Count a CAM in the sweep, if there is one, and return its mask at the threshold."""
+        self.thresholded += bool(cam.class_index.size) and not cam.has_background
         # A CAM without classes may have no size: it takes that of the truth.
         if not cam.class_index.size:
             cam = Cam(cam.class_index, np.zeros((0, *truth.shape), np.float32))

@@ -16,6 +16,13 @@ from tool.parallel import dist
 from tool.provenance import commit, cpu_model, version
 
 CHECKPOINT = "checkpoint.pth"
+# What the data of a run are, in its config. Checkpoints of older versions do not say it.
+DATA = {
+    "labels_sha256": "labels",
+    "images_sha256": "photographs",
+    "saliency_sha256": "saliency maps",
+    "truth_sha256": "ground-truth masks",
+}
 COUNTER = "num_batches_tracked"  # a norm's counter is no weight, and a frozen norm has none
 _LARGEST_LACK = 2**28  # how many numbers a file may lack, which are then made: the bank's
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
@@ -113,7 +120,14 @@ def resume_run(
     checkpoint = load_checkpoint(path)
     theirs = checkpoint["config"]
     for name in dict.fromkeys((*config, *theirs)):  # a setting that is not used may be left out
+        if name in DATA and name not in theirs:
+            continue
         if as_json(theirs.get(name)) != as_json(config.get(name)):
+            if name in DATA:
+                raise ValueError(
+                    f"the {DATA[name]} of the list have changed since {path} was made: resume with "
+                    "those it was made with, or choose another --out"
+                )
             raise ValueError(
                 f"{path} was made with {name} = {as_json(theirs.get(name))}, this run has "
                 f"{as_json(config.get(name))}: use the same settings to resume, or another --out"

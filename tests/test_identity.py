@@ -1,0 +1,99 @@
+"""A run goes on with the data it began with: with a copy of them, and with no others."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import write_folder
+from PIL import Image
+from runs import assert_refused, run, train_flags
+
+from data.catalog import open_catalog
+from data.identity import data_hashes
+from tool.formats.checkpoint import load_checkpoint, save_checkpoint
+from tool.train.run_directory import DATA
+
+
+def change_label(root: Path) -> None:
+    labels = root / "labels.csv"
+    labels.write_text(labels.read_text().replace("a1,disc", "a1,square"))
+
+
+def change_photograph(root: Path) -> None:
+    Image.new("RGB", (80, 64)).save(root / "images" / "a1.jpg")
+
+
+def change_pixel(folder: str) -> Callable[[Path], None]:
+    """What changes one pixel of a map, and not the size of an uncompressed file."""
+
+    def change(root: Path) -> None:
+        path = root / folder / "a1.png"
+        image = Image.open(path)
+        image.putpixel((0, 0), 1)
+        image.save(path)
+
+    return change
+
+
+CHANGES = {
+    "labels_sha256": change_label,
+    "images_sha256": change_photograph,
+    "saliency_sha256": change_pixel("saliency"),
+    "truth_sha256": change_pixel("masks"),
+}
+INPUTS = ("image", "label", "saliency", "mask")
+
+
+def hashes(root: Path, **settings: bool) -> dict[str, str]:
+    catalog = open_catalog("folder", root)
+    return data_hashes(catalog, catalog.ids("train"), INPUTS, **{"with_masks": True, **settings})
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_each_hash_says_what_changed(folder_dataset: Path, name: str) -> None:
+    before = hashes(folder_dataset)
+    assert before.keys() == DATA.keys()
+    CHANGES[name](folder_dataset)
+    after = hashes(folder_dataset)
+    assert [key for key in DATA if before[key] != after[key]] == [name]
+
+
+def test_dates_and_places_do_not_count(folder_dataset: Path, tmp_path: Path) -> None:
+    before = hashes(folder_dataset)
+    shutil.copytree(folder_dataset, tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob("*"):
+        os.utime(path, (1, 1))
+    assert hashes(tmp_path / "copy") == before
+
+
+def test_what_is_not_read_does_not_count(folder_dataset: Path) -> None:
+    catalog = open_catalog("folder", folder_dataset)
+    ids = catalog.ids("train")
+    shutil.rmtree(folder_dataset / "saliency")
+    (folder_dataset / "labels.csv").unlink()
+    assert data_hashes(catalog, ids, ("image", "mask")).keys() == {"images_sha256"}
+
+
+@pytest.mark.parametrize("name", ["labels_sha256", "images_sha256", "saliency_sha256"])
+def test_other_data_do_not_resume(tmp_path: Path, name: str) -> None:
+    root, out = write_folder(tmp_path / "data"), tmp_path / "out"
+    flags = train_flags(root, out, method="eps", steps=1)
+    assert run("train_fbr.py", *flags).returncode == 0
+    before = (out / "checkpoint.pth").read_bytes()
+    CHANGES[name](root)
+    assert_refused(run("train_fbr.py", *flags), f"the {DATA[name]} of the list have changed")
+    assert (out / "checkpoint.pth").read_bytes() == before
+
+
+def test_a_checkpoint_of_an_older_version_goes_on(folder_root: Path, tmp_path: Path) -> None:
+    flags = train_flags(folder_root, tmp_path, method="cam", steps=1)
+    assert run("train_fbr.py", *flags).returncode == 0
+    content = load_checkpoint(tmp_path / "checkpoint.pth")
+    for name in DATA:
+        content["config"].pop(name, None)
+    save_checkpoint(tmp_path / "checkpoint.pth", content)
+    assert "complete" in run("train_fbr.py", *flags).stdout
