@@ -102,7 +102,7 @@ def test_padding_is_mean_colour_invalid_and_not_salient(catalog: Catalog) -> Non
 
 
 def test_long_side_is_uniform_over_its_range_and_keeps_the_shape(catalog: Catalog) -> None:
-    ids = add_image(catalog, np.zeros((40, 80, 3), np.uint8), np.zeros((40, 80), np.uint8))
+    ids = add_image(catalog, np.zeros((40, 80, 3), np.uint8), np.full((40, 80), 255, np.uint8))
     dataset = training(catalog, ids, crop=64, long_side=(50, 53))
     drawn = set()
     for epoch in range(40):
@@ -144,8 +144,8 @@ def test_large_photographs_are_aligned_too(catalog: Catalog) -> None:
 
 def test_colour_jitter_has_its_range(catalog: Catalog) -> None:
     grey = np.full((30, 30, 3), 100, np.uint8)
-    blank = np.zeros((30, 30), np.uint8)
-    dataset = training(catalog, add_image(catalog, grey, blank), crop=8)
+    bright = np.full((30, 30), 255, np.uint8)
+    dataset = training(catalog, add_image(catalog, grey, bright), crop=8)
     images = [finished(dataset, epoch, **PLAIN)["image"] for epoch in range(60)]
     values = torch.stack([image.mean() for image in images]) * 255
     assert 69 <= values.min() < 80
@@ -276,7 +276,7 @@ def test_inference_batches_images_of_one_size(catalog: Catalog) -> None:
 
 
 def test_tiny_images_keep_a_pixel(catalog: Catalog) -> None:
-    ids = add_image(catalog, np.zeros((1, 30, 3), np.uint8), np.zeros((1, 30), np.uint8))
+    ids = add_image(catalog, np.zeros((1, 30, 3), np.uint8), np.full((1, 30), 255, np.uint8))
     assert infer(catalog, ids=ids, scales=(0.25,))[0]["images"][0].shape == (3, 1, 8)
     assert training(catalog, ids)[0, 0]["valid"].any()
     assert scaled_size(1, 1, 0.01) == (1, 1)

@@ -106,9 +106,9 @@ class Sfc(Cam):
             weight_prototype: Weight of the distance of the classifier's CAM to the prototype CAM.
             weight_views: Weight of the distance of the CAMs of an image and of its half.
             bg_factor: Factor on the background when cells are chosen for the prototypes.
-        centred: Compare the cells of the pixel correlation by how they differ from the mean of
-            their image. A short run needs it: until its layer is trained, which takes the paper
-            thousands of steps, the cells of an image look alike.
+            centred: Compare the cells of the pixel correlation by how they differ from the mean of
+                their image. A short run needs it: until its layer is trained, which takes the paper
+                thousands of steps, the cells of an image look alike.
             label_first: Leave absent classes out before anything is made of the CAM. The release
                 lets them lower the background, and win cells in inference.
             bank_draws: Images that the bank adds to each batch, of all ranks together; 0 for none.
