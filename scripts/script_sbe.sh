@@ -9,8 +9,9 @@
 # SEED=0  OUT=out/...  BACKBONE=...  CAM_OUT=... (the CAMs and their seeds, which other runs may share)  SKIP_BAD_IMAGES=1
 # are further settings; CAM_FLAGS, BOUNDARY_FLAGS go to train_fbr.py, LABEL_FLAGS to data.boundary, CAM_SCALES, WALK_SCALES
 # (the size at which boundaries are found: that of training) to infer_cam.py.
-# There are two masks of each image: mask/ without a CRF, foreground above BG (.21; bes .25), and mask-crf/, the CRF on
-# these. Both are scored.
+# There are two masks of each image: mask/ without a CRF, foreground above BG, and mask-crf/, the CRF on these. Both are
+# scored. BG is .21 (bes .25). The CAMs of a short run are too wide for that: there it is the threshold at which the walked
+# CAMs of sbe have as much foreground as its saliency.
 # GATE=1|0: gate the CAMs of both stages by background regions (NROIs), or not (the default). With it, BG is the threshold at
 # which the walked CAMs have as much foreground as the masks of the CAMs that they come from.
 # SEG=1: go on with a segmentation network trained on SEG_MASK (mask, or mask-crf), in OUT/seg; SEG_METHOD, SEG_STEPS,
@@ -26,6 +27,7 @@ source scripts/chain.sh
 METHOD="${METHOD:-sbe}"
 DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"
+fixed="${BG:-}"
 case "$METHOD" in
   sbe) saliency=(--saliency) BG="${BG:-0.21}" CAM_BG=0.21 ;;
   bes) saliency=() BG="${BG:-0.25}" CAM_BG=0.11 ;;
@@ -87,6 +89,9 @@ threshold=(--threshold "$BG")
 if [ "$GATE" = 1 ]; then
   post "$CAM_OUT/cam" "$CAM_OUT/mask"
   threshold=(--threshold-from "$CAM_OUT/mask")
+elif [ "$METHOD" = sbe ] && [ "${SHORT:-0}" = 1 ] && [ -z "$fixed" ]; then
+  "$PYTHON" -m data.fill "${data[@]}" ${maps[@]+"${maps[@]}"} --list "$MASK_LIST" --out "$OUT/salient"
+  threshold=(--threshold-from "$OUT/salient")
 fi
 post "$BES_OUT/cam" "$BES_OUT/mask" "${threshold[@]}"
 BG="$(threshold_of "$BES_OUT/mask" "$BG")"
