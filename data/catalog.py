@@ -141,7 +141,23 @@ class Catalog:
 
     @functools.cached_property
     def _labels(self) -> Mapping[str, np.ndarray]:
-        return read_labels(self.labels_path, self.class_names, self.layout.ids_of_int)
+        path = self.labels_path
+        labels = read_labels(path, self.class_names, self.layout.ids_of_int)
+        files = [self.root / name for name in self.layout.labels if Path(name).suffix]
+        for other in files if self.labels_file is None else ():
+            if other != path and other.is_file():
+                self._check_agree(labels, path, other)
+        return labels
+
+    def _check_agree(self, labels: Mapping[str, np.ndarray], path: Path, other: Path) -> None:
+        """Raise `ValueError` if a file of labels that is not used says another thing."""
+        others = read_labels(other, self.class_names, self.layout.ids_of_int)
+        for image_id, label in labels.items():
+            if image_id in others and not np.array_equal(others[image_id], label):
+                raise ValueError(
+                    f"{path} and {other} give {image_id!r} different labels: remove one of them, "
+                    "or pass --labels"
+                )
 
     def has_label(self, image_id: str) -> bool:
         """Whether the labels know the image."""

@@ -161,3 +161,16 @@ def test_an_id_with_a_suffix_leads_on(folder_dataset: Path) -> None:
             look("a1")
     with pytest.raises(FileNotFoundError, match="drop the suffix"):
         catalog.image_path("a1.jpg")
+
+
+def test_two_files_of_labels_must_agree(folder_dataset: Path) -> None:
+    catalog = open_catalog("folder", folder_dataset)
+    labels = {one: catalog.label(one) for one in catalog.ids("train")[:3]}
+    path = catalog.root / "cls_labels.npy"
+    np.save(path, np.array(labels, object), allow_pickle=True)
+    assert open_catalog("folder", folder_dataset).label("a1").tolist() == [1, 0, 0]
+    labels["a1"] = np.array([0, 1, 0], np.float32)
+    np.save(path, np.array(labels, object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"labels\.csv and .*cls_labels\.npy give 'a1' different"):
+        open_catalog("folder", folder_dataset).label("a1")
+    assert open_catalog("folder", folder_dataset, labels=path).label("a1").tolist() == [0, 1, 0]
