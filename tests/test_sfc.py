@@ -48,6 +48,17 @@ def test_a_class_without_images_has_a_finite_coefficient() -> None:
     assert distribution_coefficient(torch.tensor([0, 5]), offset=0).isfinite().all()
 
 
+def test_a_class_without_images_changes_no_coefficient() -> None:
+    alone = distribution_coefficient(torch.tensor([119, 212, 60]), offset=50)
+    more = distribution_coefficient(torch.tensor([0, 119, 212, 0, 60]), offset=50)
+    assert torch.allclose(more, torch.stack([torch.ones(()), *alone[:2], torch.ones(()), alone[2]]))
+    labels = (torch.arange(212)[:, None] < torch.tensor([119, 212, 60])).float()
+    few, many = make_method("sfc", num_classes=3), make_method("sfc", num_classes=20)
+    few.study(labels)
+    many.study(F.pad(labels, (0, 17)))
+    assert torch.allclose(many.coefficient[:3], few.coefficient)
+
+
 def test_the_first_maps_are_normalised_with_and_without_the_absent_classes() -> None:
     score = torch.tensor([[[[2.0, -1.0]], [[0.0, 4.0]]]])  # two classes, two cells
     present = torch.tensor([1.0, 1.0, 0.0]).view(1, 3, 1, 1)

@@ -30,22 +30,26 @@ def aligned(maps: Tensor, size: Sequence[int]) -> Tensor:
 def distribution_coefficient(counts: Tensor, *, offset: float) -> Tensor:
     """Compute how much a class needs calibration: how far its count is from those of the others.
 
+    Only classes that have images are compared and averaged. A class without images has no CAM to
+    calibrate, and would have the largest coefficient, which takes from those of all others.
+
     Args:
         counts: (K,) number of training images of each class.
         offset: Added to each count in the denominator: the images that the bank adds.
 
     Returns:
         (K,) sum_j |n_c - n_j| / (n_c + offset), scaled to a mean of 1; all 1 if the counts are
-        equal.
+        equal, and 1 for a class without images.
 
     Source: SFC, the distribution coefficient.
     """
     counts = counts.float()
-    distance = (counts[:, None] - counts).abs().sum(dim=1)
+    occurs = (counts > 0).float()
+    distance = ((counts[:, None] - counts).abs() * occurs).sum(dim=1)
     coefficient = distance / (counts + offset).clamp(min=1)
-    mean = coefficient.mean()
+    mean = (coefficient * occurs).sum() / occurs.sum().clamp(min=1)
     scaled = coefficient / mean.clamp(min=1e-12)
-    return torch.where(mean > 0, scaled, torch.ones_like(scaled))
+    return torch.where((mean > 0) & (occurs > 0), scaled, torch.ones_like(scaled))
 
 
 def normal_cam(score: Tensor, present: Tensor | None) -> Tensor:

@@ -154,8 +154,8 @@ class Sfc(Cam):
 
     def study(self, labels: Tensor) -> None:
         """Compute the distribution coefficient of each class from the training labels."""
-        offset = self.config.replay * len(labels) / self.num_classes
         counts = labels.sum(dim=0)
+        offset = self.config.replay * len(labels) / max(1, int((counts > 0).sum()))
         self.coefficient.copy_(distribution_coefficient(counts, offset=offset))
 
     @torch.no_grad()
