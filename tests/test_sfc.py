@@ -9,12 +9,14 @@ from method_cases import MIXED, first_steps, gradients, make_batch, make_method,
 from torch import Tensor
 
 from network.calibration.maps import (
+    contrast_kept,
     distribution_coefficient,
     normal_cam,
     prototype_cam,
     seed_cells,
     with_peaks,
 )
+from network.calibration.network import DeepCorrelation, mean_of_cells
 from network.heads import pixel_affinity
 from network.methods import Method, find_method
 from tool.progress import Progress
@@ -137,6 +139,8 @@ def reference_losses(method: Method, batch: dict) -> dict[str, Tensor]:
             embedding = torch.einsum(
                 "de,ehw->dhw", method.correlation.embed.weight[:, :, 0, 0], pixels
             ).flatten(1)
+            if config.centred:
+                embedding = embedding - embedding[:, inside.flatten()].mean(dim=1, keepdim=True)
             embedding = embedding / (embedding.norm(dim=0) + 1e-5)
             affinity = (embedding.T @ embedding).clamp(min=0)
             affinity = affinity / (affinity.sum(dim=0) + 1e-5)
@@ -175,8 +179,10 @@ def reference_losses(method: Method, batch: dict) -> dict[str, Tensor]:
     }
 
 
-def test_the_losses_are_those_of_the_equations() -> None:
-    method, batch = make_method("sfc", pretrained=True, bank_draws=0).eval(), padded_batch()
+@pytest.mark.parametrize("centred", [False, True])
+def test_the_losses_are_those_of_the_equations(centred: bool) -> None:
+    method = make_method("sfc", pretrained=True, bank_draws=0, centred=centred).eval()
+    batch = padded_batch()
     method.study(torch.tensor([[1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 0, 0, 1, 1]]).float())
     assert method.coefficient.unique().numel() > 1
     found = method.losses(batch, Progress())
@@ -301,6 +307,70 @@ def test_the_affinity_of_cells_spreads_and_keeps_the_sum() -> None:
     affinity = pixel_affinity(torch.randn(1, 6, 2, 3, generator=torch.Generator().manual_seed(1)))
     assert affinity.shape == (1, 6, 6)
     assert torch.allclose(affinity.sum(dim=1), torch.ones(1, 6), atol=1e-4)
+
+
+def an_object_on_a_ground() -> tuple[Tensor, Tensor, Tensor]:
+    """A CAM, features that are not negative, as a backbone's are, and an image without colour."""
+    generator = torch.Generator().manual_seed(2)
+    cam = torch.zeros(1, 2, 8, 8)
+    cam[:, 1, 2:5, 2:5] = 1
+    cam[:, 0] = 1 - cam[:, 1]
+    ground, thing = torch.randn(2, 64, 1, 1, generator=generator)
+    high = ground + cam[:, 1:] * (thing - ground) + torch.randn(1, 64, 8, 8, generator=generator)
+    return cam, F.relu(high), torch.zeros(1, 3, 8, 8)
+
+
+def new_correlation(centred: bool) -> DeepCorrelation:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return DeepCorrelation(64, centred=centred)
+
+
+@torch.no_grad()
+def test_a_new_correlation_flattens_a_cam_unless_it_is_centred() -> None:
+    cam, high, image = an_object_on_a_ground()
+    plain, centred = (new_correlation(kind)(cam, high, image) for kind in (False, True))
+    kept = [contrast_kept(refined, cam) for refined in (plain, centred)]
+    assert kept[0] < 0.1
+    assert kept[1] > 0.4
+    inside = cam[0, 1] == 1
+    for k in range(2):
+        won = centred[0, k] > centred[0, 1 - k]
+        assert torch.equal(won, inside == bool(k)), "object and ground each win their own cells"
+
+
+def test_the_contrast_that_is_kept_is_a_mean_over_maps_that_vary() -> None:
+    cam = torch.zeros(1, 3, 2, 2)
+    cam[0, 0, 0], cam[0, 1, :, 0] = 1, 4  # the third map is constant
+    factor = torch.tensor([0.5, 0.1, 7]).view(1, 3, 1, 1)
+    assert contrast_kept(factor * cam + 2, cam).item() == pytest.approx(0.3)
+    assert contrast_kept(cam[:, 2:], cam[:, 2:]).item() == 0
+    method, batch = make_method("sfc").train(), make_batch(MIXED)
+    method.losses(batch, Progress())
+    assert 0 < method.metrics()["contrast"] < 1
+
+
+@torch.no_grad()
+def test_what_all_cells_share_does_not_count_when_centred() -> None:
+    cam, high, image = an_object_on_a_ground()
+    layer = new_correlation(True)
+    assert torch.allclose(layer(cam, high, image), layer(cam, high + 3, image), atol=1e-4)
+
+
+def test_padding_is_not_in_the_mean_of_an_image() -> None:
+    feature, inside = torch.rand(2, 3, 2, 4), torch.ones(2, 1, 2, 4)
+    inside[0, :, :, 2:] = 0
+    mean = mean_of_cells(feature, inside)
+    assert torch.allclose(mean[0, :, 0, 0], feature[0, :, :, :2].mean(dim=(1, 2)))
+    assert torch.allclose(mean[1], mean_of_cells(feature, None)[1])
+    assert mean_of_cells(feature, 0 * inside).abs().max() == 0, "an image of padding"
+
+
+def test_a_short_run_is_centred_and_the_papers_is_not() -> None:
+    method = find_method("sfc")
+    assert method.recipe.short_options["centred"] is True
+    assert method.Config().centred is False
+    assert make_method("sfc", centred=True).correlation.centred
 
 
 @pytest.mark.parametrize(

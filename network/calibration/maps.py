@@ -138,6 +138,22 @@ def over_shifted_background(maps: Tensor, *, bg_shift: float) -> Tensor:
     return torch.cat([(normal[:1] + bg_shift) / 2, normal[1:]])
 
 
+@torch.no_grad()
+def contrast_kept(refined: Tensor, cam: Tensor) -> Tensor:
+    """Compute the standard deviation of refined CAMs over that of the CAMs, their mean over maps.
+
+    Args:
+        refined: (N, C, h, w).
+        cam: (N, C, h, w); a constant map, such as that of an absent class, does not count.
+
+    Returns:
+        Scalar; 0 if there is no map.
+    """
+    before, after = (maps.flatten(2).std(dim=2, correction=0) for maps in (cam, refined))
+    varies = before > 1e-6
+    return (after[varies] / before[varies]).sum() / varies.sum().clamp(min=1)
+
+
 def weighted_distance(cam: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Compute the mean over all elements of weight |cam - target|.
 

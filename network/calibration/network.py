@@ -56,21 +56,43 @@ class DeepCorrelation(nn.Module):
 
     Args:
         channels: D.
+        centred: Compare cells by how they differ from the mean of their image. The features are
+            not negative and share most of their length, so that without it a new layer finds any
+            two cells alike, and two applications average a CAM over the whole image.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, centred: bool = False) -> None:
         super().__init__()
+        self.centred = centred
         self.embed = nn.Conv2d(3 + channels, channels, 1, bias=False)
 
-    def forward(self, cam: Tensor, high: Tensor, image: Tensor) -> Tensor:
+    def forward(
+        self, cam: Tensor, high: Tensor, image: Tensor, inside: Tensor | None = None
+    ) -> Tensor:
         """Spread a CAM over cells that look alike, twice.
 
         Args:
             cam: (N, C, h, w).
             high: (N, D, h, w), the tap `high`.
             image: (N, 3, h, w), the normalised image at this size.
+            inside: (N, 1, h, w) in {0, 1}, 0 on padding, which no mean counts; None for all cells.
         """
         embedding = self.embed(torch.cat([image, high], dim=1)).float()
         with full_precision(embedding):
+            if self.centred:
+                embedding = embedding - mean_of_cells(embedding, inside)
             affinity = pixel_affinity(embedding)
             return (cam.flatten(2) @ affinity @ affinity).unflatten(2, cam.shape[-2:])
+
+
+def mean_of_cells(feature: Tensor, inside: Tensor | None) -> Tensor:
+    """Return the mean (N, D, 1, 1) of each image's cells.
+
+    Args:
+        feature: (N, D, h, w).
+        inside: (N, 1, h, w) in {0, 1}, the cells that count; None for all.
+    """
+    if inside is None:
+        return feature.mean(dim=(-2, -1), keepdim=True)
+    count = inside.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
+    return (feature * inside).sum(dim=(-2, -1), keepdim=True) / count

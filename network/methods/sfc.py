@@ -4,9 +4,10 @@ Source: SFC, Shared Feature Calibration (X. Zhao et al., AAAI 2024); its network
 Chen et al., CVPR 2022) with the pixel correlation of SEAM (Y. Wang et al., CVPR 2020).
 Differs from the release: an empty slot of the image bank is never drawn; absent classes neither
 lower the background nor win cells (`--no-label-first` for the release); the class counts are those
-of the training list, and the number added to them grows with it; in inference a class that wins no
-cell has its own peak as prototype; the checkpoint is the last one, not the best on ground truth;
-the map that is evaluated first is the sum of both, as in the paper.
+of the training list, and the number added to them grows with it; a short run compares cells by how
+they differ from the mean of their image (`--centred`); in inference a class that wins no cell has
+its own peak as prototype; the checkpoint is the last one, not the best on ground truth; the map
+that is evaluated first is the sum of both, as in the paper.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from network.calibration.bank import Crops, ImageBank, interleaved, joined
 from network.calibration.maps import (
     aligned,
+    contrast_kept,
     distribution_coefficient,
     normal_cam,
     over_shifted_background,
@@ -53,11 +55,13 @@ class View:
 
     Attributes:
         score: (N, K, h, w), raw scores.
+        cam: (N, K+1, h, w) in [0, 1], the normalised CAM, background first.
         refined: (N, K+1, h, w) in [0, 1], the paper's M_W, background first.
         present: (N, K+1, h, w) in {0, 1}, the label, and 0 on padding.
     """
 
     score: Tensor
+    cam: Tensor
     refined: Tensor
     present: Tensor
 
@@ -89,7 +93,7 @@ class Sfc(Cam):
             "momentum": 0.9,
             "warmup": 50,
         },
-        short_options={"bank_draws": 2, "bank_side": 224},
+        short_options={"bank_draws": 2, "bank_side": 224, "centred": True},
         post=Post(preset="label50", seeds=(1.0, 0.5)),
     )
     released: Mapping[str, str] = {}  # its files are other networks
@@ -103,6 +107,9 @@ class Sfc(Cam):
             weight_prototype: Weight of the distance of the classifier's CAM to the prototype CAM.
             weight_views: Weight of the distance of the CAMs of an image and of its half.
             bg_factor: Factor on the background when cells are chosen for the prototypes.
+        centred: Compare the cells of the pixel correlation by how they differ from the mean of
+            their image. A short run needs it: until its layer is trained, which takes the paper
+            thousands of steps, the cells of an image look alike.
             label_first: Leave absent classes out before anything is made of the CAM. The release
                 lets them lower the background, and win cells in inference.
             bank_draws: Images that the bank adds to each batch, of all ranks together; 0 for none.
@@ -121,6 +128,7 @@ class Sfc(Cam):
         weight_prototype: float = 1.6
         weight_views: float = 0.8
         bg_factor: float = 0.3
+        centred: bool = False
         label_first: bool = True
         bank_draws: int = 4
         bank_side: int = 512
@@ -145,7 +153,7 @@ class Sfc(Cam):
         channels = backbone.taps["high"].channels
         self.classifier = nn.Conv2d(channels, self.num_classes, 1, bias=False)
         self.side = SideFeatures(backbone.taps)
-        self.correlation = DeepCorrelation(channels)
+        self.correlation = DeepCorrelation(channels, centred=config.centred)
         self.bank = ImageBank(
             self.num_classes, config.bank_side, mean=backbone.mean, std=backbone.std
         )
@@ -193,6 +201,9 @@ class Sfc(Cam):
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Compute `cls`, `prototype` and `views` on the images and on their halves.
 
+        The metric `contrast` is the share of the CAMs' deviation that the pixel correlation
+        leaves. Near 0 the refined CAMs are flat, and every map made of them covers the image.
+
         Source: SFC, multi-scaled distribution-weighted consistency.
         """
         del progress
@@ -202,7 +213,10 @@ class Sfc(Cam):
         half = aligned(image, tuple(max(1, side // 2) for side in image.shape[-2:]))
         second = self.view(self.backbone(half)["high"], half, valid, label)
         side = self.side(taps)
-        self._metrics = {"bank": (self.bank.written > 0).float().mean()}
+        self._metrics = {
+            "bank": (self.bank.written > 0).float().mean(),
+            "contrast": contrast_kept(first.refined[:, 1:], first.cam[:, 1:]),
+        }
         with full_precision(first.score):
             prototype = over_maximum(self.prototypes(side, first.refined, first.present))
             cams = [view.refined[:, 1:] * label[:, :, None, None] for view in (first, second)]
@@ -238,9 +252,11 @@ class Sfc(Cam):
         """
         size = high.shape[-2:]
         score = self.classifier(high).float()
-        present = image_cells(valid, size) * with_background_label(label)  # (N, K+1, h, w)
+        inside = image_cells(valid, size).to(score.dtype)
+        present = inside * with_background_label(label)  # (N, K+1, h, w)
         cam = normal_cam(score, present if self.config.label_first else None) * present
-        return View(score, self.correlation(cam, high, aligned(image, size)), present)
+        refined = self.correlation(cam, high, aligned(image, size), inside)
+        return View(score, cam, refined, present)
 
     def prototypes(
         self, side: Tensor, refined: Tensor, present: Tensor, *, peaks: bool = False
