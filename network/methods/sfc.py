@@ -4,9 +4,10 @@ Source: SFC, Shared Feature Calibration (X. Zhao et al., AAAI 2024); its network
 Chen et al., CVPR 2022) with the pixel correlation of SEAM (Y. Wang et al., CVPR 2020).
 Differs from the release: an empty slot of the image bank is never drawn; absent classes neither
 lower the background nor win cells (`--no-label-first` for the release); the class counts are those
-of the training list, and the number added to them grows with it; in inference a class that wins no
-cell has its own peak as prototype; the checkpoint is the last one, not the best on ground truth;
-the map that is evaluated first is the sum of both, as in the paper.
+of the training list, and the number added to them grows with it; a short run compares cells by how
+they differ from the mean of their image (`--centred`); in inference a class that wins no cell has
+its own peak as prototype; the checkpoint is the last one, not the best on ground truth; the map
+that is evaluated first is the sum of both, as in the paper.
 """
 
 from __future__ import annotations
