@@ -151,7 +151,8 @@ def contrast_kept(refined: Tensor, cam: Tensor) -> Tensor:
     """
     before, after = (maps.flatten(2).std(dim=2, correction=0) for maps in (cam, refined))
     varies = before > 1e-6
-    return (after[varies] / before[varies]).sum() / varies.sum().clamp(min=1)
+    share = torch.where(varies, after / before.clamp(min=1e-6), 0.0)
+    return share.sum() / varies.sum().clamp(min=1)
 
 
 def weighted_distance(cam: Tensor, target: Tensor, weight: Tensor) -> Tensor:
