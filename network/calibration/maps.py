@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.losses import over_maximum
+from tool.parallel.dist import global_mean
 
 _EPS = 1e-5
 
@@ -140,19 +141,19 @@ def over_shifted_background(maps: Tensor, *, bg_shift: float) -> Tensor:
 
 @torch.no_grad()
 def contrast_kept(refined: Tensor, cam: Tensor) -> Tensor:
-    """Compute the standard deviation of refined CAMs over that of the CAMs, their mean over maps.
+    """Compute the mean over maps of the standard deviation of a refined CAM over that of the CAM.
 
     Args:
         refined: (N, C, h, w).
         cam: (N, C, h, w); a constant map, such as that of an absent class, does not count.
 
     Returns:
-        Scalar; 0 if there is no map.
+        Scalar, this rank's share of the mean; 0 if there is no map.
     """
     before, after = (maps.flatten(2).std(dim=2, correction=0) for maps in (cam, refined))
     varies = before > 1e-6
     share = torch.where(varies, after / before.clamp(min=1e-6), 0.0)
-    return share.sum() / varies.sum().clamp(min=1)
+    return global_mean(share.sum(), varies.sum())
 
 
 def weighted_distance(cam: Tensor, target: Tensor, weight: Tensor) -> Tensor:
