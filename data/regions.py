@@ -147,9 +147,12 @@ def training_ids(catalog: Catalog, config: Mapping[str, Any]) -> list[str] | Non
         catalog: The dataset.
         config: Configuration of the run.
     """
+    name = config.get("list")
+    if not isinstance(name, str):
+        return None
     try:
-        ids = catalog.ids(config["list"])
-    except (FileNotFoundError, ValueError, KeyError):
+        ids = catalog.ids(name)
+    except (FileNotFoundError, ValueError):
         return None
     return ids if list_hash(ids) == config.get("list_sha256") else None
 

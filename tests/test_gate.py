@@ -19,7 +19,8 @@ from runs import assert_refused, run, run_ranks, train_flags
 
 import infer_cam
 import train_fbr
-from data.regions import sample_ids
+from data.catalog import open_catalog
+from data.regions import sample_ids, training_ids
 from network.backbones import build_backbone
 from network.contrast.gate import (
     GateSettings,
@@ -32,6 +33,7 @@ from network.contrast.gate import (
     sum_features,
 )
 from network.losses import over_maximum
+from tool.files import list_hash
 from tool.formats.cam import Cam, load_cam, save_cam
 from tool.formats.regions import Regions, load_regions, read_regions, save_regions
 from tool.infer.multiscale import infer_images
@@ -703,3 +705,14 @@ def test_predict_shows_the_gate_of_the_run(trained, folder_root, tmp_path) -> No
         "network/predict/__main__.py", *base, "--gate", "nroi", "--out", tmp_path / "x.png"
     )
     assert_refused(wanted, "nroi.npz does not exist", "run infer_cam.py first")
+
+
+@pytest.mark.parametrize("name", [None, 3, ["train"], "no such list", "../train"])
+def test_a_checkpoint_that_names_no_list_has_no_training_list(
+    folder_root: Path, name: object
+) -> None:
+    catalog = open_catalog("folder", folder_root)
+    ids = catalog.ids("train")
+    assert training_ids(catalog, {"list": "train", "list_sha256": list_hash(ids)}) == ids
+    assert training_ids(catalog, {"list": name, "list_sha256": list_hash(ids)}) is None
+    assert training_ids(catalog, {}) is None
