@@ -26,23 +26,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.record import JsonFlags, Rows, row
-from data.colour import DeviceTransform
-from data.dataset import TrainDataset
-from data.fields import TRUTH
-from data.loader import step_batches
-from data.readable import ListFlags, open_list
-from data.transforms import resize_of
+from benchmarks.crops import CropFlags, open_run
+from benchmarks.record import Rows, row
 from network.contrast.cells import Cells, class_ids_of, l2_normalize, view_cells
 from network.contrast.gate import NroiGate, RegionCollector
 from network.contrast.queries import hard_cells
 from network.losses import image_cells, over_maximum, resize, resize_area
 from network.methods import Batch
-from network.weights.restore import restore
-from tool.cli import positive_int, run_stage
-from tool.flags import flag, parse_flags
+from tool.cli import run_stage
+from tool.flags import parse_flags
 from tool.formats.regions import Regions
-from tool.infer.previous import PreviousOutputs
 from tool.parallel.dist import pick_device
 from tool.progress import Progress
 
@@ -51,22 +44,6 @@ CURVES = ("prototype", "NROI", "gate")
 SPACES = ("Z_fg", "f", "both")
 EVERY = ("CAM, every", "gate, every", "product, every")
 NEAREST = 8
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Command(JsonFlags):
-    """What the command line says.
-
-    Attributes:
-        checkpoint: Checkpoints of `fbr`.
-        batches: Batches of 8 crops of the list.
-        device: Where to compute, such as cpu, cuda or cuda:1.
-    """
-
-    checkpoint: tuple[Path, ...] = flag(metavar="FILE")
-    batches: int = flag(16, type=positive_int, metavar="N")
-    device: str = "auto"
-    data: ListFlags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +77,7 @@ class Seen:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the figures of each checkpoint."""
-    command = parse_flags(Command, argv, example="--checkpoint out/toy-fbr-seed0/checkpoint.pth")
+    command = parse_flags(CropFlags, argv, example="--checkpoint out/toy-fbr-seed0/checkpoint.pth")
     names = [*SHARES, *(f"{curve}, {space}" for curve in CURVES for space in SPACES), *EVERY]
     line = row("{name}", *("{" + name + ":.3f}" for name in names))
     rows = Rows(command.json, line, "checkpoint", *names)
@@ -111,31 +88,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 @torch.no_grad()
-def seen_batches(command: Command, path: Path, device: torch.device) -> Iterator[Seen]:
+def seen_batches(command: CropFlags, path: Path, device: torch.device) -> Iterator[Seen]:
     """Yield the first view of each batch.
 
     Raises:
         ValueError: The checkpoint is not of `fbr`.
     """
-    catalog, images = open_list(command.data, saliency=True, masks=True)
-    method, config = restore(path, class_names=catalog.class_names, report=print)
+    method, config, batches = open_run(command, path, device, masks=True)
     if config["method"] != "fbr":
         raise ValueError(f"{path} is of {config['method']}: give checkpoints of fbr")
-    method.to(device).eval()
-    dataset = TrainDataset(
-        catalog,
-        images.ids,
-        inputs=(*method.inputs, "mask"),
-        crop=config["crop"],
-        resize=resize_of(config["scale"], config["long_side"]),
-        seed=config["seed"],
-        previous=PreviousOutputs({"mask": TRUTH}),
-    )
-    transform = DeviceTransform(method.backbone.mean, method.backbone.std, device)
-    loaded = step_batches(dataset, batch_size=8, start_step=0, steps=command.batches, seed=0)
-    for number, raw in enumerate(loaded):
-        on_device = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in raw.items()}
-        yield seen(method, transform(on_device), number)  # type: ignore[arg-type]
+    method.eval()
+    for number, batch in enumerate(batches):
+        yield seen(method, batch, number)
 
 
 def seen(method: Any, batch: Batch, number: int) -> Seen:

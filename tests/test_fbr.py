@@ -359,7 +359,7 @@ def test_only_salient_cells_are_queries_and_negatives() -> None:
 def test_pseudo_labels_come_from_the_chosen_maps() -> None:
     batch, changed = make_batch(MIXED), {}
     for source in ("refined", "cam"):
-        method = make_method("fbr", pseudo_source=source)
+        method = make_method("fbr", pretrained=True, pseudo_source=source)
         before = method(batch, Progress())
         for part in method.correlation.parameters():
             nn.init.normal_(part)

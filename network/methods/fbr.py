@@ -159,15 +159,7 @@ class Fbr(NroiContrast, Ppc):
         )
 
     def pseudo_score(self, view: View, grid: Sequence[int]) -> Tensor:
-        """Return the maps that give pseudo labels and prototypes, by `pseudo_source`.
-
-        Args:
-            view: The view.
-            grid: Their height and width in cells.
-
-        Returns:
-            (N, K, *grid) in [0, 1), stretched per image and class.
-        """
+        """Return the maps that `pseudo_source` names, as `Ppc.pseudo_score` does."""
         if self.config.pseudo_source == "refined":
             return super().pseudo_score(view, grid)
         return min_max(resize(view.score.softmax(dim=1)[:, 1:], grid))

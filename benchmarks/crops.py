@@ -1,0 +1,73 @@
+"""The flags and the crops of commands that look at what training sees."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.record import JsonFlags
+from data.colour import DeviceTransform
+from data.dataset import TrainDataset
+from data.fields import TRUTH
+from data.loader import step_batches
+from data.readable import ListFlags, open_list
+from data.transforms import resize_of
+from network.methods import Batch, Method
+from network.weights.restore import restore
+from tool.cli import positive_int
+from tool.flags import flag
+from tool.infer.previous import PreviousOutputs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CropFlags(JsonFlags):
+    """What the command line says.
+
+    Attributes:
+        checkpoint: Checkpoints of methods that read images, labels and saliency only.
+        batches: Batches of 8 crops of the list.
+        device: Where to compute, such as cpu, cuda or cuda:1.
+    """
+
+    checkpoint: tuple[Path, ...] = flag(metavar="FILE")
+    batches: int = flag(8, type=positive_int, metavar="N")
+    device: str = "auto"
+    data: ListFlags
+
+
+def open_run(
+    command: CropFlags, path: Path, device: torch.device, *, masks: bool = False
+) -> tuple[Method, Mapping[str, Any], Iterator[Batch]]:
+    """Return the method of a checkpoint, its run's configuration, and batches as in its training.
+
+    Args:
+        command: Names the list and the number of batches.
+        path: The checkpoint.
+        device: Of the method and the batches.
+        masks: The batches have the dataset's own masks, as `mask`.
+    """
+    catalog, images = open_list(command.data, saliency=True, masks=masks)
+    method, config = restore(path, class_names=catalog.class_names, report=print)
+    method.to(device)
+    dataset = TrainDataset(
+        catalog,
+        images.ids,
+        inputs=(*method.inputs, "mask") if masks else method.inputs,
+        crop=config["crop"],
+        resize=resize_of(config["scale"], config["long_side"]),
+        seed=config["seed"],
+        previous=PreviousOutputs({"mask": TRUTH} if masks else {}),
+    )
+    transform = DeviceTransform(method.backbone.mean, method.backbone.std, device)
+
+    def batches() -> Iterator[Batch]:
+        for raw in step_batches(dataset, batch_size=8, start_step=0, steps=command.batches, seed=0):
+            on_device = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in raw.items()}
+            yield transform(on_device)  # type: ignore[arg-type]
+
+    return method, config, batches()
