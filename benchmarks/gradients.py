@@ -24,7 +24,9 @@ from tool.progress import Progress
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the lengths of each checkpoint."""
-    command = parse_flags(CropFlags, argv, example="--checkpoint out/toy-fbr-seed0/checkpoint.pth")
+    command = parse_flags(
+        CropFlags, argv, example="--checkpoint out/toy-fbr-seed0/checkpoint.pth", module=__name__
+    )
     rows = Rows(command.json, "{name}: {lengths}")
     for path in command.checkpoint:
         method, _, batches = open_run(command, path, pick_device(command.device))

@@ -77,7 +77,9 @@ class Seen:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the figures of each checkpoint."""
-    command = parse_flags(CropFlags, argv, example="--checkpoint out/toy-fbr-seed0/checkpoint.pth")
+    command = parse_flags(
+        CropFlags, argv, example="--checkpoint out/toy-fbr-seed0/checkpoint.pth", module=__name__
+    )
     names = [*SHARES, *(f"{curve}, {space}" for curve in CURVES for space in SPACES), *EVERY]
     line = row("{name}", *("{" + name + ":.3f}" for name in names))
     rows = Rows(command.json, line, "checkpoint", *names)
