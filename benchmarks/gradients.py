@@ -1,8 +1,9 @@
-"""Show how much each term of a method pulls at the backbone: the lengths of their gradients.
+"""Show each term of a method: its value, and how much its gradient pulls at the backbone.
 
-On crops as in training, of trained checkpoints, each term times its weight; the mean of the
-batches. In brackets the cosine of the term's gradient and that of the sum. Where a recipe limits
-the length of a step, these say what share of it a term gets. No ground truth is read.
+On crops as in training, of trained checkpoints; the mean of the batches. The value is without its
+weight, the length of the gradient with it. In brackets the cosine of the term's gradient and that
+of the sum. Where a recipe limits the length of a step, the lengths say what share of it a term
+gets. On a list that was not trained on, the values judge a recipe. No ground truth is read.
 """
 
 from __future__ import annotations
@@ -32,20 +33,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         method, _, batches = open_run(command, path, pick_device(command.device))
         found = pulls(method.train(), batches)
         text = ", ".join(
-            f"{name} {length:.2f} ({cos:.2f})" for name, (length, cos) in found.items()
+            f"{name} {value:.3f}: {length:.2f} ({cosine:.2f})"
+            for name, (value, length, cosine) in found.items()
         )
         rows.add(name=str(path), lengths=text, terms=found)
 
 
-def pulls(method: Method, batches: Iterator[Batch]) -> dict[str, tuple[float, float]]:
-    """Return per term the mean length of its gradient at the backbone, and its cosine to the sum.
+def pulls(method: Method, batches: Iterator[Batch]) -> dict[str, tuple[float, float, float]]:
+    """Return per term its mean value, the mean length of its gradient, and its cosine to the sum.
 
-    Terms of weight 0, and those whose gradient does not reach the backbone, are left out. The last
-    entry, `sum`, is the gradient of all.
+    The gradient is that of the weighted term at the backbone. Terms of weight 0, and those whose
+    gradient does not reach the backbone, are left out. The last entry, `sum`, is the weighted sum.
     """
     trained = [parameter for parameter in method.backbone.parameters() if parameter.requires_grad]
     weights = method.weights()
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for step, batch in enumerate(batches):
         terms = method(batch, Progress(step=step, steps=10**6))
         vectors = {
@@ -55,15 +57,17 @@ def pulls(method: Method, batches: Iterator[Batch]) -> dict[str, tuple[float, fl
         }
         method.after_step(Progress(step=step, steps=10**6))
         vectors = {name: vector for name, vector in vectors.items() if vector.any()}
+        values = {name: float(terms[name].detach()) for name in vectors}
+        values["sum"] = sum(weights[name] * value for name, value in values.items())
         vectors["sum"] = torch.stack(list(vectors.values())).sum(dim=0)
         for name, vector in vectors.items():
             cosine = torch.cosine_similarity(vector, vectors["sum"], dim=0)
-            found[name].append((float(vector.norm()), float(cosine)))
+            found[name].append((values[name], float(vector.norm()), float(cosine)))
     whole = found.pop("sum")
-    means = {
-        name: torch.tensor(pairs).mean(dim=0) for name, pairs in [*found.items(), ("sum", whole)]
+    return {
+        name: tuple(torch.tensor(rows, dtype=torch.float64).mean(dim=0).tolist())
+        for name, rows in [*found.items(), ("sum", whole)]
     }
-    return {name: (float(length), float(cosine)) for name, (length, cosine) in means.items()}
 
 
 def gradient_of(term: Tensor, parameters: Sequence[Tensor]) -> Tensor:

@@ -308,6 +308,7 @@ def test_mechanism_prints_shares_and_areas_of_fbr(folder_root: Path, tmp_path: P
     (found,) = json.loads(figures.read_text(encoding="utf-8"))["rows"]
     assert {"cls", "sal", "er", "bg_seg", "sum"} <= set(found["terms"])
     assert not {"sal_refined", "ecr", "bg_sim"} & set(found["terms"]), "they train no backbone"
-    assert found["terms"]["sum"][1] == pytest.approx(1, abs=1e-3)
-    lengths = [length for name, (length, _) in found["terms"].items() if name != "sum"]
-    assert 0 < found["terms"]["sum"][0] <= sum(lengths) + 1e-3
+    value, whole, cosine = found["terms"].pop("sum")
+    assert cosine == pytest.approx(1, abs=1e-3)
+    assert 0 < whole <= sum(length for _, length, _ in found["terms"].values()) + 1e-3
+    assert value > found["terms"]["cls"][0] + found["terms"]["sal"][0] > 0, "their weights are 1"
