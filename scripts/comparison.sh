@@ -1,6 +1,6 @@
 # What compare.sh and compare_amn.sh share: they source it, in the folder of the project.
 # It makes the embedded dataset and sets SEEDS, JOBS and the number of threads. `logged` runs a part of the work.
-PYTHON="$(bash scripts/setup.sh)"
+PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
 export PYTHON_READY="$PYTHON"
 SEEDS="${SEEDS:-0 1 2}"
 JOBS="${JOBS:-1}"

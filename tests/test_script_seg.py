@@ -91,6 +91,36 @@ def test_the_main_job_goes_on_into_it(folder_root: Path, tmp_path: Path) -> None
     assert (tmp_path / "out" / "seg" / "miou-val-crf.json").is_file()
 
 
+@pytest.mark.slow
+def test_networks_on_the_masks_of_several_runs_are_one_table(folder_root, tmp_path) -> None:
+    """A % in a folder of masks is the seed; what is finished is kept."""
+    for path in (folder_root / "masks").glob("*.png"):
+        save_mask(tmp_path / "mask1" / path.name, np.minimum(load_mask(path), 1))
+    settings = {
+        "ROOT": folder_root,
+        "MASKS": f"truth=truth mine={tmp_path}/mask%",
+        "SEEDS": "1",
+        "OUT": tmp_path / "out",
+        "SAVE": tmp_path / "saved",
+        "METHOD": "deeplab1",
+        "STEPS": 2,
+        "BACKBONE": "resnet38d_slim",
+        "WEIGHTS": "none",
+        "TRAIN_FLAGS": SMALL,
+        "SCALES": "1",
+    }
+    done = script("compare_seg.sh", settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.count("|") > 2]
+    assert rows == ["trained on", "---", "truth", "mine"]
+    saved = json.loads((tmp_path / "saved" / "mine-seed1.json").read_text())
+    assert saved["rounds"][0]["its masks"] < 100
+    assert saved["rounds"][0]["with labels, CRF"] is not None
+    before = (tmp_path / "out" / "mine-seed1" / "checkpoint.pth").stat().st_mtime_ns
+    assert script("compare_seg.sh", settings).stdout == done.stdout
+    assert (tmp_path / "out" / "mine-seed1" / "checkpoint.pth").stat().st_mtime_ns == before
+
+
 @pytest.mark.parametrize("missing", ["MASK_DIR", "ROOT"])
 def test_what_is_missing_is_named(folder_root: Path, tmp_path: Path, missing: str) -> None:
     settings = {"ROOT": folder_root, "MASK_DIR": tmp_path}

@@ -87,3 +87,47 @@ def test_the_table_of_the_gate_names_the_oracle_and_sums_up_seeds(tmp_path) -> N
     assert_refused(run("tool/report/gate.py", *runs, "--baseline", "ppc"), "--baseline ppc", "eps")
     (runs[2] / "gate-nroi" / "miou-8.json").unlink()
     assert_refused(run("tool/report/gate.py", runs[2]), "no miou-8.json in", "cam-seed0/gate-nroi")
+
+
+def seg_run(folder: Path, masks: float | None, val: float, cpu: str = "one") -> Path:
+    def write_miou(where: Path, name: str, miou: float) -> None:
+        content = {"miou": miou, "leak": {"overall": 5.0}}
+        (where / f"miou-val{name}.json").write_text(json.dumps(content))
+
+    for where, more in ((folder, 0.0), (folder / "round2", 1.0)):
+        where.mkdir(parents=True)
+        (where / "masks.json").write_text(json.dumps({"miou": masks}))
+        write_miou(where, "", val + more)
+        write_miou(where, "-crf", val + 2 + more)
+    write_miou(folder / "round2", "-labelled", val + 10)
+    (folder / "config.json").write_text(json.dumps({"cpu": cpu, "commit": "abc"}))
+    return folder
+
+
+def test_the_table_of_segmentation_networks_pairs_seeds_with_the_upper_bound(tmp_path) -> None:
+    runs = [
+        seg_run(tmp_path / "truth-seed0", 1.0, 60.0),
+        seg_run(tmp_path / "truth-seed1", 1.0, 50.0),
+        seg_run(tmp_path / "fbr-seed0", 0.7, 54.0),
+        seg_run(tmp_path / "fbr-seed1", 0.68, 50.0),
+        seg_run(tmp_path / "fbr-seed2", 0.69, 20.0, cpu="another"),
+    ]
+    lines = run("tool/report/seg.py", *runs).stdout.splitlines()
+    rows = {cells[1].strip(): [c.strip() for c in cells[2:]] for cells in map(split, lines)}
+    assert rows["truth"][:3] == ["100.0 ± 0.0", "55.0 ± 7.1", "57.0 ± 7.1"]
+    assert rows["truth"][6:8] == ["100 ± 0, 100 ± 0", "2"]
+    assert rows["fbr"][0] == "69.0 ± 1.0"
+    # 54/60 and 50/50; 56/62 and 52/52. Seed 2 has no partner of its processor.
+    assert rows["fbr"][6:8] == ["95 ± 5, 95 ± 5", "3"]
+    assert rows["fbr"][3] == "-", "the labels were given in round 2 only"
+    assert rows["fbr, round 2"][3] == "51.3 ± 18.6"
+    assert run("tool/report/seg.py", *runs, "--save", tmp_path / "saved").returncode == 0
+    files = [tmp_path / "saved" / f"{path.name}.json" for path in runs]
+    assert run("tool/report/seg.py", *files).stdout.splitlines() == lines
+    assert_refused(run("tool/report/seg.py", runs[0], runs[0]), "two runs", "truth-seed0")
+    assert_refused(run("tool/report/seg.py", runs[0], "--list", "test"), "no miou-test-crf.json")
+    assert_refused(run("tool/report/seg.py", runs[0] / "round2"), "MASKS-seedN")
+
+
+def split(line: str) -> list[str]:
+    return line.split("|")

@@ -30,3 +30,12 @@ def paired(differences: list[float]) -> str:
     if count == 1:
         return f"{mean:+.1f} (1)"
     return f"{mean:+.1f} ± {statistics.stdev(differences) / count**0.5:.1f} ({count})"
+
+
+def share(pairs: list[tuple[float, float]]) -> str:
+    """Return `mean ± standard error` of ratios of pairs in percent, or a dash for none."""
+    ratios = [100 * part / whole for part, whole in pairs]
+    if not ratios:
+        return "-"
+    mean, count = statistics.fmean(ratios), len(ratios)
+    return f"{mean:.0f}" + (f" ± {statistics.stdev(ratios) / count**0.5:.0f}" if count > 1 else "")
