@@ -1,6 +1,6 @@
 """Make saliency maps for the images of a list with a network of the U2-Net family.
 
-Any ONNX file of that family will do; U2-Net's own is downloaded. The command needs
+By default it is U2-Netp, which comes from the Python package index. The command needs
 `pip install onnxruntime`. If it is stopped and started again, it goes on where it was.
 """
 
@@ -29,6 +29,7 @@ from tool.formats.mask import is_whole
 from tool.parallel.processes import cores, map_processes
 from tool.provenance import claim
 
+NETWORKS = ("u2netp", "u2net")  # names of tool.download
 _MEAN, _STD = np.array([IMAGENET_MEAN, IMAGENET_STD], np.float32)
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _SIDE = 320  # of U2-Net's input, if the file does not fix it
@@ -51,8 +52,8 @@ class Command:
     """What the command line says.
 
     Attributes:
-        model: ONNX file of a U2-Net. By default the one of tool.download, which is fetched once
-            (168 MB).
+        model: Network: u2netp (4.6 MB) or u2net (168 MB), which are fetched once, or an ONNX file
+            of that family.
         out: Folder that receives one ID.png per image. By default the dataset's own.
         shard: Make share I of N, counted from 0, if several machines divide the list. By default
             all.
@@ -60,7 +61,7 @@ class Command:
     """
 
     data: ListFlags
-    model: Path | None = flag(None, metavar="FILE")
+    model: str = flag(NETWORKS[0], metavar="|".join((*NETWORKS, "FILE")))
     out: Path | None = None
     shard: tuple[int, int] | None = flag(None, type=shard, nargs=None, metavar="I/N")
     workers: int = flag(cores, type=positive_int, metavar="N")
@@ -75,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("data.saliency needs onnxruntime: pip install onnxruntime")
     catalog, images = open_list(command.data)
     out = command.out or catalog.saliency_root
-    model = command.model or fetch.get("u2net")
+    model = fetch.get(command.model) if command.model in NETWORKS else Path(command.model)
     if not model.is_file():
-        raise FileNotFoundError(f"model {model} does not exist: python -m tool.download u2net")
+        raise FileNotFoundError(f"--model {model} is no file, nor one of {', '.join(NETWORKS)}")
     saliency_of(open_model(model), Image.new("RGB", (64, 64)))  # fail before anything is claimed
     share, parts = command.shard or (0, 1)
     ids = images.ids[share::parts]

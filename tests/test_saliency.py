@@ -46,10 +46,11 @@ def model_file(
     return path
 
 
-def test_without_a_model_u2net_is_downloaded(folder_root, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(("flags", "name"), [((), "u2netp"), (("--model", "u2net"), "u2net")])
+def test_networks_are_downloaded_by_name(folder_root, tmp_path, monkeypatch, flags, name) -> None:
     model = model_file(tmp_path / "u2net.onnx")
-    monkeypatch.setattr("tool.download.fetch.get", lambda what: {"u2net": model}[what])
-    flags = ["--root", folder_root, "--list", "train", "--out", tmp_path / "out", "--workers", 1]
+    monkeypatch.setattr("tool.download.fetch.get", lambda what: {name: model}[what])
+    flags += ("--root", folder_root, "--list", "train", "--out", tmp_path / "out", "--workers", 1)
     assert run("data/saliency.py", *flags).returncode == 0
     assert len(list((tmp_path / "out").glob("*.png"))) == 8
 
@@ -103,7 +104,7 @@ def test_a_constant_output_is_no_saliency(folder_root, tmp_path) -> None:
 
 
 def test_refusals(folder_root, tmp_path) -> None:
-    assert_refused(saliency(folder_root, tmp_path / "o", tmp_path / "no.onnx"), "tool.download")
+    assert_refused(saliency(folder_root, tmp_path / "o", tmp_path / "no.onnx"), "u2netp, u2net")
     (tmp_path / "bad.onnx").write_bytes(b"<html>")
     assert_refused(saliency(folder_root, tmp_path / "o", tmp_path / "bad.onnx"), "bad.onnx")
     two = model_file(tmp_path / "two.onnx", axes=2)

