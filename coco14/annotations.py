@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 import coco14
-from coco14.regions import check_segmentation, region_of, without_short_polygons
 from data.files import check_id
+from tool.formats.coco_regions import check_segmentation, region_of, without_short_polygons
 from tool.formats.mask import UNKNOWN
 
 OVERLAPS = ("small", "later", "first")

@@ -52,8 +52,8 @@ class Command:
     """What the command line says.
 
     Attributes:
-        model: Network: u2netp (4.6 MB) or u2net (168 MB), which are fetched once, or an ONNX file
-            of that family.
+        model: Network that makes the maps: u2netp (4.6 MB) or u2net (168 MB), fetched once, or an
+            ONNX file of that family.
         out: Folder that receives one ID.png per image. By default the dataset's own.
         shard: Make share I of N, counted from 0, if several machines divide the list. By default
             all.

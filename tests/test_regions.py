@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from coco14.annotations import ImageObjects, Object, draw_mask
-from coco14.regions import region_of, run_lengths
+from tool.formats.coco_regions import region_of, run_lengths
 
 BAD_COUNTS = [
     "0",

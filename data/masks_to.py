@@ -1,0 +1,106 @@
+"""Write masks for a program in which people correct them by hand: COCO, labelme or CVAT.
+
+`data.masks_from` brings them back, exactly. `coco` is one JSON file of run lengths. `labelme` is a
+folder of JSON files with polygons, one per image. `cvat` is the zip file that CVAT imports as
+"Segmentation mask". Pixels with 255 are `unknown` there, and `__ignore__` in labelme.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data.catalog import Catalog
+from data.readable import ListFlags, open_list
+from tool.cli import run_stage
+from tool.files import locked
+from tool.flags import flag, parse_flags
+from tool.formats.coco_masks import save_coco
+from tool.formats.cvat import save_cvat
+from tool.formats.labelme import save_labelme
+from tool.formats.predictions import require_files
+from tool.infer.previous import PreviousOutputs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line says.
+
+    Attributes:
+        to: Program that is to read them: coco, labelme or cvat.
+        pred_dir: Folder of mask PNGs of any stage, values 0..K and 255.
+        out: Receives them: a .json file, a folder for labelme, or a .zip file for CVAT.
+    """
+
+    to: str = flag(positional=True, choices=lambda: tuple(WRITERS))
+    data: ListFlags
+    pred_dir: Path
+    out: Path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the masks of a list."""
+    command = parse_flags(
+        Command,
+        argv,
+        example="labelme --root my-photos --pred-dir out/folder-fbr-seed0/mask --out to-correct",
+        defaults={"dataset": "folder"},
+    )
+    write, suffix = WRITERS[command.to]
+    if command.out.suffix.lower() != suffix:
+        kind = f"a {suffix} file" if suffix else "a folder"
+        raise ValueError(f"--out {command.out}: {command.to} is {kind}")
+    catalog, images = open_list(command.data)
+    require_files(command.pred_dir, images.ids, ".png", what="masks", stage="crf_postprocess.py")
+    write(command.out, catalog, masks_of(catalog, command.pred_dir, images.ids))
+    print(f"{len(images.ids)} masks for {command.to} in {command.out}")
+
+
+def masks_of(
+    catalog: Catalog, folder: Path, ids: Sequence[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield image ids with their masks, (H, W) uint8 of 0..K and 255.
+
+    Raises:
+        ValueError: A mask is broken, of another size than its image, or has a class above K.
+    """
+    masks = PreviousOutputs({"mask": folder})
+    for image_id in tqdm(ids, desc="masks", mininterval=1.0):
+        width, height = catalog.image_size(image_id)
+        size, highest = (height, width), catalog.num_classes
+        yield image_id, masks.read_mask("mask", image_id, size=size, num_classes=highest)
+
+
+def _write_coco(out: Path, catalog: Catalog, masks: Iterator[tuple[str, np.ndarray]]) -> None:
+    named = ((f"{i}{catalog.image_path(i).suffix}", mask) for i, mask in masks)
+    save_coco(out, named, catalog.class_names)
+
+
+def _write_labelme(out: Path, catalog: Catalog, masks: Iterator[tuple[str, np.ndarray]]) -> None:
+    with locked(out):
+        for image_id, mask in masks:
+            path = out / f"{image_id}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = os.path.relpath(catalog.image_path(image_id), path.parent)
+            save_labelme(path, mask, catalog.class_names, image)
+
+
+def _write_cvat(out: Path, catalog: Catalog, masks: Iterator[tuple[str, np.ndarray]]) -> None:
+    save_cvat(out, masks, catalog.class_names)
+
+
+Writer = Callable[[Path, Catalog, Iterator[tuple[str, np.ndarray]]], None]
+WRITERS: dict[str, tuple[Writer, str]] = {  # with the suffix of --out
+    "coco": (_write_coco, ".json"),
+    "labelme": (_write_labelme, ""),
+    "cvat": (_write_cvat, ".zip"),
+}
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,146 @@
+"""Masks as one COCO JSON file of regions, to be corrected by hand, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from reprlib import repr as shown
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from tool.files import write_json
+from tool.formats.coco_regions import check_segmentation, region_of, without_short_polygons
+from tool.formats.mask import UNKNOWN
+
+UNKNOWN_NAME = "unknown"  # the category of the pixels with 255
+_LARGEST = 2**15  # pixels of a side
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotated:
+    """What a file says of one image.
+
+    Attributes:
+        size: (H, W).
+        regions: Mask values with COCO's segmentations, checked, in the order of the file.
+    """
+
+    size: tuple[int, int]
+    regions: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
+
+    def mask(self) -> np.ndarray:
+        """Return the mask, (H, W) uint8: a later region lies above an earlier one."""
+        mask = np.zeros(self.size, np.uint8)
+        for value, segmentation in self.regions:
+            mask[region_of(segmentation, *self.size)] = value
+        return mask
+
+
+def save_coco(
+    path: Path, masks: Iterable[tuple[str, np.ndarray]], class_names: Sequence[str]
+) -> None:
+    """Write masks as COCO's run lengths: one annotation per image and value.
+
+    Args:
+        path: The file.
+        masks: File name of each photograph, and its mask, (H, W) uint8 of 0..K and 255.
+        class_names: The K names of the foreground; their categories are 1..K.
+    """
+    images, annotations = [], []
+    for number, (file_name, mask) in enumerate(masks, start=1):
+        height, width = mask.shape
+        images.append({"id": number, "file_name": file_name, "height": height, "width": width})
+        for value in np.unique(mask[mask > 0]).tolist():
+            runs = coco_mask.encode(np.asfortranarray(mask == value))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": value,
+                    "segmentation": {"size": [height, width], "counts": runs["counts"].decode()},
+                    "area": int(coco_mask.area(runs)),
+                    "bbox": coco_mask.toBbox(runs).tolist(),
+                    "iscrowd": 0,
+                }
+            )
+    names = [*enumerate(class_names, start=1), (UNKNOWN, UNKNOWN_NAME)]
+    categories = [{"id": value, "name": name, "supercategory": ""} for value, name in names]
+    write_json(path, {"images": images, "annotations": annotations, "categories": categories})
+
+
+def load_coco(path: Path, class_names: Sequence[str]) -> dict[str, Annotated]:
+    """Return what a COCO file says, by the file name of the image without its suffix.
+
+    Categories are told by name, not by number. Regions may be polygons or run lengths.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is no such file, or has a category that is none of the names; names it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        values = _values(_entries(content, "categories"), class_names)
+        images: dict[int, Annotated] = {}
+        names: dict[str, Annotated] = {}
+        for entry in _entries(content, "images"):
+            name, size = entry.get("file_name"), (entry.get("height"), entry.get("width"))
+            if not isinstance(name, str) or not all(
+                type(x) is int and 0 < x < _LARGEST for x in size
+            ):
+                raise ValueError(f"an image {shown(name)} of {shown(size)} (height, width)")
+            image_id = PurePosixPath(name).with_suffix("").as_posix()
+            number = _number(entry, "id")
+            if image_id in names or number in images:
+                raise ValueError(f"image {image_id!r} or its number comes twice")
+            images[number] = names[image_id] = Annotated(size)
+        for entry in _entries(content, "annotations"):
+            _add(entry, images, values)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no COCO file that can be read: {error}") from error
+    return names
+
+
+def _entries(content: Any, name: str) -> list[dict[str, Any]]:
+    entries = content.get(name) if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"it has no list of {name}")
+    return entries
+
+
+def _number(entry: dict[str, Any], name: str) -> int:
+    value = entry.get(name)
+    if type(value) is not int:
+        raise ValueError(f"{name} {shown(value)} is no whole number")
+    return value
+
+
+def _values(categories: list[dict[str, Any]], class_names: Sequence[str]) -> dict[int, int]:
+    """Return {category number: mask value}."""
+    known = {name: value for value, name in enumerate(("background", *class_names))}
+    known[UNKNOWN_NAME] = UNKNOWN
+    for entry in categories:
+        if not isinstance(entry.get("name"), str) or entry["name"] not in known:
+            raise ValueError(
+                f"the category {shown(entry.get('name'))} is none of {', '.join(known)}"
+            )
+    return {_number(entry, "id"): known[entry["name"]] for entry in categories}
+
+
+def _add(entry: dict[str, Any], images: dict[int, Annotated], values: dict[int, int]) -> None:
+    """Check an annotation, and add it to its image."""
+    where = f"annotation {shown(entry.get('id'))}"
+    image, category = _number(entry, "image_id"), _number(entry, "category_id")
+    if image not in images or category not in values:
+        raise ValueError(
+            f"{where} is of image {image}, category {category}: one of them is missing"
+        )
+    segmentation, _ = without_short_polygons(entry.get("segmentation"))
+    try:
+        check_segmentation(segmentation, *images[image].size)
+    except ValueError as error:
+        raise ValueError(f"{where}: bad segmentation: {error}") from error
+    images[image].regions.append((values[category], segmentation))

@@ -1,0 +1,137 @@
+"""Masks in CVAT's layout "Segmentation mask", to be corrected by hand, and back.
+
+A zip file, as CVAT imports and exports it: `labelmap.txt` names each label and its colour,
+`ImageSets/Segmentation/*.txt` the images, `SegmentationClass/ID.png` holds the colours.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from reprlib import repr as shown
+
+import numpy as np
+from PIL import Image
+
+from tool.files import atomic_path
+from tool.formats.image import BROKEN
+from tool.formats.mask import UNKNOWN, palette
+
+BACKGROUND, UNKNOWN_NAME = "background", "unknown"
+_LIST, _MASKS = "ImageSets/Segmentation/default.txt", "SegmentationClass/"
+_LARGEST = 1 << 28  # bytes of a member
+
+
+def save_cvat(
+    path: Path, masks: Iterable[tuple[str, np.ndarray]], class_names: Sequence[str]
+) -> None:
+    """Write masks as a zip file that CVAT imports, whole or not at all.
+
+    Args:
+        path: The zip file.
+        masks: Image ids with their masks, (H, W) uint8 of 0..K and 255.
+        class_names: The K names of the foreground.
+
+    Raises:
+        ValueError: A name has a character that `labelmap.txt` cannot hold.
+    """
+    names = dict(enumerate((BACKGROUND, *class_names))) | {UNKNOWN: UNKNOWN_NAME}
+    wrong = [name for name in names.values() if ":" in name or not name.isprintable()]
+    if wrong:
+        raise ValueError(f"CVAT's labelmap.txt cannot hold the class {wrong[0]!r}")
+    colours = palette()
+    lines = ["# label:color_rgb:parts:actions"]
+    lines += [f"{name}:{','.join(map(str, colours[value]))}::" for value, name in names.items()]
+    ids = []
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        archive.writestr("labelmap.txt", "\n".join(lines) + "\n")
+        for image_id, mask in masks:
+            ids.append(image_id)
+            file = io.BytesIO()
+            Image.fromarray(colours[mask]).save(file, format="PNG")
+            archive.writestr(f"{_MASKS}{image_id}.png", file.getvalue())
+        archive.writestr(_LIST, "\n".join(ids) + "\n")
+
+
+class CvatMasks:
+    """The masks of a zip file of CVAT's, read one by one.
+
+    Attributes:
+        ids: Of the images that have a mask.
+    """
+
+    def __init__(self, path: Path, class_names: Sequence[str]) -> None:
+        """Open a zip file.
+
+        Args:
+            path: The file.
+            class_names: The K names of the foreground.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+            ValueError: The file is no such file, or has a label that is none of the names.
+        """
+        self._path = path
+        try:
+            self._archive = zipfile.ZipFile(path)
+            self._values = _label_values(self._read("labelmap.txt").decode(), class_names)
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
+            raise self._error(f"no zip file of CVAT's: {error}") from error
+        except ValueError as error:
+            raise self._error(str(error)) from error
+        members = [name for name in self._archive.namelist() if name.startswith(_MASKS)]
+        self.ids = [name[len(_MASKS) : -4] for name in members if name.endswith(".png")]
+
+    def mask(self, image_id: str) -> np.ndarray:
+        """Return the mask of an image, (H, W) uint8 of 0..K and 255.
+
+        Raises:
+            ValueError: The mask is damaged, or has a colour that `labelmap.txt` does not name.
+        """
+        try:
+            content = self._read(f"{_MASKS}{image_id}.png")
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+                rgb = np.asarray(image.convert("RGB"), np.int32)
+        except (*BROKEN, zipfile.BadZipFile, NotImplementedError) as error:
+            raise self._error(f"{image_id}: no mask that can be read: {error}") from error
+        codes, where = np.unique(rgb @ (1 << 16, 1 << 8, 1), return_inverse=True)
+        values = [self._values.get(int(code)) for code in codes]
+        if None in values:
+            code = int(codes[values.index(None)])
+            colour = (code >> 16, code >> 8 & 255, code & 255)
+            raise self._error(f"{image_id}: labelmap.txt does not name the colour {colour}")
+        return np.array(values, np.uint8)[where].reshape(rgb.shape[:2])
+
+    def _read(self, name: str) -> bytes:
+        try:
+            if self._archive.getinfo(name).file_size > _LARGEST:
+                raise ValueError(f"{name} has over {_LARGEST} bytes")
+        except KeyError:
+            raise ValueError(f"it holds no {name}") from None
+        return self._archive.read(name)
+
+    def _error(self, reason: str) -> ValueError:
+        return ValueError(f"{self._path}: {reason}")
+
+
+def _label_values(text: str, class_names: Sequence[str]) -> dict[int, int]:
+    """Return {colour as 0xRRGGBB: mask value} of a `labelmap.txt`."""
+    known = {name: value for value, name in enumerate((BACKGROUND, *class_names))}
+    known[UNKNOWN_NAME] = UNKNOWN
+    values: dict[int, int] = {}
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, *rest = line.split(":")
+        parts = rest[0].split(",") if rest else []
+        if len(parts) != 3 or not all(x.strip().isdecimal() and int(x) < 256 for x in parts):
+            raise ValueError(f"labelmap.txt: {shown(line)} has no colour")
+        if name not in known:
+            raise ValueError(f"labelmap.txt: the label {shown(name)} is none of {', '.join(known)}")
+        red, green, blue = map(int, parts)
+        code = red << 16 | green << 8 | blue
+        if values.setdefault(code, known[name]) != known[name]:
+            raise ValueError(f"labelmap.txt: two labels have the colour of {shown(line)}")
+    return values
