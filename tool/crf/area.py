@@ -1,8 +1,8 @@
-"""The threshold at which CAMs have as much foreground as given masks: it needs no ground truth.
+"""Find the threshold at which CAMs have as much foreground as given masks, without ground truth.
 
-A random walk spreads CAMs, and how far it does depends on the CAMs that it starts from. So a
-constant threshold fits one chain and not another. The masks of the stage before say how much
-foreground there is.
+A random walk spreads CAMs, and how far it spreads them depends on the CAMs that it starts from. So
+a constant threshold fits one chain and not another. The masks of the previous stage supply the
+amount of foreground instead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BINS = 1000  # thresholds 0, 0.001, ..., 0.999
 
 @dataclasses.dataclass(frozen=True)
 class Areas:
-    """Counts the pixels of an image by the value of their best class, and those of its mask.
+    """Counter of an image's pixels, by the value of their best class and by its mask.
 
     Attributes:
         images: The dataset.
@@ -35,10 +35,14 @@ class Areas:
     mask_dir: Path
 
     def __call__(self, image_id: str) -> np.ndarray:
-        """Return counts (BINS + 2,) int64.
+        """Count the pixels of one image.
 
-        They are the pixels of each bin, then the foreground pixels of the mask, then the pixels of
-        the mask that are not 255.
+        Args:
+            image_id: The image; both folders have a file of it.
+
+        Returns:
+            (BINS + 2,) int64: the pixels per bin of the best class's value, then the foreground
+            pixels of the mask, then the pixels of the mask that are not 255.
 
         Raises:
             ValueError: The CAM has a background row, or a file is broken or of another size; names
@@ -55,23 +59,24 @@ class Areas:
         check_size(path, mask.shape, "its image", size)
         counts = np.zeros(BINS + 2, np.int64)
         if cam.class_index.size:
-            score, _ = best_foreground(at_size(cam, size))
+            score, _ = best_foreground(at_size(cam, size))  # (H, W)
             bins = (score.clip(0, 1) * BINS).astype(np.int64).clip(max=BINS - 1)
             counts[:BINS] = np.bincount(bins.ravel(), minlength=BINS)
         else:
+            # Without a class every pixel has the value 0.
             counts[0] = mask.size
         counts[BINS:] = ((mask > 0) & (mask < 255)).sum(), (mask < 255).sum()
         return counts
 
 
 def threshold_of(counts: np.ndarray) -> float:
-    """Return the threshold at which CAMs have the masks' share of foreground, as near as it gets.
+    """Return the threshold at which the CAMs' share of foreground is closest to the masks'.
 
     Args:
-        counts: (BINS + 2,), the sum of `Areas` over images.
+        counts: (BINS + 2,) int64, the sum of what `Areas` returns over images.
 
     Returns:
-        In [0, 1), a multiple of 1 / BINS.
+        In [0, 1), a multiple of 1 / BINS; the lowest one if several are equally close.
 
     Raises:
         ValueError: The masks are all background, or all 255.
@@ -79,6 +84,7 @@ def threshold_of(counts: np.ndarray) -> float:
     histogram, (foreground, known) = counts[:BINS], counts[BINS:]
     if not foreground:
         raise ValueError("--threshold-from: the masks have no foreground")
-    above = histogram[::-1].cumsum()[::-1]  # pixels in a bin and beyond
+    above = histogram[::-1].cumsum()[::-1]  # (BINS,), pixels in a bin or a higher one
+    # The masks' share is one of known pixels, because 255 says nothing about foreground.
     wanted = foreground / known * histogram.sum()
     return int(np.abs(above - wanted).argmin()) / BINS

@@ -41,8 +41,10 @@ class DenseCRF:
 
         Args:
             image: (H, W, 3) uint8, RGB.
-            unary: (L, H, W) float32, energies (negative log scores); a lower one is likelier.
-            backend: See `pick_backend`. The backends agree to float tolerance.
+            unary: (L, H, W) float32 energies, that is negative log scores. A label of lower energy
+                is likelier.
+            backend: "auto", "torch" or "pydensecrf", see `pick_backend`. The backends agree to
+                float tolerance.
 
         Returns:
             (L, H, W) float32, summing to 1 over L.
@@ -56,6 +58,7 @@ class DenseCRF:
             return self.batch([image], [unary], device=device)[0]
         labels, height, width = unary.shape
         field = _field(width, height, labels)
+        # pydensecrf refuses arrays that are read-only or not contiguous.
         field.setUnaryEnergy(np.require(unary, np.float32, ("C", "W")).reshape(labels, -1))
         field.addPairwiseGaussian(sxy=self.gaussian_sxy, compat=self.gaussian_compat)
         field.addPairwiseBilateral(
@@ -73,12 +76,12 @@ class DenseCRF:
         """Compute the marginals of several images of one size at once, in torch.
 
         Args:
-            images: B of (H, W, 3) uint8, RGB.
-            unaries: B of (L, H, W) float32; L may differ between images.
+            images: B images (H, W, 3) uint8, RGB, at least one.
+            unaries: B arrays of energies (L, H, W) float32; L may differ between images.
             device: The torch device that computes.
 
         Returns:
-            B of (L, H, W) float32, each summing to 1 over its L.
+            B arrays of marginals (L, H, W) float32, each summing to 1 over its L.
 
         Raises:
             ValueError: Sizes or types do not fit.
@@ -89,11 +92,12 @@ class DenseCRF:
 
         for image, unary in zip(images, unaries, strict=True):
             _check_sizes(image, unary)
-        # An image with fewer labels gets infinite energies for the rest, which excludes them.
+        # Pad all images to one number of labels. Infinite energies exclude the labels that an image
+        # does not have.
         most = max(len(unary) for unary in unaries)
         energy = np.full((len(unaries), most, *unaries[0].shape[1:]), np.inf, np.float32)
         for row, unary in zip(energy, unaries, strict=True):
-            row[: len(unary)] = unary
+            row[: len(unary)] = unary  # (L, H, W)
         prob = mean_field(
             torch.from_numpy(np.stack(images)).to(device),
             torch.from_numpy(energy).to(device),
@@ -105,7 +109,7 @@ class DenseCRF:
 
 
 def _check_sizes(image: np.ndarray, unary: np.ndarray) -> None:
-    """Check that the image is RGB of 8 bits, and that the energies have its size."""
+    """Raise `ValueError` unless the image is 8-bit RGB and the energies have its size."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"the image is (H, W, 3) uint8, not {image.shape} {image.dtype}")
     if unary.ndim != 3 or unary.shape[1:] != image.shape[:2]:
@@ -118,8 +122,11 @@ BACKENDS = ("auto", "torch", "pydensecrf")
 def pick_backend(name: str) -> tuple[str, str]:
     """Return which library computes the CRF, and on which device.
 
-    `auto` is torch if there is a GPU, else pydensecrf if it is installed, else torch. Torch is
-    imported only if it may be needed.
+    `auto` means torch if there is a GPU, else pydensecrf if it is installed, else torch. Torch is
+    imported only if the system has a driver for a GPU.
+
+    Args:
+        name: One of `BACKENDS`.
 
     Returns:
         `torch` or `pydensecrf`, and `cpu` or this rank's GPU.
@@ -160,13 +167,13 @@ def _field(width: int, height: int, labels: int) -> object:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A CRF as one of the field's codebases runs it.
+    """A CRF with the settings of one of the field's codebases.
 
     Attributes:
         crf: Kernels and iterations.
-        from_labels: Whether the unary is a hard labelling with confidence `gt_prob`. Otherwise it
-            is the scores themselves.
-        gt_prob: Confidence in a hard label.
+        from_labels: Whether the energies come from a hard labelling with confidence `gt_prob`.
+            Otherwise they come from the scores themselves.
+        gt_prob: Confidence in a hard label, in (0, 1).
     """
 
     crf: DenseCRF
@@ -187,7 +194,11 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset_of(name: str, iterations: int | None = None) -> Preset:
-    """Return the preset called `name`, with another number of iterations if one is given.
+    """Return the preset called `name`.
+
+    Args:
+        name: A key of `PRESETS`.
+        iterations: Number of mean-field steps; None for the preset's own.
 
     Raises:
         ValueError: There is no such preset.
@@ -201,9 +212,15 @@ def preset_of(name: str, iterations: int | None = None) -> Preset:
 
 
 def score_unary(score: np.ndarray) -> np.ndarray:
-    """Return the energies -log(score) of scores (L, H, W) in [0, 1], clipped at 1e-5.
+    """Return the energies -log(score) of scores, which are clipped to [1e-5, 1] first.
 
-    The scores are taken as they are, without normalisation over the labels.
+    The scores are not normalised over the labels.
+
+    Args:
+        score: (L, H, W).
+
+    Returns:
+        (L, H, W) float32, in [0, 11.52].
 
     Source: FBR (TCSVT 2024), inference.
     """
@@ -211,11 +228,11 @@ def score_unary(score: np.ndarray) -> np.ndarray:
 
 
 def label_unary(labels: np.ndarray, *, n_labels: int, gt_prob: float) -> np.ndarray:
-    """Return the energies (n_labels, H, W) of a hard labelling.
+    """Return the energies (n_labels, H, W) float32 of a hard labelling.
 
     The given label has probability `gt_prob`, and the others share the rest equally. With n labels
-    the energy gap is ln(gt_prob (n - 1) / (1 - gt_prob)). With one label there is nothing to
-    choose, and all energies are 0.
+    the energy gap is ln(gt_prob (n - 1) / (1 - gt_prob)). If there is only one label, all energies
+    are 0.
 
     Args:
         labels: (H, W) in 0..n_labels - 1.
@@ -224,6 +241,7 @@ def label_unary(labels: np.ndarray, *, n_labels: int, gt_prob: float) -> np.ndar
     """
     if n_labels == 1:
         return np.zeros((1, *labels.shape), np.float32)
+    # Give every label the energy of the others, then overwrite that of the given label.
     unary = np.full((n_labels, *labels.shape), -np.log((1 - gt_prob) / (n_labels - 1)), np.float32)
     np.put_along_axis(unary, labels[None].astype(np.int64), np.float32(-np.log(gt_prob)), axis=0)
     return unary

@@ -13,7 +13,7 @@ from tool.flags import flag
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CrfFlags:
-    """The flags that determine how a mask is made; None where the method's setting holds.
+    """The flags that determine how a mask is made; None means the method's setting.
 
     Attributes:
         preset: Kernels of the CRF. By default those of the method that made the CAMs: fbr80 for
@@ -39,11 +39,15 @@ class CrfFlags:
 
 
 def crf_settings(flags: CrfFlags, post: Post) -> dict[str, Any]:
-    """Return the settings of a `PostProcess`, by name.
+    """Return the settings of a `PostProcess` from the flags and the method's defaults.
 
     Args:
         flags: The flags.
-        post: Settings of the method that made the CAMs. They hold for flags that were not given.
+        post: Settings of the method that made the CAMs, used for flags that were not given.
+
+    Returns:
+        The arguments `preset`, `alpha`, `seeds`, `threshold`, `backend` and `device` of a
+        `PostProcess`, by name.
 
     Raises:
         ValueError: `--seeds` has one number or more than two, or the backend is not installed.
@@ -53,9 +57,11 @@ def crf_settings(flags: CrfFlags, post: Post) -> dict[str, Any]:
         raise ValueError(f"--seeds takes FG and BG, or no number, not {len(seeds)} numbers")
     threshold, preset, iterations = flags.threshold, flags.preset, flags.iterations
     if preset is None:
+        # A method without a CRF keeps its threshold, unless a flag needs a CRF.
         crf_wanted = seeds is not None or iterations is not None or flags.alpha is not None
         if post.preset is None and threshold is None and not crf_wanted:
             threshold = post.threshold
+        # The method's number of iterations belongs to its own preset, not to that of seeds.
         preset = "label50" if seeds else post.preset or PRESET
         iterations = iterations or (None if seeds else post.iterations)
     backend, device = pick_backend(flags.backend)

@@ -1,7 +1,7 @@
-"""How a method's maps become masks: the defaults of stages 3 and 4, carried by the CAM folder.
+"""Settings that say how a method's maps become masks: the defaults of stages 3 and 4.
 
-A method states its own in `Recipe.post`. Stage 2 writes them into the provenance file of the
-folder, and stages 3 and 4, which import no torch, read them there.
+A method states its own settings in `Recipe.post`. Stage 2 writes them into the provenance file of
+the CAM folder. Stages 3 and 4, which import no torch, read them there.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ PRESET = "fbr80"  # FBR's, and that of foreign CAMs
 
 @dataclasses.dataclass(frozen=True)
 class Post:
-    """How maps become masks. The defaults are FBR's.
+    """Settings that say how maps become masks. The defaults are FBR's.
 
     Attributes:
         preset: Name of the CRF's preset; None for masks without a CRF.
-        iterations: Mean-field steps; None for the preset's own.
+        iterations: Number of mean-field steps; None for the preset's own.
         alpha: Exponent of the background score (1 - best class)^alpha in the CRF.
-        threshold: A CAM is foreground above it, in the evaluation and in masks without a CRF. CAMs
-            with a background row need none: the best row wins.
-        seeds: (FG, BG) of confident seeds: foreground above FG, background below BG. For CAMs with
-            a background row, factors on that row.
+        threshold: In [0, 1]. A pixel is foreground if its best class is above it, in the evaluation
+            and in masks without a CRF. CAMs with a background row need no threshold, because the
+            best row wins.
+        seeds: Thresholds (FG, BG) of confident seeds: foreground above FG, background below BG. For
+            CAMs with a background row they are factors on that row.
         gate: "nroi" if stage 2 gates the maps by background regions, else "none".
 
     Raises:
-        ValueError: One of them is not possible; names it.
+        ValueError: A setting is out of range; names it.
     """
 
     preset: str | None = PRESET
@@ -64,20 +65,24 @@ class Post:
 
 
 def alpha_at(threshold: float) -> float:
-    """Return the alpha at which the background (1 - best)^alpha equals the best class there.
+    """Return the alpha whose background score (1 - t)^alpha is t, for the threshold t.
 
-    So with this alpha the background wins exactly where the best class is below `threshold`, and
-    the argmax that a CRF on labels starts from is that of a constant background.
+    With this alpha the background wins exactly where the best class is below `threshold`. So the
+    argmax that a CRF on labels starts from is the same as with a constant background score.
 
     Args:
-        threshold: In [0, 1]; kept a little away from both ends, where there is no such alpha.
+        threshold: In [0, 1]; clipped to [1e-6, 1 - 1e-6], because no such alpha exists at the ends.
     """
     threshold = min(max(threshold, 1e-6), 1 - 1e-6)
     return math.log(threshold) / math.log(1 - threshold)
 
 
 def post_of(folder: Path) -> Post:
-    """Return the settings that stage 2 noted in a folder of CAMs; FBR's for foreign CAMs.
+    """Return the settings that stage 2 noted in a folder of CAMs.
+
+    Args:
+        folder: The folder of the CAMs. If it has no note or the note has no settings, the settings
+            are FBR's.
 
     Raises:
         ValueError: The note is broken; names the file.
@@ -98,7 +103,13 @@ def post_of(folder: Path) -> Post:
 
 
 def max_side_of(folder: Path) -> int | None:
-    """Return the longer side to which stage 2 reduced larger images; None for none.
+    """Return the longer side in pixels to which stage 2 reduced larger images.
+
+    Args:
+        folder: The folder of the CAMs.
+
+    Returns:
+        At least 1; None if stage 2 reduced no images or left no note.
 
     Raises:
         ValueError: The note is broken; names the file.
@@ -111,7 +122,10 @@ def max_side_of(folder: Path) -> int | None:
 
 
 def check_noted(folder: Path) -> None:
-    """Check that a folder of CAMs of ours says how its seeds are made.
+    """Check that a folder of CAMs that this project made notes how seeds are made from them.
+
+    Args:
+        folder: The folder of the CAMs. A folder of foreign CAMs always passes.
 
     Raises:
         ValueError: An older version made the folder and noted no thresholds.

@@ -23,7 +23,7 @@ from tool.provenance import SETTINGS, claim, note_of
 
 
 class Images(Protocol):
-    """The part of a dataset that stage 3 uses."""
+    """The part of a dataset that stage 3 uses; `image_size` is (W, H), `label` is (K,)."""
 
     @property
     def num_classes(self) -> int: ...
@@ -34,7 +34,7 @@ class Images(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PostProcess:
-    """A writer of the masks of images, which can be sent to another process.
+    """A writer of one mask or seed per image; it can be sent to another process.
 
     Attributes:
         images: The dataset.
@@ -43,10 +43,11 @@ class PostProcess:
         preset: Kernels and iterations of the CRF.
         alpha: Exponent of the background score (1 - max)^alpha of CAMs without a background row.
         seeds: (FG, BG), the thresholds of a confident seed; None for a mask.
-        threshold: For a mask without a CRF, what the best class must exceed to be foreground; None
-            for a CRF.
-        max_side: The CAMs are of images reduced to this longer side. So is the photograph for the
-            CRF, and the mask is enlarged at the end. None for images as they are.
+        threshold: For a mask without a CRF: the best class must exceed it to be foreground. None
+            for a mask from a CRF.
+        max_side: The longer side, in pixels, to which images were reduced for the CAMs. The
+            photograph is reduced in the same way for the CRF, and the mask is enlarged at the end.
+            None if the CAMs are of images at full size.
         backend: The library that computes the CRF, as `tool.crf.dense.pick_backend` returns it.
         device: The torch device that computes.
 
@@ -81,6 +82,9 @@ class PostProcess:
     def __call__(self, image_id: str) -> bool:
         """Write the file of one image, unless it is whole and not older than its CAM.
 
+        Args:
+            image_id: The image.
+
         Returns:
             Whether the file was written.
 
@@ -93,11 +97,15 @@ class PostProcess:
         return True
 
     def load(self, image_id: str, cam: Cam | None = None) -> tuple[np.ndarray, Task]:
-        """Return an image (H, W, 3) uint8, reduced if need be, and its task.
+        """Return an image and its task.
 
         Args:
             image_id: The image.
             cam: The CAM of the image; None to read it from `cam_dir`.
+
+        Returns:
+            The image (H, W, 3) uint8, reduced to `max_side` if it is larger, and the task at that
+            size.
 
         Raises:
             ValueError: As for `__call__`.
@@ -119,14 +127,18 @@ class PostProcess:
             image_id: The image.
             cam: The CAM of the image in memory; the result is the same as if it had been stored and
                 read again. None to read it from `cam_dir`.
+
+        Raises:
+            ValueError: As for `__call__`.
         """
+        # Rounding to float16, as in a file, makes masks with and without stored CAMs equal.
         if cam is not None:
             cam = as_stored(cam, self.cam_dir / f"{image_id}.npy")
         image, task = self.load(image_id, cam)
         self._save(image_id, solve(image, task, self.preset.crf, backend=self.backend))
 
     def _save(self, image_id: str, mask: np.ndarray) -> None:
-        """Write the mask (h, w) uint8 of an image at the image's own size."""
+        """Write the mask (h, w) uint8 of an image, enlarged to the image's own size."""
         size = self.images.image_size(image_id)[::-1]
         save_mask(self.out / f"{image_id}.png", enlarged(mask, size))
 
@@ -141,11 +153,14 @@ class PostProcess:
         return seed_task(image, cam, self.preset, fg=fg, bg=bg, n_labels=labels)
 
     def write_all(self, image_ids: Sequence[str], *, workers: int) -> Iterator[bool]:
-        """Write the file of every image; yield for each whether it was written.
+        """Write the file of every image, and yield for each image whether it was written.
 
         Args:
             image_ids: The images.
             workers: On the CPU, the number of processes. On a GPU, the number of threads that read.
+
+        Raises:
+            ValueError: As for `__call__`.
         """
         if self.device == "cpu":
             yield from map_processes(self, image_ids, workers=workers)
@@ -157,29 +172,39 @@ class PostProcess:
     ) -> Iterator[bool]:
         """Write the file of every image, several images of one size at a time.
 
-        The next chunk is read in the meantime. The results come in another order than the images.
+        Threads read the next chunk while the device computes the current one.
 
         Args:
             image_ids: The images.
             threads: Number of threads that read.
             chunk: Number of images among which images of one size are grouped.
             batch: Largest number of images that are computed at a time.
+
+        Yields:
+            For each image whether its file was written, not in the order of `image_ids`.
         """
         with ThreadPoolExecutor(threads) as pool:
             ahead: list[tuple[str, Future]] = []
+            # One round more than there are chunks: each round starts reading a chunk and solves the
+            # chunk of the round before.
             for first in range(0, len(image_ids) + chunk, chunk):
                 ids = image_ids[first : first + chunk]
                 now, ahead = ahead, [(i, pool.submit(self._load_if_needed, i)) for i in ids]
                 yield from self._solve_chunk([(i, future.result()) for i, future in now], batch)
 
     def _load_if_needed(self, image_id: str) -> tuple[np.ndarray, Task] | None:
-        """Return what `load` does, or None if the file of the image is done."""
+        """Return the image and task as `load` does, or None if the file of the image is done."""
         return None if self._is_done(image_id) else self.load(image_id)
 
     def _solve_chunk(
         self, loaded: list[tuple[str, tuple[np.ndarray, Task] | None]], batch: int
     ) -> Iterator[bool]:
-        """Write the files of loaded images, grouped by size; None is an image that is done."""
+        """Write the files of loaded images, grouped by size; yield whether each was written.
+
+        Args:
+            loaded: The id of each image, and its image and task; None for an image that is done.
+            batch: Largest number of images that are computed at a time.
+        """
         needed = [(image_id, *content) for image_id, content in loaded if content is not None]
         yield from [False] * (len(loaded) - len(needed))
         for same in batches_of_one_size(needed, lambda one: one[1].shape, batch):
@@ -204,7 +229,7 @@ class PostProcess:
     def settings(self) -> dict[str, Any]:
         """Return the settings that determine a mask, in plain types.
 
-        The backend is not among them, because all backends agree.
+        The backend is not among them, because all backends agree to float tolerance.
         """
         size = {} if self.max_side is None else {"max_side": self.max_side}
         if self.threshold is not None:
@@ -216,7 +241,10 @@ class PostProcess:
         }
 
     def claim(self, image_ids: Sequence[str]) -> None:
-        """Note in `out` how its masks are made; if there is a note, check that it says the same.
+        """Write a note of the settings into `out`, or check that its note has the same settings.
+
+        Args:
+            image_ids: The images whose files this run writes or checks.
 
         Raises:
             ValueError: `out` has masks made with other settings, or masks without a note.
