@@ -1,8 +1,8 @@
 """Load files that hold NumPy values or argparse namespaces beside weights, and drop those values.
 
-`torch.load(weights_only=True)` refuses such files. Here each name that such a value needs gets a
-stand-in, which takes any arguments and keeps none. So nothing in the file runs or comes back. Any
-other name stays refused.
+`torch.load(weights_only=True)` refuses such files. Here a stand-in replaces each name that such a
+value needs. The stand-in takes any arguments and keeps none of them. So no code in the file runs,
+and none of these values is returned. Any other name is still refused.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 class Skipped:
-    """A stand-in for an object that is not a weight; it drops whatever is in the object."""
+    """A stand-in for an object that is not a weight; it drops the content of the object."""
 
     def __new__(cls, *_: object, **__: object) -> Skipped:
         return super().__new__(cls)
@@ -47,18 +47,23 @@ def load_weights_only(path: Path) -> Any:
     Args:
         path: The file.
 
+    Returns:
+        The content of the file, of any type, with its tensors on the CPU.
+
     Raises:
-        pickle.UnpicklingError: The file names anything else.
+        pickle.UnpicklingError: The file names an object that is neither a weight nor harmless.
         Exception: Whatever else `torch.load` raises.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")  # `refusal` reports it
+        # Most files hold nothing but weights.
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             names = [name for name in names_in(path) if _is_harmless(name)]
             if not names:
                 raise
+        # Map each harmless name to the stand-in, for this call only.
         with torch.serialization.safe_globals([(Skipped, name) for name in names]):
             return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -72,15 +77,19 @@ def _protocol_of(path: Path) -> int | None:
                 start = _pickle_of(file).read(2)
         elif _LEGACY_MAGIC not in start:
             return None
+    # A pickle of protocol 2 or later starts with the opcode PROTO, 0x80, and the protocol.
     return start[1] if len(start) > 1 and start[:1] == b"\x80" else None
 
 
 def refusal(path: Path, error: pickle.UnpicklingError) -> str:
-    """Say what in a file was refused and, if known, how to save its weights anew.
+    """Return why a file was refused and, if the reason is known, how to save its weights anew.
 
     Args:
         path: The refused file.
-        error: What `load_weights_only` raised for it.
+        error: The error that `load_weights_only` raised for it.
+
+    Returns:
+        Text for a message, with a command line if the reason is known.
     """
     named, protocol = re.search(r"GLOBAL ([\w.]+)", str(error)), _protocol_of(path)
     if named:
@@ -90,6 +99,7 @@ def refusal(path: Path, error: pickle.UnpicklingError) -> str:
     else:
         return "it is corrupt or carries more than tensors and plain types"
     file = json.dumps(str(path), ensure_ascii=False)  # in double quotes, which Python reads too
+    # The command keeps the tensors of state dicts, of modules and of nested dictionaries.
     code = (
         f'import torch; c = torch.load({file}, map_location="cpu", weights_only=False); '
         "f = lambda v: v if isinstance(v, torch.Tensor) else "
@@ -103,9 +113,13 @@ def refusal(path: Path, error: pickle.UnpicklingError) -> str:
 
 
 def names_in(path: Path) -> set[str]:
-    """Return the names of functions and classes in the pickle of a `.pth` file.
+    """Return the names of functions and classes in the pickle of a `.pth` file, without running it.
 
-    Nothing in the file runs.
+    Args:
+        path: The file. If its pickle is broken, the result has the names up to the broken place.
+
+    Returns:
+        Names with their modules, such as "numpy.dtype".
     """
     names: set[str] = set()
     with open(path, "rb") as file, contextlib.suppress(ValueError):  # read as far as it is a pickle
@@ -126,5 +140,5 @@ def _pickle_of(file: BinaryIO) -> BinaryIO:
 
 
 def _is_harmless(name: str) -> bool:
-    """Return whether objects of this name may be dropped."""
+    """Return whether an object of this name, with its module, may be dropped."""
     return name in _HARMLESS or name.split(".")[0] in _HARMLESS_MODULES

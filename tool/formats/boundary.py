@@ -1,6 +1,7 @@
-"""Boundary labels: PNGs of what a pixel is, inside or boundary. One writer, one reader.
+"""Boundary labels: PNGs that say whether a pixel is inside a region or on a boundary, and of what.
 
-The label files of the released BES and SBE code are read, too; their values are others.
+There is one writer and one reader. The reader also accepts the label files of the released BES and
+SBE code, which use other values.
 """
 
 from __future__ import annotations
@@ -19,19 +20,31 @@ FOREGROUND = 4  # inside an object
 KNOWN = (BACKGROUND, OBJECT, CLASSES, SALIENT, FOREGROUND)
 RELEASED = {50: FOREGROUND, 100: CLASSES, 150: OBJECT, 200: UNKNOWN, 250: SALIENT}
 
-_NONE = 254  # in the table: no value of either kind
+# The table from a value in a file to the value of this module. Both kinds of files have 0 for the
+# background and share no other value, so that one table reads both.
+_NONE = 254  # a value of neither kind
 _TABLE = np.full(256, _NONE, np.uint8)
 for _value, _meaning in (*zip(KNOWN, KNOWN, strict=True), (UNKNOWN, UNKNOWN), *RELEASED.items()):
     _TABLE[_value] = _meaning
 
 
 def save_boundary(path: Path | str, boundary: np.ndarray) -> None:
-    """Write a boundary label (H, W) uint8 as a palette PNG, whole or not at all."""
+    """Write a boundary label (H, W) uint8 as a palette PNG, whole or not at all.
+
+    Raises:
+        ValueError: The label has another shape or type.
+    """
     save_mask(path, boundary)
 
 
 def load_boundary(path: Path | str) -> np.ndarray:
-    """Read a boundary label (H, W) uint8, with the values of this module, whoever wrote it.
+    """Read a boundary label of this project or of the released BES and SBE code.
+
+    Args:
+        path: The PNG.
+
+    Returns:
+        (H, W) uint8, each value one of `KNOWN` or 255, unknown.
 
     Raises:
         FileNotFoundError: The file does not exist.

@@ -12,7 +12,7 @@ from tool.files import write_npy
 from tool.formats.image import check_size, reduced_size
 from tool.formats.npy import load_npy
 
-TOLERANCE = 1e-2  # beyond [0, 1], for the rounding of other code
+TOLERANCE = 1e-2  # how far a value may lie outside [0, 1], for the rounding of other code
 Label = np.ndarray | Callable[[], np.ndarray] | None
 
 
@@ -22,8 +22,9 @@ class Cam:
 
     Attributes:
         class_index: (P,) uint8, ascending mask values; 0 (background) can only be the first.
-        cam: (P, H, W) float32, finite, in [0, 1] if this project wrote the file; float16 on its way
-            to a file. The shape is (0, 0, 0) for an empty pickled dictionary, which has no size.
+        cam: (P, H, W) float32, finite, in [0, 1] if this project wrote the file. It may be float16
+            before it is written. The shape is (0, 0, 0) if the file is an empty pickled dictionary,
+            which has no size.
     """
 
     class_index: np.ndarray
@@ -46,16 +47,19 @@ class Cam:
 
 
 def at_size(cam: Cam, size: tuple[int, int]) -> Cam:
-    """Return the CAM at the image's size, enlarged if its maps were stored smaller.
+    """Return the CAM at the image's size, enlarged bilinearly if its maps were stored smaller.
 
-    Maps of stride s, with s in 2..32, have ceil(H / s) x ceil(W / s) cells (`infer_cam.py
-    --cam-stride`). Those of a reduced image have `reduced_size` (`--max-side`). Both are enlarged
-    bilinearly.
+    Maps that were stored with stride s, in 2..32, have ceil(H / s) x ceil(W / s) cells
+    (`infer_cam.py --cam-stride`). Maps of a reduced image have the size that `reduced_size` gives
+    (`--max-side`).
 
     Args:
-        cam: Maps of the image's size, of a stored stride of it or of the image reduced. A CAM
-            without classes is returned as it is.
+        cam: The maps, at the image's size, at one of these strides or at a reduced size. A CAM
+            without classes is returned unchanged.
         size: (H, W) of the image.
+
+    Returns:
+        The CAM, its maps (P, H, W).
 
     Raises:
         ValueError: The maps have another size.
@@ -65,29 +69,36 @@ def at_size(cam: Cam, size: tuple[int, int]) -> Cam:
         return cam
     import cv2
 
-    flip = (size[1], size[0])
+    flip = (size[1], size[0])  # OpenCV takes (W, H)
     maps = [cv2.resize(row, flip, interpolation=cv2.INTER_LINEAR) for row in cam.cam]
     return Cam(cam.class_index, np.stack(maps))
 
 
 def check_maps(cam: Cam, size: tuple[int, int], path: Path | str = "the CAM") -> None:
-    """Check that the maps have the image's size, or that of a stored stride or of it reduced.
+    """Check that the maps have a size that `at_size` can enlarge to the image's.
 
     Args:
-        cam: A CAM without classes always passes.
+        cam: The maps. A CAM without classes always passes.
         size: (H, W) of the image.
         path: The file, as the message names it.
 
     Raises:
-        ValueError: The maps have another size.
+        ValueError: The maps have neither the image's size, nor that of a stride in 2..32, nor a
+            reduced size.
     """
     strided = any(cam.size == strided_size(size, stride) for stride in range(1, 33))
+    # A size is a reduced one if reducing the image to its longer side gives it.
     if cam.class_index.size and not strided and cam.size != reduced_size(size, max(cam.size)):
         check_size(path, cam.size, "its image", size)
 
 
 def strided_size(size: Sequence[int], stride: int) -> tuple[int, int]:
-    """Return the number of cells (h, w) of maps that store one value per `stride` pixels."""
+    """Return the number of cells (h, w) of maps that store one value per `stride` pixels.
+
+    Args:
+        size: (H, W) of the image.
+        stride: Pixels per cell along each side; a partial cell at the end counts as one.
+    """
     return -(-size[0] // stride), -(-size[1] // stride)
 
 
@@ -101,7 +112,7 @@ def as_stored(cam: Cam, path: Path | str = "the CAM") -> Cam:
     Raises:
         ValueError: As `save_cam`.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # a value beyond float16 is infinite, which `_check` refuses
         half = cam.cam.astype(np.float16, copy=False)
     _check(path, cam.class_index, half)
     return Cam(cam.class_index, half.astype(np.float32))
@@ -142,6 +153,9 @@ def load_cam(path: Path | str, *, label: Label = None) -> Cam:
         label: (K,) {0, 1}, or a function that returns it. The function is called only if the
             layout needs the label.
 
+    Returns:
+        The CAM, its maps float32 and within `TOLERANCE` of [0, 1].
+
     Raises:
         FileNotFoundError: The file does not exist.
         ValueError: The layout is unknown, is ambiguous without `label` or disagrees with it, the
@@ -161,7 +175,7 @@ def load_cam(path: Path | str, *, label: Label = None) -> Cam:
 
 
 def _check_range(path: Path | str, maps: np.ndarray) -> None:
-    """Check that the values of a file lie in [0, 1]: scores and bytes would all be foreground."""
+    """Raise `ValueError` if values lie outside [0, 1], since scores or bytes pass any threshold."""
     low, high = (float(maps.min()), float(maps.max())) if maps.size else (0.0, 0.0)
     if low < -TOLERANCE or high > 1 + TOLERANCE:
         raise ValueError(
@@ -174,7 +188,7 @@ def _numbers(values: object) -> np.ndarray:
     """Return maps as float32.
 
     Raises:
-        ValueError: They are text, complex or of another type that is not a real number.
+        ValueError: The type is not one of real numbers; it is text or complex, for example.
     """
     array = np.asarray(values)
     if array.dtype.kind not in "fiub":
@@ -184,15 +198,29 @@ def _numbers(values: object) -> np.ndarray:
 
 
 def _rows(content: np.ndarray | dict, label: Label) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mask values and the maps of a file's content in any layout."""
+    """Return the mask values and the maps of a file's content in any layout.
+
+    Args:
+        content: What `load_npy` returned.
+        label: As for `load_cam`.
+
+    Returns:
+        (P,) uint8, and the maps, not checked yet.
+
+    Raises:
+        ValueError: The layout is unknown or does not fit the label.
+    """
+    # The native layout is a structured array.
     if isinstance(content, np.ndarray):
         if content.dtype.names != ("class_index", "cam") or content.ndim != 1:
             raise ValueError(f"an array {content.shape} of {content.dtype} is not a CAM file")
         return _class_index(content["class_index"]), content["cam"]
+    # CAM-C has mask values as keys, and CAM-A has 0-based foreground classes.
     if "keys" in content and "IS_CAM" in content:
         return _class_index(content["keys"]), content["IS_CAM"]
     if "keys" in content and "high_res" in content:
         return _irn_rows(np.asarray(content["keys"]), np.asarray(content["high_res"]))
+    # CAM-B and the CRF's dictionary have integer keys. A bool is an int in Python and is no class.
     if all(isinstance(key, int | np.integer) and not isinstance(key, bool) for key in content):
         return _integer_rows({int(key): item for key, item in content.items()}, label)
     raise ValueError(f"a dictionary with {_first_keys(content)} is no known CAM layout")
@@ -201,7 +229,7 @@ def _rows(content: np.ndarray | dict, label: Label) -> tuple[np.ndarray, np.ndar
 def _irn_rows(keys: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mask values and the maps of CAM-A, which has 0-based foreground keys.
 
-    AMN's maps begin with the background, which its keys leave out.
+    AMN's maps begin with the background, which its keys leave out, so there is one map more.
     """
     index = _class_index(keys.reshape(-1).astype(np.int64) + 1)
     if maps.ndim == 3 and len(maps) == len(index) + 1:
@@ -212,7 +240,8 @@ def _irn_rows(keys: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _integer_rows(content: dict[int, np.ndarray], label: Label) -> tuple[np.ndarray, np.ndarray]:
     """Return the mask values and the maps of CAM-B or of the CRF's dictionary.
 
-    CAM-B is 0-based and has no background. In the CRF's dictionary 0 is the background.
+    CAM-B is 0-based and has no background, so its keys are shifted by 1. In the CRF's dictionary 0
+    is the background.
     """
     keys = sorted(content)
     maps = [_numbers(content[key]) for key in keys]
@@ -224,13 +253,13 @@ def _integer_rows(content: dict[int, np.ndarray], label: Label) -> tuple[np.ndar
 
 
 def _is_crf_layout(keys: list[int], label: Label, maps: np.ndarray) -> bool:
-    """Return whether integer keys count the background as 0.
+    """Return whether the integer keys of a dictionary are mask values, where 0 is the background.
 
     Args:
-        keys: Ascending.
-        label: Of the image.
-        maps: (P, H, W). They tell where the keys fit both layouts, as 0 and 1 do for an image of
-            the first of two classes: probabilities of a CRF sum to 1 at every pixel.
+        keys: The keys, ascending.
+        label: As for `load_cam`.
+        maps: (P, H, W). They decide if the keys fit both layouts, as 0 and 1 do for an image of the
+            first of two classes: the probabilities of a CRF sum to 1 at every pixel.
 
     Raises:
         ValueError: The label is needed and missing, or the keys do not fit it.
@@ -243,6 +272,7 @@ def _is_crf_layout(keys: list[int], label: Label, maps: np.ndarray) -> bool:
         )
     label = label() if callable(label) else label
     present = np.flatnonzero(label).tolist()
+    # Both layouts have either the present classes or all classes.
     is_cam = keys in (present, list(range(len(label))))
     is_crf = keys in ([0, *(k + 1 for k in present)], list(range(len(label) + 1)))
     if is_cam and is_crf:
@@ -281,13 +311,16 @@ def _first_keys(content: dict) -> str:
 
 
 def best_foreground(cam: Cam) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best foreground class of each pixel; ties go to the lower index.
+    """Return the best foreground class of each pixel, and its score.
+
+    If several classes have the best score, the lowest index wins.
 
     Returns:
-        `score` (H, W) float32 and `class_index` (H, W) uint8. They are -inf and 0 if there is no
-        foreground class.
+        The score (H, W) float32, and the class index (H, W) uint8. They are -inf and 0 if the CAM
+        has no foreground class.
     """
     cam = cam.foreground()
+    # A running maximum needs no copy of the maps. `>` keeps the lower index of equal scores.
     score = np.full(cam.size, -np.inf, np.float32)
     best = np.zeros(cam.size, np.uint8)
     for index, row in zip(cam.class_index, cam.cam, strict=True):
@@ -298,13 +331,13 @@ def best_foreground(cam: Cam) -> tuple[np.ndarray, np.ndarray]:
 
 
 def background_limit(cam: Cam, threshold: float) -> np.ndarray | np.float32:
-    """Return what a foreground score must exceed: the background row if any, else `threshold`.
+    """Return the limit that a foreground score must exceed.
 
-    The threshold is rounded to float32, the type of the scores. So a score that was stored as
-    exactly 0.22 is not above 0.22.
+    It is the background row if the CAM has one, else `threshold`. The threshold is rounded to
+    float32, the type of the scores. So the float32 score nearest to 0.22 is not above 0.22.
 
     Returns:
-        (H, W) float32 for a background row, else a scalar float32.
+        (H, W) float32 if there is a background row, else a scalar float32.
     """
     return cam.cam[0] if cam.has_background else np.float32(threshold)
 
@@ -312,8 +345,13 @@ def background_limit(cam: Cam, threshold: float) -> np.ndarray | np.float32:
 def cam_mask(cam: Cam, threshold: float) -> np.ndarray:
     """Return the mask (H, W) uint8 of a CAM without a CRF.
 
-    A pixel is foreground if its best class is above `threshold`, or above the CAM's own background
-    row if it has one. Ties go to the background, then to the lower class index.
+    A pixel is foreground if its best class is above the background. The background is the CAM's own
+    row if it has one, else `threshold`. Of equal scores the background wins, then the lower class
+    index.
+
+    Args:
+        cam: The CAM.
+        threshold: In [0, 1]; not used if the CAM has a background row.
 
     Source: FBR (TCSVT 2024), inference.
     """

@@ -24,7 +24,7 @@ _ABOUT = "fbr_checkpoint"  # the key of the metadata of an exported file
 _KEYS = {"method": str, "config": dict, "model": dict, "step": int}
 _DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool}
 _DTYPES |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
-_DEEPEST, _MOST = 8, 100_000  # limits of a configuration: its levels, its values
+_DEEPEST, _MOST = 8, 100_000  # a configuration may have this many levels, and this many values
 LARGEST_INT = 2**62
 # What torch and safetensors raise on a damaged file; found by damaging files at random. A deeply
 # nested text raises RecursionError, a RuntimeError.
@@ -37,14 +37,18 @@ _NO_SAFETENSORS = (*_DAMAGED, safetensors.SafetensorError)
 def save_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
     """Write `content` (tensors and plain types) to `path`, whole or not at all.
 
-    Equal content gives equal bytes, if its tensors are equal as they lie in memory: a view writes
-    its whole storage, and two views of one storage write it once. torch is given an open file. If
-    it opened a path itself, it would write the name of that path into every entry, and here that
-    name is random.
+    Equal content gives equal bytes if the storages of its tensors are equal: a view writes its
+    whole storage, and two views of one storage write it once.
+
+    Args:
+        path: The `.pth` file.
+        content: The dictionary to write.
 
     Raises:
         OSError: The file could not be written, for example because the disk is full.
     """
+    # torch gets an open file. If it opened the path itself, it would write the file's name into
+    # every entry of the archive, and the temporary name is random.
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         try:
             torch.save(_canonical(content, {}), file)
@@ -53,15 +57,15 @@ def save_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
 
 
 def _canonical(value: Any, seen: dict[bytes, bytes]) -> Any:
-    """Return `value` in new plain containers, with equal texts and equal bytes as one object.
+    """Return `value` in new containers, in which equal strings are one object and so are bytes.
 
-    A pickle refers back to an object that it has met before. So its bytes depend on which equal
-    parts are the same object, and that differs once a part has been read from a file. Tensors stay
-    as they are.
+    A pickle stores an object once and refers back to it afterwards. So its bytes depend on which
+    equal parts are the same object, and that may change when a part is read from a file. Tensors
+    are not copied.
 
     Args:
         value: Tensors, plain types, and containers of them.
-        seen: The bytes that were met so far; new ones are added to it.
+        seen: The bytes objects that were found so far, by value; new ones are added to it.
     """
     if isinstance(value, dict):
         return {_canonical(key, seen): _canonical(item, seen) for key, item in value.items()}
@@ -78,13 +82,14 @@ def _canonical(value: Any, seen: dict[bytes, bytes]) -> Any:
 
 
 def load_tensors(path: Path | str) -> dict[str, Any]:
-    """Load the dictionary in a `.pth` file onto the CPU without executing anything.
+    """Load the dictionary in a `.pth` file onto the CPU without running any code in the file.
 
-    NumPy values and argparse namespaces in it come back as `Skipped`.
+    Returns:
+        The dictionary, in which NumPy values and argparse namespaces are replaced by `Skipped`.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is not a dictionary, is corrupt or compressed, or is a pickle that
+        ValueError: The file holds no dictionary, is corrupt or compressed, or is a pickle that
             carries more than tensors and plain types; names it.
     """
     path = Path(path)
@@ -105,10 +110,11 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
-    """Load a checkpoint of `train_fbr.py`, or what `network.export` made of one.
+    """Load a checkpoint of `train_fbr.py`, or the `.safetensors` file that `network.export` makes.
 
     Returns:
-        {method, config, model, step, ...}. In an exported one, `may_lack` names what was left out.
+        {method, config, model, step, ...}. In an exported one, `may_lack` names the entries of the
+        model that were left out.
 
     Raises:
         FileNotFoundError: The file does not exist; the message names the stage that makes it.
@@ -126,21 +132,24 @@ def as_checkpoint(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return `content` itself after checking that it is a checkpoint of this project.
 
     Args:
-        content: What was loaded from a file.
-        path: That file; its size limits the total size of the tensors.
+        content: The dictionary that was loaded from a file.
+        path: The file; its size limits the total size of the tensors.
 
     Raises:
         ValueError: It is not such a checkpoint; says why.
     """
+    # The keys that every checkpoint has.
     missing = [key for key, kind in _KEYS.items() if not isinstance(content.get(key), kind)]
     if missing:
         raise ValueError(
             f"{path} is not a checkpoint of train_fbr.py: it lacks {', '.join(missing)}"
         )
+    # The tensors, each of them and all together: a small file must not fill the memory.
     model = plain_tensors(content["model"], path)
     total = sum(_bytes(tensor) for tensor in model.values())
     if total > path.stat().st_size:
         raise ValueError(f"{path}: refused: its tensors share memory, {total} bytes in all")
+    # The configuration, the step and the lists of names.
     if not _is_plain(content["config"]):
         raise ValueError(f"{path}: refused: its configuration is more than plain types")
     if type(content["step"]) is not int or not 0 <= content["step"] < LARGEST_INT:
@@ -173,12 +182,12 @@ def plain_tensors(tensors: dict[Any, Any], path: Path | str) -> dict[str, Tensor
 
 
 def _oddity(name: Any, tensor: Any, largest: int) -> str | None:
-    """Return what is odd about an entry of a state dict, or None if nothing is.
+    """Return why an entry of a state dict is refused, or None if it is a plain tensor.
 
     Args:
         name: The key of the entry.
         tensor: Its value.
-        largest: The number of bytes that a tensor may have.
+        largest: The largest number of bytes that a tensor may have.
     """
     if not isinstance(name, str) or name == "__metadata__" or not name.isprintable():
         return "not the name of a tensor"
@@ -199,10 +208,11 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _is_plain(config: dict[Any, Any]) -> bool:
-    """Return whether JSON can hold a configuration.
+    """Return whether JSON can hold a configuration of limited depth and size.
 
-    That is: names map to numbers, text and lists, nested a few levels deep.
+    Plain are None, numbers, strings, lists and tuples, and dictionaries whose keys are strings.
     """
+    # A stack in place of recursion, because a hostile file may be nested arbitrarily deep.
     remaining, seen = [(config, 0)], 0
     while remaining:
         value, depth = remaining.pop()
@@ -225,7 +235,7 @@ def _is_plain(config: dict[Any, Any]) -> bool:
 def _refuse_compressed(path: Path) -> None:
     """Raise `ValueError` if a file unpacks to more than its size.
 
-    torch stores tensors as they are. A small file must not unpack to a huge one.
+    torch stores tensors uncompressed. A small file must not unpack to a huge one.
     """
     with open(path, "rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"  # how torch tells the new form from the old one
@@ -240,7 +250,7 @@ def save_exported(path: Path | str, checkpoint: dict[str, Any], left_out: Sequen
 
     Args:
         path: The `.safetensors` file.
-        checkpoint: As `load_checkpoint` returns it.
+        checkpoint: A checkpoint as `load_checkpoint` returns it.
         left_out: Names in its model that are not written, because they are not weights.
 
     Raises:
@@ -259,10 +269,10 @@ def save_exported(path: Path | str, checkpoint: dict[str, Any], left_out: Sequen
 
 
 def load_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the metadata that `network.export` wrote.
+    """Read the tensors of a `.safetensors` file, and the metadata that `network.export` wrote.
 
     Returns:
-        The tensors by name, and the metadata, {} if there is none.
+        The tensors by name, and the metadata; {} if the file has none.
 
     Raises:
         ValueError: The file is unreadable, or an older version exported it without the norms'
@@ -282,7 +292,13 @@ def load_safetensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any
 
 
 def _refuse_lost_norms(tensors: dict[str, Tensor], about: dict[str, Any], path: Path | str) -> None:
-    """Raise `ValueError` if an export left out scale or shift of norms whose statistics it has."""
+    """Raise `ValueError` if an export left out scale or shift of norms whose statistics it has.
+
+    Args:
+        tensors: The tensors of the file, by name.
+        about: Its metadata; `may_lack` names what was left out.
+        path: The file, as the message names it.
+    """
     left_out = about.get("may_lack", [])
     for name in left_out if are_names(left_out) else ():
         norm, _, part = name.rpartition(".")
@@ -294,11 +310,11 @@ def _refuse_lost_norms(tensors: dict[str, Tensor], about: dict[str, Any], path: 
 
 
 def _load_exported(path: Path) -> dict[str, Any]:
-    """Load what `network.export` made of a checkpoint."""
+    """Load a `.safetensors` file as a checkpoint; see `load_checkpoint`."""
     tensors, about = load_safetensors(path)
     return as_checkpoint({**about, "model": tensors}, path)
 
 
 def are_names(value: Any) -> bool:
-    """Return whether `value` is a list of texts, none of them empty."""
+    """Return whether `value` is a list of non-empty strings; the list itself may be empty."""
     return isinstance(value, list) and all(isinstance(n, str) and n for n in value)

@@ -1,4 +1,4 @@
-"""Images of a dataset, and what all images share; the error for a broken file names it."""
+"""Read the images of a dataset and check their sizes; the error for a broken file names it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL import ExifTags, Image
 
 Item = TypeVar("Item")
 
-# What Pillow raises for a broken file.
+# The errors that Pillow raises for a broken file.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # told by the bytes, whatever the suffix
-# EXIF's orientation -> what turns the stored pixels upright; 1 is upright.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # recognised by the bytes, not by the suffix
+# EXIF's orientation -> the transposition that turns the stored pixels upright; 1 is upright.
 _TURNS = dict(
     enumerate(
         (
@@ -30,10 +30,10 @@ _TURNS = dict(
         start=2,
     )
 )
-_SIDEWAYS = 5  # from this orientation on width and height change places
-_DARK = 64  # of 256: a 16-bit image that stays below is of fewer bits, and black to the eye
-_COLOURED = 32  # of 255, between the channels of a pixel: more than what is lost in a JPEG
-# Of each channel of an RGB image in [0, 1]: how networks trained on ImageNet take their input.
+_SIDEWAYS = 5  # from this orientation on, width and height are exchanged
+_DARK = 64  # of 256: a 16-bit image that stays below has fewer bits in use, and looks black
+_COLOURED = 32  # of 255: a larger difference between the channels of a pixel is no JPEG loss
+# Per channel of an RGB image in [0, 1]: the normalisation of networks trained on ImageNet.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -44,11 +44,14 @@ def decode(
 
     Args:
         path: The image file.
-        mode: "RGB" for a photograph, whose transparent parts become white; "L" for a map, which is
-            the image's alpha channel if it has one that says something.
+        mode: "RGB" for a photograph, whose transparent parts become white. "L" for a map, which is
+            the image's alpha channel if it has one that is not 255 everywhere.
         long_side: A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if its longer side stays no
             shorter than this. None decodes the full size.
-        upright: Turn the image as its EXIF data say.
+        upright: Turn the image by the orientation in its EXIF data.
+
+    Returns:
+        The image in the mode `mode`.
 
     Raises:
         ValueError: The file is missing, broken, truncated or of another format, its values are no
@@ -57,9 +60,11 @@ def decode(
     try:
         with Image.open(path, formats=FORMATS) as image:
             turn = _TURNS.get(_orientation(image)) if upright else None
+            # A JPEG decoder can reduce for free. Other decoders ignore the draft.
             if long_side is not None:
                 longest = max(image.size)
                 image.draft(None, [max(1, side * long_side // longest) for side in image.size])
+            # Pillow reduces 16-bit RGB to 8 bits in `load`. Before that the tile names the depth.
             is_deep = "16" in str(image.tile[:1])
             image.load()
             decoded = _as_map(image) if mode == "L" else _as_photograph(image, is_deep=is_deep)
@@ -71,23 +76,32 @@ def decode(
 
 
 class _UnfitError(ValueError):
-    """A whole image whose values are not what they should be."""
+    """An image that is whole but has values of another kind than it should."""
 
 
 def _orientation(image: Image.Image) -> int:
     """Return the orientation in the EXIF data of an opened image; 1, upright, if it has none."""
-    if image.format == "TIFF":  # Pillow turns it
+    if image.format == "TIFF":  # Pillow itself turns it upright
         return 1
     try:
-        # Not PNG's own method, which decodes the image first.
+        # The base class's method, because PNG's own method decodes the image first.
         return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
-    except BROKEN:  # of the EXIF data; the image is readable
+    except BROKEN:  # only the EXIF data are broken; the image itself is readable
         return 1
 
 
 def _as_photograph(image: Image.Image, *, is_deep: bool) -> Image.Image:
-    """Return an image of any mode as RGB; `is_deep`: its file has 16 bits per channel."""
+    """Return an image of any mode as RGB.
+
+    Args:
+        image: The decoded image.
+        is_deep: Whether its file has 16 bits per channel.
+
+    Raises:
+        _UnfitError: Its values are no 8-bit colours, or use a small part of their 16 bits only.
+    """
     image = _eight_bits(image)
+    # Put transparent parts on white.
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -103,22 +117,36 @@ def _as_photograph(image: Image.Image, *, is_deep: bool) -> Image.Image:
 
 
 def _as_map(image: Image.Image) -> Image.Image:
-    """Return a map as grey, 255 is the most; of a cut-out the alpha channel is the map."""
+    """Return a map as a grey image, in which 255 is the largest value.
+
+    Args:
+        image: The decoded image. If it is a cut-out, its alpha channel is the map.
+
+    Raises:
+        _UnfitError: Its values are no 8-bit values, or it has colours.
+    """
+    # A cut-out has an alpha channel that is not opaque everywhere.
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
         if alpha.getextrema()[0] < 255:
             return alpha
     image = _eight_bits(image)
+    # Grey saved as RGB has three nearly equal channels. A picture has not, and is no map.
     if image.mode not in ("1", "L"):
-        colours = np.asarray(image.convert("RGB"), np.int16)
+        colours = np.asarray(image.convert("RGB"), np.int16)  # (H, W, 3)
         if (colours.max(2) - colours.min(2)).max() > _COLOURED:
             raise _UnfitError("it has colours: a map is a grey image, 255 is the most")
     return image.convert("L")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return an image with 8 bits per channel; `convert` would clip 16-bit grey at 255."""
+    """Return an image with 8 bits per channel; of 16-bit grey the upper 8 bits are kept.
+
+    Raises:
+        _UnfitError: The values are floating-point numbers, or integers beyond 16 bits.
+    """
+    # Pillow's own `convert` would clip 16-bit grey at 255.
     if image.mode == "F":
         raise _UnfitError("its values are floating-point numbers: save 8 bits")
     if not image.mode.startswith("I"):
@@ -134,7 +162,10 @@ def reduced_size(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
 
     Args:
         size: (H, W), or (W, H).
-        longest: Pixels; None leaves the size as it is, and so does a size that is small enough.
+        longest: Pixels; None for no limit. A size within the limit is returned unchanged.
+
+    Returns:
+        The size in the same order, each side at least 1.
     """
     if longest is None or max(size) <= longest:
         return size
@@ -143,7 +174,7 @@ def reduced_size(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
 
 
 def reduced(image: Image.Image, longest: int | None) -> Image.Image:
-    """Return an image of `reduced_size`, bicubic."""
+    """Return an image reduced to `reduced_size` by bicubic interpolation."""
     size = reduced_size(image.size, longest)
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
@@ -151,7 +182,17 @@ def reduced(image: Image.Image, longest: int | None) -> Image.Image:
 def batches_of_one_size(
     items: Iterable[Item], size: Callable[[Item], Hashable], limit: int
 ) -> list[list[Item]]:
-    """Split items into lists of at most `limit`, each of one size, in the order of the items."""
+    """Group items by size into lists of at most `limit`.
+
+    Args:
+        items: The items.
+        size: A function that returns the size of an item.
+        limit: The largest number of items per list.
+
+    Returns:
+        The lists, those of the size that came first before the others. Within one size the items
+        keep their order.
+    """
     same: dict[Hashable, list[Item]] = {}
     for item in items:
         same.setdefault(size(item), []).append(item)
@@ -163,7 +204,11 @@ def batches_of_one_size(
 
 
 def size_of(path: Path, *, upright: bool = False) -> tuple[int, int]:
-    """Return (W, H) from the header of an image; `upright` as for `decode`.
+    """Return (W, H) from the header of an image, without decoding it.
+
+    Args:
+        path: The image file.
+        upright: As for `decode`; the size is that of the turned image.
 
     Raises:
         ValueError: The file is missing or broken; names it.
@@ -178,16 +223,16 @@ def size_of(path: Path, *, upright: bool = False) -> tuple[int, int]:
 
 
 def check_size(what: object, size: tuple[int, ...], other: object, wanted: tuple[int, ...]) -> None:
-    """Check that two things have one size.
+    """Check that two maps or images have the same size.
 
     Args:
-        what: The first thing, such as its path, as the message names it.
+        what: The first one as the message names it, for example its path.
         size: Its (H, W).
-        other: The second thing.
+        other: The second one as the message names it.
         wanted: Its (H, W).
 
     Raises:
-        ValueError: The sizes differ; names both things and both sizes, as WxH.
+        ValueError: The sizes differ; names both, with their sizes as WxH.
     """
     if tuple(size) != tuple(wanted):
         raise ValueError(f"{what} is {size[1]}x{size[0]}, {other} is {wanted[1]}x{wanted[0]}")

@@ -18,13 +18,14 @@ UNKNOWN = 255
 def palette() -> np.ndarray:
     """Return the colour map of PASCAL VOC, (256, 3) uint8.
 
-    The bits of an index go to R, G and B in turn. The lowest bits go to the highest bits of the
-    colours.
+    The bits of an index go to R, G and B in turn. The lowest bits of the index become the highest
+    bits of the colours, so that neighbouring indices have different colours.
     """
     index = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
+            # Bit 3 b + c of the index becomes bit 7 - b of channel c.
             colours[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
                 np.uint8
             )
@@ -55,7 +56,7 @@ def write_mask(file: BinaryIO, mask: np.ndarray) -> None:
 
 
 def enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a mask (h, w) uint8 at the size (H, W): each pixel takes the value at its centre."""
+    """Return a mask (h, w) uint8 enlarged to the size (H, W) by nearest-neighbour interpolation."""
     if mask.shape == size:
         return mask
     return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
@@ -84,14 +85,17 @@ def load_mask(path: Path | str) -> np.ndarray:
 
 
 def misplaced_colour(path: Path | str) -> tuple[int, int] | None:
-    """Return a value of a mask whose colour is that of another class of the benchmarks.
+    """Return a value of a mask whose colour is that of another class in the benchmarks' palette.
 
-    Software that saves an image with fewer colours may sort its palette anew. The mask then looks
-    as it did, and its values are no class indices.
+    Software that reduces the number of colours may sort the palette anew. The mask then looks the
+    same, but its values are no longer class indices.
+
+    Args:
+        path: The mask.
 
     Returns:
-        The value, and the class index of its colour; None if there is none. Grey values do not
-        count, because grey palettes are common.
+        The first such value, and the class index of its colour; None if there is no such value.
+        Grey entries do not count, because grey palettes are common.
 
     Raises:
         ValueError: As `load_mask`.
@@ -103,9 +107,10 @@ def misplaced_colour(path: Path | str) -> tuple[int, int] | None:
     if entries is None:
         return None
     colours, own = np.array(entries, np.uint8).reshape(-1, 3), palette()
+    # Only values that occur in the mask matter.
     for value in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)):
         colour = colours[value] if value < len(colours) else own[value]
-        same = np.flatnonzero((own == colour).all(1))
+        same = np.flatnonzero((own == colour).all(1))  # the class indices of this colour
         if np.ptp(colour) and same.size and same[0] != value:
             return int(value), int(same[0])
     return None
@@ -114,12 +119,13 @@ def misplaced_colour(path: Path | str) -> tuple[int, int] | None:
 def is_whole(
     path: Path, size: tuple[int, ...], *, read: Callable[[Path], np.ndarray] = load_mask
 ) -> bool:
-    """Return whether a mask is there whole, so that a restarted command may skip it.
+    """Return whether a mask exists, is readable and has a size, so that a restart may skip it.
 
     Args:
         path: The mask.
         size: The (H, W) that it must have.
-        read: Reads the file, (H, W); raises `ValueError` or `FileNotFoundError` if it cannot.
+        read: A function that reads the file and returns (H, W), or raises `ValueError` or
+            `FileNotFoundError`.
     """
     try:
         return read(path).shape == size

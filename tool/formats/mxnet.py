@@ -1,4 +1,13 @@
-"""Read MXNet's `.params` files (named arrays) without MXNet; every size is checked first."""
+"""Read MXNet's `.params` files (named arrays) without MXNet; every size is checked first.
+
+A file holds, little-endian:
+
+1. a header: the magic number of a list, a reserved 0, and the number of arrays (64 bits each);
+2. the arrays, each with its version, storage type, shape, device, data type and values;
+3. the number of names (64 bits), and each name with its length (64 bits).
+
+Of an array's fields, older versions lack some.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-_LIST = 0x112
-_V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
-_DTYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")
-_MAX_DIMENSIONS = 32
+_LIST = 0x112  # the magic number of a list of arrays
+_V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # the magic numbers of an array's versions
+_DTYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")  # by MXNet's code of the data type
+_MAX_DIMENSIONS = 32  # the most that NumPy 1 allows
 
 
 def read_params(path: Path | str) -> dict[str, np.ndarray]:
@@ -37,22 +46,30 @@ def read_params(path: Path | str) -> dict[str, np.ndarray]:
 
 
 class _File:
-    """The bytes of a file, and a position in them."""
+    """The bytes of a file, and a reading position in them."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.position = 0
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return all arrays of the file, by name."""
+        """Return all arrays of the file, by name.
+
+        Raises:
+            ValueError: The file is not a whole `.params` file.
+        """
+        # The header.
         magic, reserved, count = self.numbers("QQQ")
         if (magic, reserved) != (_LIST, 0):
             raise ValueError(f"it begins with {magic:#x}, {reserved:#x}")
+        # The arrays; the shortest one is a 4-byte number.
         arrays = [self.array() for _ in self.counted(count, 4)]
+        # The names, one per array or none at all; the shortest one is an 8-byte length.
         (named,) = self.numbers("Q")
         if named not in (0, count):
             raise ValueError(f"{named} names for {count} arrays")
         names = [self.name() for _ in self.counted(named, 8)]
+        # Nothing may follow.
         if self.position != len(self.data):
             raise ValueError(f"{len(self.data) - self.position} bytes too many")
         if len(set(names)) != len(names):
@@ -60,44 +77,59 @@ class _File:
         return dict(zip(names or [f"[{i}]" for i in range(count)], arrays, strict=True))
 
     def array(self) -> np.ndarray:
-        """Read the next array."""
+        """Read the next array.
+
+        Raises:
+            ValueError: The array is sparse, has an unknown type or shape, or is cut off.
+        """
         (version,) = self.numbers("I")
-        # Versions 2 and 3 name the storage type.
+        # Versions 2 and 3 state the storage type; 0 is dense.
         if version in (_V2, _V3):
             (storage,) = self.numbers("i")
             if storage != 0:
                 raise ValueError(f"an array of storage type {storage}: only dense ones can be read")
-        # The oldest version has no number: it begins with the dimensions, and its sides are 32-bit.
+        # The number of dimensions. The oldest version has no magic number and begins with it, and
+        # its sides have 32 bits. The sides of later versions have 64.
         dimensions, width = version, "I"
         if version in (_V1, _V2, _V3):
             dimensions, width = self.numbers("I" if version == _V1 else "i")[0], "q"
-        # An array that MXNet saved empty ends here. In version 3, 0 dimensions are a scalar.
+        # An array that MXNet saved empty ends here. Version 3 marks it with -1, because there 0
+        # dimensions mean a scalar.
         if dimensions == (-1 if version == _V3 else 0):
             return np.zeros(0, np.float32)
+        # The sides.
         if not 0 <= dimensions <= _MAX_DIMENSIONS:
             raise ValueError(f"an array of {dimensions} dimensions")
         shape = self.numbers(width * dimensions)
         if any(side < 0 for side in shape):
             raise ValueError(f"an array of shape {shape}")
+        # The device that held the array, which does not matter here, and the data type.
         _device, _index, code = self.numbers("iii")
         if not 0 <= code < len(_DTYPES):
             raise ValueError(f"an array of data type {code}")
         dtype = np.dtype(_DTYPES[code])
+        # The values. The copy frees the array from the bytes of the whole file.
         values = np.frombuffer(self.take(math.prod(shape) * dtype.itemsize), dtype)
         return values.reshape(shape).copy()
 
     def name(self) -> str:
-        """Read the next name."""
+        """Read the next name: its length, then its bytes in UTF-8."""
         (length,) = self.numbers("Q")
         return self.take(length).decode()
 
     def numbers(self, form: str) -> tuple[int, ...]:
-        """Read the next integers, one per letter of a `struct` format."""
+        """Read the next little-endian integers, one per letter of the `struct` format `form`.
+
+        Raises:
+            ValueError: The file ends before them.
+        """
         form = f"<{form}"
         return struct.unpack(form, self.take(struct.calcsize(form)))
 
     def counted(self, count: int, size: int) -> range:
         """Return range(count) if `count` items of at least `size` bytes can still follow.
+
+        The check comes before the items are read, so that a false count costs no time or memory.
 
         Raises:
             ValueError: The rest of the file is too short for them.
@@ -112,7 +144,7 @@ class _File:
         """Read the next `size` bytes.
 
         Raises:
-            ValueError: The file ends before.
+            ValueError: The file has fewer bytes left.
         """
         end = self.position + size
         if end > len(self.data):

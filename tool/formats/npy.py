@@ -1,9 +1,9 @@
 """Read `.npy` files of other projects without running anything that is in them.
 
 The field saves Python dictionaries with `np.save`, that is, as pickles. A pickle may name any
-function to call. Here every name that a pickle of arrays and tensors needs has a stand-in of this
-project (`npy_standins.py`). A stand-in checks its arguments and builds a NumPy array from bytes of
-the file. Any other name or value is refused. torch is never imported.
+function for the reader to call. Here a stand-in of this project (`npy_standins.py`) replaces every
+name that a pickle of arrays and tensors needs. A stand-in checks its arguments and builds a NumPy
+array from bytes of the file. Any other name or value is refused. torch is never imported.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _STORAGE_DTYPES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
-# What reading a damaged or hostile file may raise; a stand-in that objects raises ValueError.
+# The errors that reading a damaged or hostile file may raise; a stand-in raises ValueError when it
+# refuses its arguments.
 _MALFORMED = (
     pickle.UnpicklingError,
     tokenize.TokenError,
@@ -77,7 +78,12 @@ def load_npy(path: Path | str) -> np.ndarray | dict:
 
 
 def _parse(data: bytes) -> np.ndarray | dict:
-    """Return the array or the dictionary in the bytes of a `.npy` file."""
+    """Return the array or the dictionary in the bytes of a `.npy` file.
+
+    Raises:
+        Exception: One of `_MALFORMED`.
+    """
+    # NumPy's own functions read the header: the version, the shape, the order and the type.
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     readers = {
@@ -87,12 +93,14 @@ def _parse(data: bytes) -> np.ndarray | dict:
     if version not in readers:
         raise ValueError(f"version {version} of the format")
     shape, fortran, dtype = readers[version](file)
+    # Without objects the rest of the file is the values. More bytes may follow them.
     if not dtype.hasobject:
         return npy_standins.build_array(
             memoryview(data)[file.tell() :], dtype, shape, fortran=fortran, exact=False
         )
     if dtype != np.dtype("O"):
         raise ValueError(f"type {dtype}")
+    # With objects the rest of the file is a pickle.
     value = _plain(_Unpickler(file, _ARRAY_NAMES).load())
     if not isinstance(value, dict | np.ndarray):
         raise ValueError(f"it holds a {type(value).__name__}, not a dictionary or an array")
@@ -103,16 +111,28 @@ def _storage(data: bytes) -> np.ndarray:
     """Return the values (n,) of a torch storage in the form that a pickled tensor carries.
 
     The form is five pickles (magic number, version, system, storage, keys), then n as int64, then
-    the raw values.
+    the raw values. This is the stand-in for `torch.storage._load_from_bytes`.
+
+    Args:
+        data: The bytes of the form; a string if Python 2 wrote them.
+
+    Raises:
+        ValueError: The form is another one, or the values are cut off.
+        Exception: Another one of `_MALFORMED`.
     """
+    # Read the five pickles, in which only the types of storages are names.
     file = io.BytesIO(npy_standins.bytes_of(data))
     parts = [_Unpickler(file, _STORAGE_NAMES).load() for _ in range(5)]
     magic, version, system, storage, keys = parts
     if (magic, version) != (_TORCH_MAGIC, _TORCH_VERSION) or not system.get("little_endian"):
         raise ValueError("a torch storage of an unknown form")
+
+    # The storage states its type and its length. There must be exactly one, and no view of it.
     kind, name, key, _location, count, view = storage
     if kind != "storage" or keys != [key] or view is not None:
         raise ValueError("a torch storage of an unknown form")
+
+    # Read the values, whose number must agree with both statements of it.
     if struct.unpack("<q", file.read(8)) != (count,):
         raise ValueError("a torch storage of the wrong length")
     values = npy_standins.build_array(
@@ -143,9 +163,12 @@ _STORAGE_NAMES: dict[tuple[str, str], object] = {("torch", name): name for name 
 
 
 def _load_build(unpickler: _Unpickler) -> None:
-    """Run the opcode BUILD for the stand-ins of this project only.
+    """Run the pickle's opcode BUILD, which sets the state of an object, for stand-ins only.
 
-    The stock one sets attributes of whatever object is on the stack.
+    Python's own BUILD sets attributes of any object on the stack.
+
+    Raises:
+        ValueError: The object is not a stand-in for a type or an array.
     """
     state = unpickler.stack.pop()
     target = unpickler.stack[-1]
@@ -157,10 +180,15 @@ def _load_build(unpickler: _Unpickler) -> None:
     target.set_state(state)
 
 
-# The Python class, not the C one: its BUILD can be replaced, and a memo index of 2**31 costs
-# nothing.
+# This derives from the unpickler in Python, not from the one in C. Its BUILD can be replaced. Its
+# memo is a dictionary, so that an index of 2**31 in a hostile file allocates nothing.
 class _Unpickler(pickle._Unpickler):
-    """An unpickler that knows only the given names; a pickle can call nothing else."""
+    """An unpickler that knows only the given names, so that a pickle can call nothing else.
+
+    Args:
+        file: The pickle.
+        names: The stand-in of each (module, name).
+    """
 
     dispatch: dict[int, Callable] = pickle._Unpickler.dispatch | {pickle.BUILD[0]: _load_build}
 
@@ -175,7 +203,7 @@ class _Unpickler(pickle._Unpickler):
         return self.names[module, name]
 
     def persistent_load(self, pid: object) -> object:
-        """Return the description of a storage; raise `ValueError` in any other pickle."""
+        """Return the description of a torch storage; raise `ValueError` in any other pickle."""
         if self.names is not _STORAGE_NAMES:
             raise ValueError("a reference to something outside the pickle")
         return pid
@@ -184,22 +212,25 @@ class _Unpickler(pickle._Unpickler):
 def _plain(value: object, done: dict[int, object] | None = None) -> object:
     """Return `value` with every stand-in replaced by its array.
 
-    A part that is reached twice is converted once, so that nested references cannot multiply. A
-    container inside itself ends in a RecursionError.
+    A part that is referred to twice is converted once. Otherwise a small file of nested references
+    could grow exponentially.
 
     Args:
-        value: What a pickle holds.
+        value: The content of a pickle.
         done: The parts that were converted so far, by identity.
 
     Raises:
         ValueError: A part is not plain data.
+        RecursionError: A container contains itself.
     """
     done = {} if done is None else done
     if id(value) in done:
         return done[id(value)]
+    # An array, or the one object of an object array, which may hold stand-ins itself.
     if isinstance(value, npy_standins.ArrayStandIn):
         element = value.value()
         result = element if isinstance(element, np.ndarray) else _plain(element, done)
+    # Containers of exactly these types, and plain values. Anything else is refused.
     elif type(value) is dict:
         result = {_plain(key, done): _plain(item, done) for key, item in value.items()}
     elif type(value) in (list, tuple, set, frozenset):

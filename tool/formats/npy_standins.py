@@ -1,7 +1,8 @@
-"""Stand-ins for what a pickle of arrays and tensors calls: each checks its arguments, runs nothing.
+"""Stand-ins for the functions and classes that a pickle of arrays and tensors calls.
 
-NumPy's own rebuild functions accept states that break memory safety. torch's `_load_from_bytes`
-unpickles without limits. So neither is ever called.
+Each stand-in checks its arguments and runs no code of the file. The originals are never called:
+NumPy's own rebuild functions accept states that break memory safety, and torch's `_load_from_bytes`
+unpickles without limits.
 """
 
 from __future__ import annotations
@@ -25,15 +26,17 @@ def build_array(
     Args:
         raw: The bytes of the values.
         dtype: The type of the values.
-        shape: At most 32 sides.
+        shape: The sides of the array, at most 32.
         fortran: Whether the values are in column-major order.
         exact: Whether `raw` must hold nothing beyond the values.
 
     Raises:
-        ValueError: `raw` does not hold what `shape` claims, or `shape` is impossible.
+        ValueError: `raw` does not hold as many values as `shape` needs, or `shape` is impossible.
     """
+    # `type(n) is not int` also refuses bools and objects with an __index__ of their own.
     if len(shape) > 32 or any(type(n) is not int or n < 0 for n in shape) or dtype.itemsize < 1:
         raise ValueError(f"shape {shape} of {dtype}")
+    # Compare with the bytes that the file has before anything is allocated.
     count = math.prod(shape)
     needed = count * dtype.itemsize
     if needed > len(raw) or (exact and needed != len(raw)):
@@ -43,15 +46,32 @@ def build_array(
 
 
 class DtypeStandIn:
-    """A stand-in for `numpy.dtype` in a pickle: a type code and a byte order, nothing else."""
+    """A stand-in for `numpy.dtype` in a pickle: a type code and a byte order, nothing else.
+
+    Args:
+        code: The kind of type and its size in bytes or characters, such as "f4".
+        align: Ignored.
+        copy: Ignored.
+
+    Raises:
+        ValueError: The code is not one of numbers, text, bytes or objects.
+    """
 
     def __init__(self, code: str, align: object = False, copy: object = True) -> None:
+        # Six digits limit the size, and the pattern admits no structured or date type.
         if not re.fullmatch(r"[biufcSUO]\d{1,6}", code):
             raise ValueError(f"array type {code!r}")
         self.dtype = np.dtype("O" if code[0] == "O" else code)
 
     def set_state(self, state: tuple) -> None:
-        """Take over the byte order; raise `ValueError` for a structured type."""
+        """Set the byte order from a pickled state.
+
+        Args:
+            state: (version, byte order, subarray, names, fields, ...), as NumPy writes it.
+
+        Raises:
+            ValueError: The type is structured, or the byte order is none.
+        """
         order = state[1]
         if order not in ("<", ">", "|", "=") or any(part is not None for part in state[2:5]):
             raise ValueError("a structured array type in a pickle")
@@ -60,13 +80,20 @@ class DtypeStandIn:
 
 
 class ArrayStandIn:
-    """A stand-in for a `numpy.ndarray` under construction."""
+    """A stand-in for a `numpy.ndarray` whose values follow later in the pickle."""
 
     def __init__(self) -> None:
         self.state: tuple | None = None
 
     def set_state(self, state: tuple) -> None:
-        """Take over the shape, the type, the order and the values."""
+        """Set the shape, the type, the order and the values from a pickled state.
+
+        Args:
+            state: (version, shape, type, column-major or not, values), as NumPy writes it.
+
+        Raises:
+            ValueError: The state has another form.
+        """
         _version, shape, spec, fortran, raw = state
         self.state = (shape, _dtype_of(spec), bool(fortran), raw)
 
@@ -81,20 +108,24 @@ class ArrayStandIn:
         shape, dtype, fortran, raw = self.state
         if not dtype.hasobject:
             return build_array(bytes_of(raw), dtype, shape, fortran=fortran)
+        # `np.save` of a dictionary makes an object array of shape (), whose values are a list.
         if shape != () or type(raw) is not list or len(raw) != 1:
             raise ValueError(f"an object array of shape {shape}")
         return raw[0]
 
 
 def _dtype_of(spec: object) -> np.dtype:
-    """Return the type in a stand-in; raise `ValueError` for anything else."""
+    """Return the type of a `DtypeStandIn`; raise `ValueError` for anything else."""
     if type(spec) is not DtypeStandIn:
         raise ValueError("an array without a type")
     return spec.dtype
 
 
 def bytes_of(raw: object) -> bytes | bytearray:
-    """Return the bytes of an array, which Python 2 wrote as a string.
+    """Return the bytes of an array.
+
+    Args:
+        raw: Bytes, or a string whose latin-1 codes are the bytes, as Python 2 wrote them.
 
     Raises:
         ValueError: `raw` is neither bytes nor a string.
@@ -107,27 +138,39 @@ def bytes_of(raw: object) -> bytes | bytearray:
 
 
 def encode(text: str, encoding: str) -> bytes:
-    """Return `text` as latin-1; raise `ValueError` for any other encoding."""
+    """Return `text` encoded as latin-1; raise `ValueError` for any other encoding.
+
+    It stands for `_codecs.encode`, which old protocols use to write bytes.
+    """
     if encoding != "latin1":
         raise ValueError(f"encoding {encoding!r}")
     return str.encode(text, "latin1")
 
 
 def empty_bytes() -> bytes:
-    """Return empty bytes, which old protocols write as a call without arguments."""
+    """Return empty bytes; old protocols write them as a call of `bytes` without arguments."""
     return b""
 
 
 def reconstruct(cls: object, shape: object, code: object) -> ArrayStandIn:
-    """Return an empty stand-in for an array; its state follows in the pickle."""
+    """Return an empty stand-in for an array, whose state follows in the pickle.
+
+    It stands for NumPy's `_reconstruct`, whose arguments describe an empty array and are ignored.
+    """
     return ArrayStandIn()
 
 
 def from_buffer(raw: object, spec: object, shape: tuple, order: str) -> np.ndarray:
-    """Return an array of plain values from its bytes.
+    """Return an array of plain values from its bytes; it stands for NumPy's `_frombuffer`.
+
+    Args:
+        raw: As for `bytes_of`.
+        spec: The type, a `DtypeStandIn`.
+        shape: The sides of the array.
+        order: "F" for column-major order; anything else is row-major.
 
     Raises:
-        ValueError: The type is an object, or `raw` does not hold what `shape` claims.
+        ValueError: The type is an object, or `raw` does not hold exactly the values of `shape`.
     """
     dtype = _dtype_of(spec)
     if dtype.hasobject:
@@ -136,7 +179,11 @@ def from_buffer(raw: object, spec: object, shape: tuple, order: str) -> np.ndarr
 
 
 def scalar(spec: object, raw: object) -> np.generic:
-    """Return a single value from its bytes."""
+    """Return a single value from its bytes; it stands for NumPy's `scalar`.
+
+    Raises:
+        ValueError: The type is an object, or `raw` does not hold exactly one value.
+    """
     return from_buffer(raw, spec, (1,), "C")[0]
 
 
@@ -148,22 +195,25 @@ def ordered_dict(*items: object) -> dict:
 def rebuild_tensor(
     storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_unused: object
 ) -> np.ndarray:
-    """Return the strided view of a storage that a tensor is.
+    """Return a tensor as a read-only array, a strided view of its storage.
 
     Args:
         storage: (n,), contiguous.
         offset: The position of the first element in the storage.
         size: The shape of the tensor.
-        stride: The steps between elements per dimension, in elements.
+        stride: The step between neighbours in each dimension, in elements.
 
     Raises:
         ValueError: The view would leave the storage, or is impossible.
     """
+    # `as_strided` checks nothing itself, so everything that it takes is checked here.
     if type(storage) is not np.ndarray or storage.ndim != 1 or not storage.flags.c_contiguous:
         raise ValueError("a tensor without a storage")
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
         raise ValueError("a tensor of an impossible shape")
+    # The last element must lie in the storage. An expanded tensor, which has more elements than its
+    # storage, is refused too, because a small file could claim a huge one.
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if count > storage.size or (count and last >= storage.size):
@@ -174,5 +224,5 @@ def rebuild_tensor(
 
 
 def rebuild_parameter(data: np.ndarray, *_unused: object) -> np.ndarray:
-    """Return the tensor of a parameter."""
+    """Return the tensor of a parameter, without its other attributes."""
     return data

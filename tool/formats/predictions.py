@@ -17,7 +17,7 @@ from tool.formats.mask import UNKNOWN, load_mask, misplaced_colour
 def require_files(
     directory: Path, image_ids: Sequence[str], suffix: str, *, what: str, stage: str
 ) -> None:
-    """Check that `directory` has ID + `suffix` for every id.
+    """Check that `directory` has the file ID + `suffix` for every image.
 
     Args:
         directory: The folder of the files.
@@ -53,7 +53,11 @@ class Predictions:
 
     @classmethod
     def find(cls, directory: Path, image_ids: Sequence[str]) -> Predictions:
-        """Find out which kind of predictions `directory` holds.
+        """Return the predictions in `directory`, of the kind that it holds.
+
+        Args:
+            directory: The folder of the files.
+            image_ids: The ids of the images; each must have a prediction.
 
         Raises:
             FileNotFoundError: The folder or predictions are missing; names the first few
@@ -86,6 +90,7 @@ class Predictions:
             label: As for `load_cam`.
 
         Raises:
+            FileNotFoundError: The file does not exist.
             ValueError: The file is broken or has a class above `num_classes`; names the file.
         """
         path = self.path(image_id)
@@ -100,6 +105,7 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
     """Read a mask (H, W) uint8 and check its classes.
 
     Raises:
+        FileNotFoundError: The file does not exist.
         ValueError: The file is broken or has a class above `num_classes` that is not 255.
     """
     mask = load_mask(path)
@@ -108,11 +114,11 @@ def read_mask(path: Path, num_classes: int) -> np.ndarray:
 
 
 def colour_warning(paths: Iterable[Path], *, first: int = 20) -> str | None:
-    """Return a warning if masks have the benchmarks' colours at other indices, else None.
+    """Return a warning if a mask has the benchmarks' colours at other indices, else None.
 
     Args:
-        paths: The masks. Those that cannot be read are passed over here.
-        first: How many of them are looked at.
+        paths: The masks. Files that cannot be read are skipped here; their reader reports them.
+        first: The number of masks that are checked.
     """
     for path in itertools.islice(paths, first):
         try:
@@ -132,7 +138,7 @@ def check_classes(path: Path, values: np.ndarray, num_classes: int) -> None:
     """Check that no value is above `num_classes`, except 255.
 
     Raises:
-        ValueError: A value is; names the file and the value.
+        ValueError: A value is above it; names the file and the first such value.
     """
     wrong = [int(value) for value in values if num_classes < value != UNKNOWN]
     if wrong:

@@ -25,13 +25,14 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # equal content gives equal bytes
 
 @dataclasses.dataclass(frozen=True)
 class Regions:
-    """The NROIs of n images, and a prototype per class.
+    """The NROIs of n images, and one prototype per class.
 
     Attributes:
-        image_ids: The n images.
+        image_ids: The ids of the n images.
         owner: (R,) int64, the index of the image of each NROI; R is at least 1.
-        region: (R, D) float32, normalised.
-        prototype: (K, D) float32, normalised; zeros for a class that no image has.
+        region: (R, D) float32, the embedding of each NROI, of norm 1.
+        prototype: (K, D) float32, the embedding of each class, of norm 1; zeros for a class that
+            no image has.
     """
 
     image_ids: list[str]
@@ -41,10 +42,20 @@ class Regions:
 
 
 def save_regions(path: Path, regions: Regions, made_from: Mapping[str, Any]) -> None:
-    """Write regions and a note of what they are made from, whole or not at all."""
+    """Write regions and a note of what they are made from, whole or not at all.
+
+    Args:
+        path: The `.npz` file. Equal content gives equal bytes.
+        regions: The regions.
+        made_from: The note; values that JSON does not know are stored as text.
+
+    Raises:
+        OSError: The file could not be written.
+    """
     about = json.dumps({"image_ids": regions.image_ids, "made_from": as_json(dict(made_from))})
     arrays = {name: getattr(regions, name) for name in _ARRAYS}
     arrays[_ABOUT] = np.frombuffer(about.encode(), np.uint8)
+    # `np.savez` would write the time into the archive, so each entry is written with a fixed date.
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, array in arrays.items():
             content = io.BytesIO()
@@ -57,13 +68,14 @@ def load_regions(path: Path, made_from: Mapping[str, Any]) -> tuple[Regions, dic
 
     Args:
         path: The file.
-        made_from: What its note must say, beside what else it says.
+        made_from: Entries that its note must have; the note may have others too.
 
     Returns:
         The regions and the whole note.
 
     Raises:
-        ValueError: The file is damaged or foreign, or made from something else; names what differs.
+        ValueError: The file is missing, damaged or foreign, or made from something else; names what
+            differs.
     """
     regions, noted = read_regions(path)
     differ = differing(noted, made_from)
@@ -73,18 +85,19 @@ def load_regions(path: Path, made_from: Mapping[str, Any]) -> tuple[Regions, dic
 
 
 def differing(noted: Mapping[str, Any], made_from: Mapping[str, Any]) -> list[str]:
-    """Return the names of `made_from` of which a note says something else."""
+    """Return the names in `made_from` whose values in a note differ or are missing."""
     wanted = as_json(dict(made_from))
     return [name for name in wanted if wanted[name] != noted.get(name)]
 
 
 def read_regions(path: Path) -> tuple[Regions, dict[str, Any]]:
-    """Return the regions of a file, and what they are made from.
+    """Read the regions of a file, and the note of what they are made from.
 
     Raises:
-        ValueError: The file is damaged or foreign; names it.
+        ValueError: The file is missing, damaged or foreign; names it.
     """
     try:
+        # The entries are stored uncompressed, so a file cannot unpack to more than its size.
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it unpacks to more than its size")
@@ -99,7 +112,7 @@ def read_regions(path: Path) -> tuple[Regions, dict[str, Any]]:
 
 
 def _check(regions: Regions) -> None:
-    """Check that types, shapes and values of regions fit each other."""
+    """Raise `ValueError` unless the types, shapes and values of regions fit each other."""
     for name, (kind, axes) in _ARRAYS.items():
         array = getattr(regions, name)
         if array.dtype != kind or array.ndim != axes:
