@@ -1,1 +1,1 @@
-"""Stage 4: confusion counts, IoU, and the document that reports them."""
+"""Stage 4: confusion counts, IoU, and the JSON document that reports them."""

@@ -16,12 +16,18 @@ ORACLE_NOTE = "oracle: chosen on ground truth"
 
 
 def document_of(evaluation: Evaluation, class_names: Sequence[str], protocol: dict) -> dict:
-    """Return the JSON document in percent, with None (null) for what is not defined.
+    """Return the JSON document of an evaluation; scores are in percent, None where undefined.
 
     Args:
         evaluation: The evaluation after its pass over the images.
         class_names: The K foreground names.
-        protocol: What was scored and how. The counts of the pass are added to it.
+        protocol: Facts of the run: what was scored, and how. It has at least `images` and
+            `threshold`. The document gets a copy of it with the counts of the pass.
+
+    Returns:
+        {"miou", "iou", "precision", "recall", "images", "protocol"}, where `iou`, `precision` and
+        `recall` map each name to its score. With a sweep that matters, also "sweep", the pairs of a
+        threshold and its mIoU, and "oracle", the best pair.
 
     Raises:
         ValueError: No pixel was scored, or no ground truth has a foreground pixel.
@@ -33,6 +39,7 @@ def document_of(evaluation: Evaluation, class_names: Sequence[str], protocol: di
             f"no ground truth in {protocol.get('ground_truth')} has a pixel of a class: a mask has "
             f"class indices, 0 for background, 1..{len(class_names)}, and 255 for not scored"
         )
+    # The classes in neither truth nor prediction, which the mean leaves out.
     absent = [name for name, value in zip(names, scores.iou, strict=True) if math.isnan(value)]
     document = {
         "miou": 100 * scores.miou,
@@ -51,6 +58,7 @@ def document_of(evaluation: Evaluation, class_names: Sequence[str], protocol: di
             "classes_left_out": {"count": len(absent), "names": absent},
         },
     }
+    # A curve is of use only if a threshold decides at least one CAM.
     if evaluation.sweep is not None and not _only_rows(evaluation):
         curve = [100 * scores.miou for scores in evaluation.sweep.scores()]
         document["sweep"] = [list(pair) for pair in zip(THRESHOLDS.tolist(), curve, strict=True)]
@@ -60,12 +68,20 @@ def document_of(evaluation: Evaluation, class_names: Sequence[str], protocol: di
 
 
 def _only_rows(evaluation: Evaluation) -> bool:
-    """Return whether background rows decide every CAM, so that no threshold plays a part."""
+    """Return whether every CAM with a class has a background row, so that no threshold acts."""
     return evaluation.background_rows > 0 and not evaluation.thresholded
 
 
 def _rule_of_rows(evaluation: Evaluation, protocol: dict) -> dict:
-    """Return what the protocol says in place of a threshold, where background rows decide."""
+    """Return the entries that replace those of the threshold if background rows decide CAMs.
+
+    Args:
+        evaluation: The evaluation.
+        protocol: The protocol, whose `threshold` is text.
+
+    Returns:
+        Entries of the protocol; {} if no CAM has a background row.
+    """
     if _only_rows(evaluation):
         rule = "no threshold: the CAMs have a background row, and the best row wins"
         return {"threshold": rule, "bg_threshold": None}
@@ -76,14 +92,18 @@ def _rule_of_rows(evaluation: Evaluation, protocol: dict) -> dict:
 
 
 def leak_of(evaluation: Evaluation, class_names: Sequence[str]) -> dict:
-    """Return the leak score in percent: pooled over all context pixels, and per class.
+    """Return the leak score in percent: over all context pixels, and per class.
+
+    Args:
+        evaluation: The evaluation after its pass over images with context maps.
+        class_names: The K foreground names.
 
     Returns:
-        {"overall", "class": {name: percent}, "pixels", "leaked"}. A percent is None if there is no
-        context to score.
+        {"overall", "class": {name: percent}, "pixels", "leaked"}. A percentage is None if there are
+        no context pixels.
     """
-    total, leaked = evaluation.leak
-    with np.errstate(invalid="ignore"):
+    total, leaked = evaluation.leak  # (K,) each
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, which becomes None
         shares = leaked / total
     pixels, hits = int(total.sum()), int(leaked.sum())
     return {
@@ -95,15 +115,18 @@ def leak_of(evaluation: Evaluation, class_names: Sequence[str]) -> dict:
 
 
 def _by_name(names: Sequence[str], shares: np.ndarray) -> dict[str, float | None]:
-    """Return the shares in percent by name, None for NaN."""
+    """Return shares in [0, 1] in percent by name, None for NaN."""
     pairs = zip(names, shares.tolist(), strict=True)
     return {name: None if math.isnan(share) else 100 * share for name, share in pairs}
 
 
 def table_of(document: dict) -> str:
-    """Return the table to print: one row per class, the mean, the protocol, the oracle, the leak.
+    """Return the table to print: one row per class, then the mean and the protocol.
 
-    The oracle and the leak are there only if the document has them.
+    The oracle and the leak follow if the document has them.
+
+    Args:
+        document: The document as `document_of` returns it, perhaps with "leak" from `leak_of`.
     """
     width = max(len(name) for name in (*document["iou"], "class"))
     columns = ("iou", "precision", "recall")
@@ -140,7 +163,12 @@ def _cell(percent: float | None) -> str:
 
 
 def write_curve(path: Path, document: dict) -> None:
-    """Write the picture of the threshold curve, with the threshold in use and the oracle marked."""
+    """Write the picture of the threshold curve, with the threshold in use and the oracle marked.
+
+    Args:
+        path: The PNG file.
+        document: A document that has "sweep" and "oracle".
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""One pass of predictions over the truth: what eval_miou.py counts, and how it treats 255."""
+"""The counts of eval_miou.py in one pass over predictions and truth, and its treatment of 255."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ class Evaluation:
     """The counts of a directory of predictions.
 
     Attributes:
-        num_classes: K.
-        bg_threshold: Background threshold of CAMs without a background row.
-        pred_255: What a predicted 255 is: "background", an "error", or left out ("ignore").
-        confusion: (K+1, K+1) int64, truth in rows.
-        sweep: The counts at 100 thresholds; None if they are not wanted.
-        leak: (2, K) int64: context pixels, and those predicted as their class.
+        num_classes: K, without background.
+        bg_threshold: Background threshold of CAMs without a background row, in [0, 1].
+        pred_255: How a predicted 255 counts: as "background", as an "error", or not at all
+            ("ignore").
+        confusion: (K+1, K+1) int64, truth in rows and predictions in columns.
+        sweep: The counts at 100 thresholds; None for no sweep.
+        leak: (2, K) int64, the context pixels, and those of them predicted as their class.
         unknown_pixels: Number of scored pixels that were predicted 255.
-        background_rows: Number of CAMs with a background row, which no threshold changes.
-        thresholded: Number of CAMs that the threshold decides: with a class, without that row.
+        background_rows: Number of CAMs with a background row, on which no threshold acts.
+        thresholded: Number of CAMs on which the threshold acts: they have a class and no background
+            row.
+
+    Raises:
+        ValueError: `bg_threshold` or `pred_255` is not possible.
     """
 
     num_classes: int
@@ -53,14 +58,14 @@ class Evaluation:
         """Count one image.
 
         Args:
-            truth: (H, W) uint8 in 0..K, or 255: not counted.
-            prediction: A mask of that size, or a `Cam` of that size or of a stride of it.
+            truth: (H, W) uint8 in 0..K; pixels of 255 are not counted.
+            prediction: A mask (H, W) uint8, or a `Cam` that `at_size` can enlarge to (H, W).
 
         Returns:
             The predicted mask (H, W) uint8 as it was counted.
 
         Raises:
-            ValueError: The sizes differ, or a 255 was predicted and that is an error.
+            ValueError: The sizes differ, or a 255 was predicted and `pred_255` is "error".
         """
         if isinstance(prediction, Cam):
             mask = self._add_cam(truth, prediction)
@@ -101,13 +106,14 @@ class Evaluation:
     def _add_cam(self, truth: np.ndarray, cam: Cam) -> np.ndarray:
         """Count a CAM in the sweep, if there is one, and return its mask at the threshold."""
         self.thresholded += bool(cam.class_index.size) and not cam.has_background
-        # A CAM without classes may have no size: it takes that of the truth.
+        # A CAM without classes may lack a size, so it gets that of the truth.
         if not cam.class_index.size:
             cam = Cam(cam.class_index, np.zeros((0, *truth.shape), np.float32))
         cam = at_size(cam, truth.shape)
-        score, best = best_foreground(cam)
+        score, best = best_foreground(cam)  # (H, W) each
         foreground = score > background_limit(cam, self.bg_threshold)
-        # No threshold of the sweep changes what a background row decides.
+        # If a background row decides, the decision must be the same at every threshold of the
+        # sweep. Infinite scores ensure that.
         if cam.has_background:
             self.background_rows += 1
             score = np.where(foreground, np.float32(np.inf), np.float32(-np.inf))
@@ -116,8 +122,13 @@ class Evaluation:
         return best * foreground
 
     def _resolve(self, truth: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Count the predicted 255 of a mask, and return it with 255 treated as `pred_255` says."""
+        """Count the predicted 255 of a mask, and return the mask with 255 resolved by `pred_255`.
+
+        Raises:
+            ValueError: The sizes differ, or there is a 255 and `pred_255` is "error".
+        """
         check_size("the prediction", mask.shape, "its ground truth", truth.shape)
+        # A predicted 255 matters only where the truth is scored.
         unknown = (mask == UNKNOWN) & (truth != UNKNOWN)
         count = int(unknown.sum())
         self.unknown_pixels += count
