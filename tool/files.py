@@ -1,4 +1,7 @@
-"""Whole files or none: written under a temporary name, then renamed; one writer per directory."""
+"""Write files whole or not at all, lock directories, and hash files and lists.
+
+A file is written under a temporary name and then renamed. A lock admits one writer per directory.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +28,11 @@ except ImportError:  # Windows, which `tool.cli.run_stage` refuses before any fi
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
-    The temporary name starts with a dot and keeps the suffix. So writers that look at the suffix
-    (PIL, NumPy, safetensors) do the same as with the final name.
+    The temporary name starts with a dot and keeps the suffix. So writers that choose the format by
+    the suffix (PIL, NumPy, safetensors) do the same as with the final name.
+
+    Args:
+        path: The final path. Missing parent folders are created.
 
     Raises:
         OSError: The file could not be written; names it.
@@ -38,6 +44,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
+        # `mkstemp` lets only the owner read. Give the file the usual permissions.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
@@ -51,9 +58,17 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 def write_npy(path: Path | str, array: np.ndarray, *, allow_pickle: bool = False) -> None:
     """Write an array with `np.save`, whole or not at all.
 
-    The bytes go through memory: what `np.save` hands to the C library can be lost on a full disk
-    without an error.
+    Args:
+        path: The `.npy` file.
+        array: The array.
+        allow_pickle: Whether `array` may hold objects.
+
+    Raises:
+        OSError: The file could not be written.
+        ValueError: `array` holds objects, and `allow_pickle` is False.
     """
+    # Write into memory first: bytes that `np.save` hands to the C library can be lost on a full
+    # disk without an error.
     content = io.BytesIO()
     np.save(content, array, allow_pickle=allow_pickle)
     with atomic_path(path) as temporary:
@@ -69,10 +84,10 @@ def _umask() -> int:
 
 @contextlib.contextmanager
 def locked(directory: Path | str) -> Iterator[Path]:
-    """Hold `directory` for this process, and create it if it is missing.
+    """Lock `directory` for this process, and create it if it is missing.
 
-    The lock is a POSIX record lock. It ends with the process, even after SIGKILL, and forked loader
-    workers do not inherit it.
+    The lock is a POSIX record lock on the file `.lock`. It ends with the block or with the process,
+    even after SIGKILL. Forked loader workers do not inherit it.
 
     Raises:
         ValueError: Another process holds the directory.
@@ -90,29 +105,33 @@ def locked(directory: Path | str) -> Iterator[Path]:
 
 
 def file_hash(path: Path | str) -> str:
-    """Return the SHA-256 of a file."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def list_hash(image_ids: Sequence[str]) -> str:
-    """Return the SHA-256 of an image list, in its order."""
+    """Return the SHA-256 of an image list in hexadecimal; the order of the list matters."""
     return hashlib.sha256("\n".join(image_ids).encode()).hexdigest()
 
 
 def first_few(names: Sequence[str], shown: int = 3) -> str:
-    """Return the first names for a message, and how many more there are."""
+    """Return the first `shown` names as text for a message, and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
 
 
 def as_json(value: Any) -> Any:
-    """Return a value as JSON gives it back: tuples become lists, paths become strings."""
+    """Return a value as it is after a round trip through JSON.
+
+    Tuples become lists, keys become strings, and so do values that JSON does not know, such as
+    paths.
+    """
     return json.loads(json.dumps(value, default=str))
 
 
 def read_dict(path: Path) -> dict[str, Any] | None:
-    """Return the dictionary in a JSON file; None if there is none, or the file is broken."""
+    """Return the dictionary in a JSON file; None if the file is missing, broken or holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -121,8 +140,14 @@ def read_dict(path: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write `document` as JSON, whole or not at all."""
+    """Write `document` as JSON in UTF-8, whole or not at all.
+
+    Raises:
+        OSError: The file could not be written.
+        TypeError: A value is not one of JSON's types.
+        ValueError: A value is NaN or infinite.
+    """
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
-        # A path that is no UTF-8 has surrogates, whose replacement is their escape in JSON.
+        # A path that is not valid UTF-8 has surrogates. A backslash escape is valid JSON for them.
         temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

@@ -1,4 +1,9 @@
-"""Provenance: each stage notes beside its files what they were made from, and never mixes two."""
+"""Provenance: each stage notes beside its files what they were made from, and never mixes two runs.
+
+A stage claims its output folder before it writes. The claim compares the settings of the run with
+the note of the folder, if it has one. If they differ, the run stops. So a folder that a restart
+completes has files of one origin only.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,13 @@ POST = "post"  # in stage 2's note: how its maps become masks (`tool.crf.post`);
 
 
 def read_note(folder: Path) -> Any:
-    """Return the note of stage 2 or 3 in a folder, or None if it has none.
+    """Return the note of stage 2 or 3 in a folder.
+
+    Args:
+        folder: The folder. If it has both notes, that of stage 2 is read.
+
+    Returns:
+        The content of the JSON file, or None if the folder has no note.
 
     Raises:
         ValueError: The note is broken; names the file.
@@ -35,16 +46,28 @@ def read_note(folder: Path) -> Any:
 
 
 def note_of(folder: Path) -> Any:
-    """Return what `read_note` does, without the settings that say how masks are made from maps."""
+    """Return the note of `read_note` without `post`, the settings that make masks of the maps."""
     note = read_note(folder)
     return {k: v for k, v in note.items() if k != POST} if isinstance(note, dict) else note
 
 
 def fingerprint(folder: Path) -> Any:
-    """Return the note in a folder, or a hash of its files: folders that differ differ in this."""
+    """Return a value that identifies the content of a folder of maps or masks.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The folder's note without `post`. If it has no note, the SHA-256 of the names and the
+        content of all PNG and `.npy` files in it and in its subfolders.
+
+    Raises:
+        ValueError: The note is broken; names the file.
+    """
     note = note_of(folder)
     if note is not None:
         return note
+    # Foreign files have no note. The order of a folder's listing is not defined, so sort it.
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".png", ".npy"):
@@ -60,18 +83,19 @@ def claim(
     name: str = MADE_FROM,
     remarks: Mapping[str, Any] | None = None,
 ) -> None:
-    """Note what a folder is made from, so that a restart cannot mix two runs.
+    """Write a note of what a folder is made from, so that a restart cannot mix two runs.
 
     Args:
         directory: The folder.
-        made_from: Plain types; must equal what an earlier note says.
+        made_from: Values of plain types; an earlier note must have equal ones.
         name: File name of the note.
-        remarks: What is noted too, but not compared, such as `post`: how the maps become masks,
-            which changes no map. The newest is kept.
+        remarks: Values that are noted too but not compared, such as `post`: it says how the maps
+            become masks and changes no map. The newest remarks are kept.
 
     Raises:
         ValueError: The folder holds files made from something else; names what differs.
     """
+    # Compare with an earlier note, and refuse a folder that differs in anything but remarks.
     remarks = remarks or {}
     differ = differing(directory, made_from, name=name, apart=remarks)
     path, note = Path(directory) / name, as_json({**made_from, **remarks})
@@ -83,6 +107,7 @@ def claim(
             f"{what if noted is not None else f'whose {name} is broken'}: choose another --out, or "
             "remove it"
         )
+    # The note is new, or only its remarks change. An equal note keeps its time.
     if noted != note:
         write_json(path, note)
 
@@ -94,13 +119,17 @@ def differing(
     name: str = MADE_FROM,
     apart: Mapping[str, Any] | None = None,
 ) -> list[str] | None:
-    """Return the names in which a folder's note differs from `made_from`; None without a note.
+    """Return the names in which a folder's note differs from `made_from`.
 
     Args:
         directory: The folder.
-        made_from: Plain types.
+        made_from: Values of plain types.
         name: File name of the note.
         apart: Names that are not compared; `post` never is.
+
+    Returns:
+        The names, [] if nothing differs; None if the folder has no note. If the note is broken, all
+        names of `made_from`.
     """
     path = Path(directory) / name
     if not path.exists():
@@ -108,13 +137,14 @@ def differing(
     noted = read_dict(path)
     if noted is None:
         return list(made_from)
+    # Compare in the form in which JSON gives values back. A name on one side only differs too.
     wanted = as_json(dict(made_from))
     names = [n for n in dict.fromkeys((*wanted, *noted)) if n not in (POST, *(apart or {}))]
     return [n for n in names if n not in noted or n not in wanted or noted[n] != wanted[n]]
 
 
 def commit() -> str | None:
-    """Return the commit of the code, None if git cannot tell."""
+    """Return the commit of the code, with "-dirty" if files are changed; None if git fails."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     folder = Path(__file__).parent
     try:
@@ -133,9 +163,9 @@ def version(package: str) -> str | None:
 
 
 def cpu_model() -> str:
-    """Return the name of the processor with its family and model, which the name may not tell.
+    """Return the name of the processor with its family and model, which the name may not state.
 
-    Two processors give results that differ by as much as those of two seeds.
+    It is noted because the results of two processors may differ by as much as those of two seeds.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
