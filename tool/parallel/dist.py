@@ -1,4 +1,6 @@
-"""Several processes (torchrun) seen as one: gathers, means over the global batch, shares of a list.
+"""Work of several processes (torchrun): gathers, means over the global batch, shares of a list.
+
+Every function also works in a single process, which is then rank 0 of 1.
 
 Torch is imported only in the functions that need it. So the stages that compute without it start in
 a tenth of the time.
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 Module = TypeVar("Module", bound="nn.Module")
 
-# A rank whose share is done waits for a rank whose share is not.
+# How long a rank that has finished its share waits for the others.
 PATIENCE = datetime.timedelta(days=7)
 _FAILED = "a_rank_failed"
 
@@ -33,11 +35,11 @@ class _Stopped(Exception):
 
 
 def start(device: torch.device | None = None, *, timeout: datetime.timedelta | None = None) -> None:
-    """Join the process group that torchrun announces in the environment; do nothing when alone.
+    """Join the process group that torchrun announces in the environment, if there is one.
 
     Args:
         device: The device on which the ranks compute. None if they only exchange counts.
-        timeout: How long to wait for another rank. None is torch's default.
+        timeout: How long to wait for another rank; None for torch's default.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or _group():
         return
@@ -57,7 +59,8 @@ def stop() -> None:
 def ranks(device: torch.device | None = None) -> Iterator[None]:
     """Make this process one of the ranks that torchrun announces, for the duration of the block.
 
-    After an error the group is not left: on GPUs that can wait for ranks that are still at work.
+    If the block raises, the process does not leave the group, because on GPUs leaving can wait for
+    ranks that are still computing.
 
     Args:
         device: As for `start`.
@@ -71,18 +74,19 @@ def ranks(device: torch.device | None = None) -> Iterator[None]:
 def all_or_none() -> Iterator[None]:
     """Make the block succeed on all ranks, or end all of them with one message.
 
-    Leaving the block waits for every rank. Inside it, ranks must not wait for each other, because a
-    rank that failed would not come.
+    The end of the block waits for every rank. Inside it, ranks must not wait for each other,
+    because a rank that failed never reaches the place where the others wait.
 
     Raises:
-        Exception: What the block raised, on the first of the ranks that failed. If another rank
-            died, on any rank that failed.
+        Exception: The error of the block, on the lowest rank that failed. If another rank died, on
+            every rank that failed.
         SystemExit: Status 2, on the other ranks.
         ChildProcessError: Another rank died, and this one did not fail.
     """
     if not _group():
         yield
         return
+    # Run the block, and keep its error until the ranks have agreed.
     error = None
     try:
         yield
@@ -90,12 +94,15 @@ def all_or_none() -> Iterator[None]:
         pass
     except Exception as caught:
         error = caught
+    # Tell the others, and learn which ranks failed. This rank's own error matters more than the
+    # loss of another rank.
     try:
         failed = _announce_failure(error is not None)
     except ChildProcessError:
         if error is None:
             raise
         raise error from None
+    # One rank reports its error; the others end silently.
     if error is not None and failed.argmax() == rank():
         raise error
     if failed.any():
@@ -103,10 +110,19 @@ def all_or_none() -> Iterator[None]:
 
 
 def _announce_failure(mine: bool) -> np.ndarray:
-    """Return which ranks failed, (world_size,) int64, and let ranks still at work know of this one.
+    """Tell all ranks whether this one failed, and return which ranks failed.
+
+    Ranks that are still in `until_a_rank_fails` learn of a failure at once. The function itself
+    waits for every rank.
 
     Args:
         mine: Whether this rank failed.
+
+    Returns:
+        (world_size,) int64 {0, 1}.
+
+    Raises:
+        ChildProcessError: Another rank died.
     """
     if mine:
         with _naming_lost_ranks():
@@ -115,9 +131,18 @@ def _announce_failure(mine: bool) -> np.ndarray:
 
 
 def until_a_rank_fails(items: Iterable[Item]) -> Generator[Item, None, None]:
-    """Yield the items until another rank has failed; for use inside `all_or_none`."""
+    """Yield the items, but stop as soon as another rank has failed.
+
+    Use it inside `all_or_none`, which catches the exception that stops the loop.
+
+    Args:
+        items: The items; a generator is closed at the end, which ends its processes.
+
+    Raises:
+        ChildProcessError: Another rank died.
+    """
     with contextlib.ExitStack() as stack:
-        if hasattr(items, "close"):  # closing a generator ends its processes
+        if hasattr(items, "close"):
             stack.callback(items.close)
         for item in items:
             with _naming_lost_ranks():
@@ -127,15 +152,21 @@ def until_a_rank_fails(items: Iterable[Item]) -> Generator[Item, None, None]:
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:
-    """Return this rank's part: every N-th item. The parts of all ranks hold each item once."""
+    """Return this rank's part of a list: every world_size-th item, starting at the rank.
+
+    The parts of all ranks together hold each item once.
+    """
     return items[rank() :: world_size()]
 
 
 def sum_over_ranks(counts: np.ndarray) -> np.ndarray:
-    """Compute the exact sum of counts over all ranks; return them as they are when alone.
+    """Return the exact sum of counts over all ranks.
 
     Args:
-        counts: int64 of any shape, the same on all ranks.
+        counts: int64 of any shape; the shape is the same on all ranks.
+
+    Returns:
+        int64 of the same shape; `counts` itself in a single process.
 
     Raises:
         ChildProcessError: Another rank died.
@@ -153,10 +184,10 @@ def sum_over_ranks(counts: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _naming_lost_ranks() -> Iterator[None]:
-    """Turn the error that torch raises if a rank is gone into a line that a user understands.
+    """Replace the error that torch raises when a rank is gone by one that a user understands.
 
     Raises:
-        ChildProcessError: Another rank is gone.
+        ChildProcessError: The block raised a `RuntimeError`: another rank is gone.
     """
     try:
         yield
@@ -165,13 +196,16 @@ def _naming_lost_ranks() -> Iterator[None]:
 
 
 def _group() -> ModuleType | None:
-    """Return `torch.distributed` if this process is one of a group, which has imported it."""
+    """Return `torch.distributed` if this process has joined a group, else None.
+
+    Joining a group has imported the module, so this function never imports torch.
+    """
     distributed = sys.modules.get("torch.distributed")
     return distributed if distributed is not None and distributed.is_initialized() else None
 
 
 def _store() -> torch.distributed.Store:
-    """Return the notes that all ranks can read and write at any time."""
+    """Return the key-value store that all ranks can read and write at any time."""
     from torch.distributed.distributed_c10d import _get_default_store
 
     return _get_default_store()
@@ -184,13 +218,13 @@ def _exchange_device() -> str:
 
 
 def rank() -> int:
-    """Return the index of this process; 0 when alone."""
+    """Return the index of this process, 0 in a single process."""
     group = _group()
     return group.get_rank() if group else 0
 
 
 def world_size() -> int:
-    """Return the number of processes; 1 when alone."""
+    """Return the number of processes, 1 in a single process."""
     group = _group()
     return group.get_world_size() if group else 1
 
@@ -198,7 +232,8 @@ def world_size() -> int:
 def local_cuda() -> str:
     """Return the name of this process's GPU.
 
-    It is `cuda`, or under torchrun `cuda:0`, `cuda:1`, ... by local rank.
+    It is `cuda` in a single process. Under torchrun it is `cuda:0`, `cuda:1`, ... by local rank;
+    processes share GPUs if there are fewer GPUs than processes.
     """
     import torch
 
@@ -210,7 +245,9 @@ def local_cuda() -> str:
 def pick_device(name: str) -> torch.device:
     """Return the device called `name`.
 
-    `auto` takes a GPU if there is one. Under torchrun `auto` and `cuda` take this rank's GPU.
+    Args:
+        name: "auto" for a GPU if there is one and else the CPU, or a name of torch such as "cuda"
+            or "cpu". Under torchrun "auto" and "cuda" mean this rank's GPU.
 
     Raises:
         ValueError: `name` is `cuda` and there is no GPU.
@@ -229,17 +266,18 @@ def pick_device(name: str) -> torch.device:
 
 
 def synchronise_norms(module: Module, device: torch.device) -> Module:
-    """Return the module with every trainable BatchNorm synchronised over all ranks.
+    """Return the module with every BatchNorm of torch synchronised over all ranks.
 
-    When alone, the module stays as it is.
+    In a single process the module is returned unchanged.
 
     Args:
-        module: Changed in place, except for a module that is itself a norm.
+        module: It is changed in place, unless it is a norm itself. Frozen norms are of a class of
+            their own and are not changed.
         device: The device on which the ranks compute.
 
     Raises:
-        ValueError: The module has such a norm and the ranks are on CPUs, where it cannot be
-            synchronised. The result would depend on the number of ranks.
+        ValueError: The module has such a norm and there are several ranks on CPUs, where it cannot
+            be synchronised. The result would depend on the number of ranks.
     """
     from torch import nn
 
@@ -268,27 +306,38 @@ def gather(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if world_size() == 1:
         return tensor
-    tensor = tensor.contiguous()
+    tensor = tensor.contiguous()  # the backends send contiguous memory only
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
     torch.distributed.all_gather(parts, tensor)
     return torch.cat(parts)
 
 
 def global_mean(total: Tensor, count: Tensor) -> Tensor:
-    """Compute this rank's share of sum(total) / sum(count) over all ranks.
+    """Compute this rank's share of the global mean sum(total) / sum(count) over all ranks.
 
-    The mean of the shares over the ranks is that global mean.
+    share = total * world_size / sum(count), so that the mean of the shares over the ranks is the
+    global mean. DDP averages gradients over the ranks in the same way.
 
     Args:
         total: Scalar sum over this rank's elements; receives the gradient.
-        count: Scalar number of this rank's elements. If no rank has any, the share is 0.
+        count: Scalar number of this rank's elements. If no rank has any, `total` is 0 and so is the
+            share.
+
+    Returns:
+        A scalar, attached to the graph of `total`.
     """
     everyone = gather(count.reshape(1)).sum()
-    return total * world_size() / everyone.clamp(min=1e-6)
+    return total * world_size() / everyone.clamp(min=1e-6)  # no division by 0
 
 
 def any_rank(flag: bool) -> bool:
-    """Return True if any rank says True, so that every rank stops at the same step."""
+    """Return whether `flag` is True on any rank; every rank must call it.
+
+    With it all ranks decide alike, for example to stop at the same step.
+
+    Raises:
+        ChildProcessError: Another rank died.
+    """
     return bool(sum_over_ranks(np.array(int(flag))) > 0)
 
 
@@ -298,11 +347,11 @@ def is_main() -> bool:
 
 
 def print_once(line: str) -> None:
-    """Print a line on the rank that writes shared files."""
+    """Print a line, on the rank that writes shared files only."""
     if is_main():
         print(line, flush=True)
 
 
 def env_world_size() -> int:
-    """Return the number of processes that torchrun announces, before the group is joined."""
+    """Return the number of processes that torchrun announces, even before `start`; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))

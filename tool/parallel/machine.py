@@ -1,4 +1,4 @@
-"""Properties of the machine: spare cores, costs of reading, memory errors, the C++ compiler."""
+"""Properties of the machine: spare cores, devices that are cheap to read from, memory, compiler."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from tool.parallel.processes import cores
 def spare_cores() -> int:
     """Return the default number of loader processes.
 
-    Beside a GPU it is this process's share of the cores, at most 8. Otherwise it is cores - 2, at
-    most 2: a network on two cores is slower with a loader beside it than with one that takes turns.
+    With a GPU it is this process's share of the cores, at most 8. Without a GPU it is the number of
+    cores minus 2, in 0..2: on two cores, a network that shares them with a loader is slower than
+    one that loads its images itself.
     """
     found = cores()
     if torch.cuda.is_available():
@@ -23,17 +24,17 @@ def spare_cores() -> int:
 
 
 def reading_is_free(tensor: torch.Tensor) -> bool:
-    """Return whether Python may read values, that is, on a CPU.
+    """Return whether Python can read a tensor's values without waiting, that is, on a CPU.
 
-    Reading from an accelerator would stop its stream.
+    Reading from an accelerator would wait for all work that is queued there.
     """
     return tensor.device.type == "cpu"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory did not suffice.
+    """Return whether an error means that memory did not suffice.
 
-    On a CPU torch has no type for that error, so its message decides.
+    On a CPU torch has no error type for that, so the message decides.
     """
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
@@ -42,6 +43,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def cpp_compiler() -> str | None:
-    """Return the C++ compiler that torch.compile would take, or None if there is none."""
+    """Return the path of the C++ compiler that torch.compile would use; None if there is none."""
     names = (os.environ.get("CXX"), "g++", "clang++", "c++")
     return next(filter(None, (shutil.which(name) for name in names if name)), None)

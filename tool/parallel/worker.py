@@ -1,4 +1,7 @@
-"""The loop of a worker process of `tool.parallel.processes`, and the form of its messages."""
+"""The loop of a worker process of `tool.parallel.processes`, and the form of its messages.
+
+A message is a head (its kind, 1 byte, and its length, 8 bytes, big-endian) and its content.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,27 @@ from collections.abc import Callable
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GONE = (EOFError, OSError)  # what a pipe raises when the other end is gone
-VALUE, BYTES, ERROR = range(3)  # a pickled value, bytes as they are, a pickled exception
+GONE = (EOFError, OSError)  # the errors of a pipe whose other end is gone
+VALUE, BYTES, ERROR = range(3)  # kinds: a pickled value, bytes unchanged, a pickled exception
 
 _HEAD = struct.Struct("!BQ")  # the head of a message: its kind and its length
 
 
 def serve(pipe: socket.socket) -> None:
-    """Receive the function, then arguments again and again; answer until the other end hangs up."""
+    """Receive the function, then answer one message of arguments after the other.
+
+    The loop ends when the other end hangs up.
+
+    Args:
+        pipe: The connection to the parent. The first message is the pickled function, each further
+            one a pickled tuple of arguments.
+    """
+    # Ctrl-C is for the parent only. A fork inherits its parent's handler of SIGTERM, so reset it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork inherits its parent's handlers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    os.setpgrp()  # a signal to the group is for the parent, which saves, then ends this process
+    # Leave the group: a signal to it is for the parent, which saves and then ends this process.
+    os.setpgrp()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     function: Callable[..., Any] | None = None
     with contextlib.suppress(*GONE):
@@ -34,6 +46,7 @@ def serve(pipe: socket.socket) -> None:
         while True:
             _, arguments = receive(pipe)
             try:
+                # Unpickle the function inside the `try`, so that the caller gets the error.
                 function = function or pickle.loads(content)
                 result = function(*pickle.loads(arguments))
                 if type(result) is bytes:
@@ -49,9 +62,10 @@ def serve(pipe: socket.socket) -> None:
 def _pickled_error(error: BaseException) -> bytes:
     """Return the pickled error, with its traceback as a note.
 
-    If it cannot be pickled, its text is pickled instead.
+    If it cannot be pickled and unpickled, a `RuntimeError` with its text is pickled instead.
     """
     error.add_note(traceback.format_exc())
+    # Some errors can be pickled but not unpickled, so try both here.
     try:
         answer = pickle.dumps(error)
         pickle.loads(answer)
@@ -61,7 +75,11 @@ def _pickled_error(error: BaseException) -> bytes:
 
 
 def send(pipe: socket.socket, kind: int, content: bytes) -> None:
-    """Write one whole message."""
+    """Write one whole message.
+
+    Raises:
+        OSError: The other end is gone.
+    """
     pipe.sendall(_HEAD.pack(kind, len(content)))
     pipe.sendall(content)
 
@@ -77,7 +95,7 @@ def receive(pipe: socket.socket) -> tuple[int, bytearray]:
 
 
 def _read(pipe: socket.socket, length: int) -> bytearray:
-    """Read exactly `length` bytes; raise `EOFError` if the pipe ends before."""
+    """Read exactly `length` bytes; raise `EOFError` if the pipe ends earlier."""
     content = bytearray(length)
     remaining = memoryview(content)
     while remaining:
