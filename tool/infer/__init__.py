@@ -1,1 +1,1 @@
-"""Stage 2: scales and mirrors, files of previous stages, outputs."""
+"""Stage 2: several scales and mirrors of an image, files of previous stages, outputs."""

@@ -71,7 +71,14 @@ class ViewFlags:
     max_side: int | None = flag(None, type=positive_int, metavar="PIXELS")
 
     def changed(self, views: Views) -> Views:
-        """Return the copies of the flags, else those of `views`."""
+        """Return `views` with the changes that the flags ask for.
+
+        Args:
+            views: The recipe's copies. Their `max_side` is replaced by that of the flags.
+
+        Raises:
+            ValueError: A scale is not positive.
+        """
         if self.scales or self.sides:
             views = Views(self.scales or (), self.sides, views.mirror)
         mirror = views.mirror if self.mirror is None else self.mirror

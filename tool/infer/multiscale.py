@@ -1,4 +1,4 @@
-"""Multi-scale and flip: copies of images at several sizes and their mirrors, then merged."""
+"""Multi-scale inference with mirrors: score the copies of images, then merge their maps."""
 
 from __future__ import annotations
 
@@ -27,23 +27,26 @@ def infer_images(
     """Return the merged maps of images of one size, which pass through the network together.
 
     Args:
-        method: In `eval()`, on `device`.
-        samples: Of `data.dataset.InferDataset`, at least one: `images`, one (3, h, w) uint8 per
-            scale, `size`, and what else the method needs.
-        size: (H, W) of the maps; None for the images'.
-        amp: Use bf16 autocast.
-        mirror: Infer the mirror of each image too.
-        refine: Takes the id of an image, its features at the scales of at least 1 (else at the
-            largest), each (D, h, w), its merged maps in the order of `method.maps`, and its label
-            (K,); returns the maps. The features come from the forward passes of the maps. None for
-            the merged maps as they are.
+        method: The method in evaluation mode, on `device`.
+        samples: B samples of `data.dataset.InferDataset`, at least one. Each has `images`, one
+            (3, h, w) uint8 per scale, `size`, and the other inputs of the method. All have the same
+            sizes.
+        size: (H, W) of the maps; None for the size of each image.
+        amp: Whether to use bf16 autocast.
+        mirror: Whether to infer the mirror of each image too.
+        refine: A function of an image's id, its features, its merged maps and its label (K,), which
+            returns the maps. The features are one (D, h, w) per scale of at least 1, or that of
+            the largest scale if all are smaller. They come from the same forward passes as the
+            maps. None to leave the merged maps unchanged.
 
     Returns:
-        One {name: (C, H, W)} on the device per sample.
+        One {name: (C, H, W)} per sample, on the device.
 
     Raises:
-        ValueError: `merge` returned other maps than the method declares, or of another shape.
+        ValueError: `merge` returned other maps than the method declares, or maps of another shape.
+            Or `refine` is given and the method has no features.
     """
+    # Stack the inputs that all scales share. The images themselves are a list, not a tensor.
     batch: dict[str, Any] = {"image_id": [sample["image_id"] for sample in samples]}
     for name, value in samples[0].items():
         if isinstance(value, Tensor):
@@ -51,19 +54,21 @@ def infer_images(
     copies = 2 if mirror else 1
     used = _used_scales(samples[0]) if refine is not None else []
     scores, features = [], []
+    # Score all images at one scale after the other, with the features where they are needed.
     for index, images in enumerate(zip(*(sample["images"] for sample in samples), strict=True)):
-        eight_bit = torch.stack(images).to(device, non_blocking=True)
+        eight_bit = torch.stack(images).to(device, non_blocking=True)  # (B, 3, h, w)
         views = network_input(
             eight_bit, method.backbone.mean, method.backbone.std, mirror=mirror
         )  # (2B, 3, h, w) or (B, 3, h, w)
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             if index in used:
                 score, feature = score_and_embed(method, batch | {"image": views})
-                # A copy: a view would keep the features of the mirrors in memory, too.
-                features.append(feature[::copies].clone())
+                # Keep a copy, because a view would keep the features of the mirrors in memory too.
+                features.append(feature[::copies].clone())  # (B, D, h, w)
             else:
-                score = method.score(batch | {"image": views})
+                score = method.score(batch | {"image": views})  # (2B, C, h, w) or (B, C, h, w)
             scores.append(score.float())
+    # Merge the scales and mirrors of each image, and refine the maps.
     merged = []
     for i, sample in enumerate(samples):
         one = {key: value[i : i + 1] for key, value in batch.items()}
@@ -80,10 +85,19 @@ def infer_images(
 def merged_maps(
     method: nn.Module, scores: list[Tensor], batch: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """Return what `merge` makes of an image, in the order of `method.maps`.
+    """Return the merged maps of an image, in the order of `method.maps`.
+
+    Args:
+        method: The method, whose `merge` is called.
+        scores: One (2, C, h, w) per scale, the image and its mirror; (1, C, h, w) without mirrors.
+        batch: The inputs of this image, with `size`, the (H, W) of the maps, and `sizes`, the sizes
+            of its scales.
+
+    Returns:
+        {name: (C, H, W)}.
 
     Raises:
-        ValueError: They are other maps than the method declares, or of another shape.
+        ValueError: `merge` returned other maps than the method declares, or maps of another shape.
     """
     maps = method.merge(scores, batch)
     if set(maps) != set(method.maps):
@@ -98,14 +112,24 @@ def merged_maps(
 
 
 def _used_scales(sample: dict[str, Any]) -> list[int]:
-    """Return the indices of the copies that are no smaller than the image, else of the largest."""
+    """Return the indices of the copies that are no smaller than the image.
+
+    If all are smaller, return the index of the largest one.
+    """
     sides = [max(image.shape[-2:]) for image in sample["images"]]
     whole = [index for index, side in enumerate(sides) if side >= max(sample["size"])]
     return whole or [sides.index(max(sides))]
 
 
 def score_and_embed(method: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return the scores and the embedding of a batch, for which the backbone runs once.
+    """Return the scores and the embedding of a batch from one pass of the backbone.
+
+    Args:
+        method: The method.
+        batch: The batch that `method.score` and `method.embed` take.
+
+    Returns:
+        (2B, C, h, w) and (2B, D, h, w); without mirrors B in place of 2B.
 
     Raises:
         ValueError: The method has no embedding.
@@ -120,13 +144,13 @@ def score_and_embed(method: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, T
 def network_input(
     image: Tensor, mean: Sequence[float], std: Sequence[float], *, mirror: bool = True
 ) -> Tensor:
-    """Return images, and their mirrors, as a network takes them.
+    """Return images and their mirrors as the input of a network.
 
     Args:
         image: (B, 3, h, w) uint8.
-        mean: Of each channel of the network's input, in [0, 1].
-        std: Of each channel of the network's input, in [0, 1].
-        mirror: Put the mirror of each image behind it.
+        mean: The mean of each channel, for values in [0, 1].
+        std: The standard deviation of each channel, for values in [0, 1].
+        mirror: Whether each image is followed by its mirror.
 
     Returns:
         (2B, 3, h, w), or (B, 3, h, w) without mirrors: float32, (x / 255 - mean) / std,
@@ -140,17 +164,21 @@ def network_input(
 
 
 def present_rows(maps: Tensor, label: Tensor | None, *, has_background: bool) -> Cam:
-    """Return the rows that a CAM file holds: the background if there is one, and present classes.
+    """Return the CAM of the maps: the background row if there is one, and the present classes.
 
     Args:
-        maps: (K, H, W), or (K+1, H, W) with background.
-        label: (K,) image-level; None keeps every class.
+        maps: (K, H, W), or (K+1, H, W) with background first.
+        label: (K,) {0, 1}, image-level; None keeps every class.
+        has_background: Whether the maps begin with the background.
 
     Returns:
-        The CAM in float16, as a file stores it: many rows wait for their turn to be written.
+        The CAM in float16, as a file stores it. That halves the memory of CAMs that wait to be
+        written.
     """
+    # The mask value of each map.
     first = 0 if has_background else 1
     index = torch.arange(first, first + len(maps))
+    # Keep the background and the classes of the label.
     if label is not None:
         present = label.nonzero()[:, 0].cpu() + 1
         index = torch.cat([present.new_zeros(int(has_background)), present])

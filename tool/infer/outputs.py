@@ -17,27 +17,27 @@ from tool.infer.multiscale import Refine, present_rows
 from tool.parallel.writer import BackgroundWriter
 from tool.provenance import MADE_FROM, POST, claim
 
-PLAIN = "plain"  # the first map before the gate
-AHEAD = 2  # images whose files wait until a thread or process is free
+PLAIN = "plain"  # name of the first map as it was before the gate
+AHEAD = 2  # number of images whose files may wait until a thread or process is free
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is written where.
+    """The plan of the files: which maps and masks are written, and where.
 
     Attributes:
         maps: Names of the maps of each image, at least one.
-        has_background: They have K + 1 channels, background first.
-        post: How they become masks; is noted beside the maps.
-        map_dir: Folder of the maps; None for none.
-        mask_dir: Folder of the masks; None for none.
-        argmax_dir: Folder of the masks without a CRF; None for none.
-        map_stride: Pixels per stored value.
-        crf: Settings of `PostProcess`, for the masks.
-        threshold: Of the masks without a CRF, for maps without a background.
-        max_side: The longer side to which larger images were reduced; None for none.
-        crf_workers: Processes of the CRF, on a CPU.
-        plain: The maps come with one of the name `PLAIN`, which is written, too.
+        has_background: Whether the maps have K + 1 channels, background first.
+        post: Settings that say how the maps become masks; they are noted beside the maps.
+        map_dir: Folder of the maps; None to write no maps.
+        mask_dir: Folder of the masks; None to write no masks.
+        argmax_dir: Folder of the masks without a CRF; None to write none.
+        map_stride: Pixels per stored value along each side, 1..32.
+        crf: Settings of `PostProcess` for the masks.
+        threshold: Threshold of the masks without a CRF, for maps without background.
+        max_side: The longer side in pixels to which larger images were reduced; None for no limit.
+        crf_workers: Number of CRF processes, on a CPU.
+        plain: Whether each image also has a map called `PLAIN`, which is written too.
     """
 
     maps: tuple[str, ...]
@@ -58,11 +58,21 @@ class Plan:
         return (*self.maps, PLAIN) if self.plain else self.maps
 
     def post_of(self, name: str) -> Post:
-        """Return how a map becomes a mask."""
+        """Return the settings that say how the map `name` becomes a mask; `PLAIN` has no gate."""
         return dataclasses.replace(self.post, gate="none") if name == PLAIN else self.post
 
     def post_processes(self, images: Images) -> tuple[PostProcess | None, PostProcess | None]:
-        """Return what writes the masks, and what writes those without a CRF; None for none."""
+        """Return the writer of the masks, and the writer of the masks without a CRF.
+
+        Either is None if its masks are not written.
+
+        Args:
+            images: The dataset.
+
+        Raises:
+            ValueError: As `PostProcess`.
+        """
+        # The writers get their CAMs from memory. The folder only names the CAMs in errors.
         source = self.map_dir or self.mask_dir or self.argmax_dir or Path()
         writers = []
         for folder, changes in (
@@ -75,10 +85,17 @@ class Plan:
 
 
 class Outputs(contextlib.ExitStack):
-    """Writes the maps of images in the background, one file per image and map, and their masks.
+    """Writer of the maps of images, one file per image and map, and of their masks.
 
-    The first map goes to ID.npy in the folder of the maps, any other to NAME/ID.npy inside. Masks
-    are those of the first map.
+    It writes in the background, inside a `with` block. The first map goes to ID.npy in the folder
+    of the maps, each other one to NAME/ID.npy in it. Masks are made of the first map.
+
+    Args:
+        images: The dataset.
+        plan: The plan of the files.
+
+    Raises:
+        ValueError: As `PostProcess`.
     """
 
     def __init__(self, images: Images, plan: Plan) -> None:
@@ -88,6 +105,7 @@ class Outputs(contextlib.ExitStack):
 
     def __enter__(self) -> Outputs:
         self._files = self.enter_context(BackgroundWriter(ahead=AHEAD + 2))
+        # On a CPU the CRF takes most of the time and gets processes. On a GPU one thread suffices.
         if self.masks is not None:
             processes = self.plan.crf_workers if self.masks.device == "cpu" else 0
             ahead = AHEAD + max(1, processes)
@@ -97,10 +115,10 @@ class Outputs(contextlib.ExitStack):
         return super().__enter__()
 
     def claim(self, made_from: dict[str, object], image_ids: Sequence[str]) -> None:
-        """Note in each folder what it is made from.
+        """Write into each folder a note of what it is made from, or check an earlier note.
 
         Args:
-            made_from: What the maps are made from.
+            made_from: Values of plain types that determine the maps.
             image_ids: The images whose files are written.
 
         Raises:
@@ -108,23 +126,26 @@ class Outputs(contextlib.ExitStack):
                 no note; names what differs.
         """
         plan = self.plan
+        # Check all folders before any note is written, so that a refusal changes nothing.
         if plan.map_dir is not None:
             for name in plan.names():
                 _check_origin(self._folder(name), [f"{image_id}.npy" for image_id in image_ids])
         writers = [writer for writer in (self.masks, self.argmax) if writer is not None]
         for writer in writers:
             _check_origin(writer.out, [f"{image_id}.png" for image_id in image_ids])
+        # Write the notes. That of a further map also has its name, so that two folders of one run
+        # have different notes.
         if plan.map_stride > 1:
             made_from = made_from | {"cam_stride": plan.map_stride}
         for name in plan.names() if plan.map_dir is not None else ():
-            which = {} if name == plan.maps[0] else {"map": name}  # folders differ in their origin
+            which = {} if name == plan.maps[0] else {"map": name}
             remarks = {POST: plan.post_of(name).as_note()}
             claim(self._folder(name), made_from | which, remarks=remarks)
         for writer in writers:
             claim(writer.out, made_from | writer.settings())
 
     def are_whole(self, image_id: str) -> bool:
-        """Return whether every file of an image is there and readable."""
+        """Return whether every file of an image exists and is readable."""
         plan = self.plan
         if plan.map_dir is not None:
             paths = [self._folder(name) / f"{image_id}.npy" for name in plan.names()]
@@ -134,12 +155,17 @@ class Outputs(contextlib.ExitStack):
         return all(writer is None or writer.is_whole(image_id) for writer in writers)
 
     def put(self, image_id: str, label: Tensor | None, maps: dict[str, Tensor]) -> None:
-        """Write the maps of an image.
+        """Write the maps and masks of an image in the background.
 
         Args:
-            label: (K,) image-level; None keeps every class.
-            maps: {name: (C, H, W)}, those of the plan.
+            image_id: The image.
+            label: (K,) {0, 1}, image-level; None keeps every class.
+            maps: {name: (C, H, W)}, at least the maps of the plan.
+
+        Raises:
+            BaseException: The first error in writing the files of this or an earlier image.
         """
+        # Masks need the first map even if no maps are written.
         written = self.plan.names() if self.plan.map_dir is not None else ()
         for name in dict.fromkeys((self.plan.maps[0], *written)):
             rows = present_rows(maps[name], label, has_background=self.plan.has_background)
@@ -151,13 +177,17 @@ class Outputs(contextlib.ExitStack):
                 self._masks.submit(self.masks.write, image_id, rows)
 
     def _folder(self, name: str) -> Path:
-        """Return the folder of a map."""
+        """Return the folder of the map called `name`."""
         out = self.plan.map_dir
         return out if name == self.plan.maps[0] else out / name
 
 
 def keeping_plain(gate: Refine) -> Refine:
-    """Return a gate whose maps have the first one, as it was before, under the name `PLAIN`."""
+    """Return a function like `gate` that also keeps the first map as it was, called `PLAIN`.
+
+    Args:
+        gate: As `refine` of `infer_images`.
+    """
 
     def both(
         image_id: str, features: Sequence[Tensor], maps: dict[str, Tensor], label: Tensor
@@ -168,7 +198,7 @@ def keeping_plain(gate: Refine) -> Refine:
 
 
 def _check_origin(folder: Path, names: Sequence[str]) -> None:
-    """Check that a folder without a note has no files of these names, which others have made."""
+    """Raise `ValueError` if a folder has files of these names and no note of their origin."""
     if (folder / MADE_FROM).is_file():
         return
     found = next((name for name in names if (folder / name).exists()), None)

@@ -1,4 +1,4 @@
-"""Files of previous stages that a method reads: seeds, CAMs, masks, boundary labels."""
+"""Read the files of previous stages that a method needs: seeds, CAMs, masks, boundary labels."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ CAM_STRIDE = 4  # pixels per cell of the batch key `cam`
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of file: one per image, in the folder that `--KEY-dir` names.
+    """A kind of file of which each image has one, in the folder that `--KEY-dir` names.
 
     Attributes:
         key: The batch key.
-        suffix: Of the file name, with its dot.
-        plural: The key in the plural: what a run's configuration calls the origin of the files.
-        what: Name of the files in messages, plural.
-        made_by: The command that makes them.
+        suffix: End of the file names, with its dot.
+        plural: The plural of the key. A run's configuration notes the origin of the files by this
+            name.
+        what: Name of the files in messages, in the plural.
+        made_by: The command that makes the files.
     """
 
     key: str
@@ -41,7 +42,7 @@ class Kind:
 
     @property
     def flag(self) -> str:
-        """The flag that names the folder."""
+        """Return the flag that names the folder."""
         return f"--{self.key}-dir"
 
 
@@ -54,9 +55,9 @@ KINDS = {
         Kind("boundary", ".png", "boundaries", "boundary labels", "python -m data.boundary"),
     )
 }
-PREVIOUS = "files of previous stages, which some methods read"  # title of their flags
-INFERABLE = ("seed", "cam")  # in inference
-CLASSES = ("seed", "mask")  # PNGs of class indices
+PREVIOUS = "files of previous stages, which some methods read"  # title of the group of flags
+INFERABLE = ("seed", "cam")  # keys of the kinds that a method may read in inference
+CLASSES = ("seed", "mask")  # keys of the kinds that are PNGs of class indices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +65,10 @@ class PreviousOutputs:
     """The folders of files of previous stages.
 
     Attributes:
-        folders: Batch key -> folder, of the kinds that were given.
+        folders: Batch key -> folder, for each kind whose folder was given.
         cam_stride: Pixels per cell of the batch key `cam`.
-        with_background: Whether every CAM has a background row, which is then the first row of the
-            batch key `cam`. None if it does not matter: the row is left out.
+        with_background: True if every CAM has a background row, which is then the first row of the
+            batch key `cam`; False if no CAM has one. None to accept both and leave the row out.
     """
 
     folders: Mapping[str, Path] = dataclasses.field(default_factory=dict)
@@ -77,14 +78,15 @@ class PreviousOutputs:
     def whole(
         self, image_ids: Sequence[str], *, label: Callable[[str], np.ndarray]
     ) -> PreviousOutputs:
-        """Return these folders, whose CAMs are read at full size and with their background row.
+        """Return the same folders, with CAMs at full size and with their background row if any.
 
         Args:
-            image_ids: The images. Whether there is a background row, the first CAM with any row
-                says for all.
-            label: Returns the (K,) label of an image.
+            image_ids: The images. The first CAM with a class decides whether all have a background
+                row.
+            label: A function that returns the (K,) label of an image.
 
         Raises:
+            FileNotFoundError: A CAM does not exist.
             ValueError: A CAM is broken; names the file.
         """
         for image_id in image_ids:
@@ -95,7 +97,13 @@ class PreviousOutputs:
         return dataclasses.replace(self, cam_stride=1, with_background=False)
 
     def require(self, inputs: Collection[str], image_ids: Sequence[str]) -> None:
-        """Check that every file that `inputs` names exists; warn if a few masks look wrong.
+        """Check that all files of previous stages that a method needs exist.
+
+        It also prints a warning if the palette of a mask among the first ones looks wrong.
+
+        Args:
+            inputs: The method's batch keys.
+            image_ids: The images.
 
         Raises:
             ValueError: A folder was not given; names the flag.
@@ -125,14 +133,20 @@ class PreviousOutputs:
         label: Callable[[], np.ndarray],
         num_classes: int,
     ) -> dict[str, Tensor]:
-        """Read what `inputs` names of `seed` (H, W) int64 and `cam` (C, h, w), for inference.
+        """Read the batch keys `seed` and `cam` of an image, as far as `inputs` names them.
 
         Args:
+            inputs: The batch keys of a method in inference.
+            image_id: The image.
             size: (H, W) of the image.
-            label: Returns the image's (K,) label, for the pickled layouts of the field.
+            label: A function that returns the image's (K,) label, for the pickled CAM layouts.
+            num_classes: K, without background.
+
+        Returns:
+            `seed` (H, W) int64 in 0..K and 255, and `cam` (C, h, w) float32, as in `class_cells`.
 
         Raises:
-            ValueError: As `read_seed` and `read_cam`.
+            ValueError: As `read_mask` and `read_cam`.
         """
         found = {}
         if "seed" in inputs:
@@ -149,14 +163,16 @@ class PreviousOutputs:
     def read_mask(
         self, key: str, image_id: str, *, size: tuple[int, int], num_classes: int | None
     ) -> np.ndarray:
-        """Return a seed, mask or boundary label, (H, W) uint8.
+        """Return a seed, mask or boundary label of an image, (H, W) uint8.
 
         Args:
-            key: Of the kind.
+            key: The batch key of its kind.
+            image_id: The image.
             size: (H, W) of the image.
             num_classes: K; values are 0..K and 255. None for a boundary label.
 
         Raises:
+            FileNotFoundError: The file does not exist.
             ValueError: The file is broken, has another size, a class above K or a value that no
                 boundary label has; names the file.
         """
@@ -173,15 +189,21 @@ class PreviousOutputs:
         label: Callable[[], np.ndarray],
         num_classes: int,
     ) -> Cam:
-        """Return the rows of a CAM file, with the background row if the folder is read with it.
+        """Return the CAM of an image; without its background row if `with_background` is None.
 
         Args:
+            image_id: The image.
             size: (H, W) of the image.
-            label: Returns the image's (K,) label, for the pickled layouts of the field.
+            label: A function that returns the image's (K,) label, for the pickled CAM layouts.
+            num_classes: K, without background.
+
+        Returns:
+            The CAM as it is stored, not enlarged.
 
         Raises:
-            ValueError: The file is broken, has another size or a class above K, or has a background
-                row and other CAMs have none, or the other way round; names the file.
+            FileNotFoundError: The file does not exist.
+            ValueError: The file is broken, has another size or a class above K, or does not agree
+                with `with_background`; names the file.
         """
         path = self.folders["cam"] / f"{image_id}.npy"
         cam = load_cam(path, label=label)
@@ -198,20 +220,23 @@ class PreviousOutputs:
 def class_cells(
     rows: Cam, num_classes: int, cells: tuple[int, int], *, with_background: bool = False
 ) -> Tensor:
-    """Return the rows (P, H, W) of a CAM as maps of all classes; absent classes are 0.
+    """Return the maps (P, H, W) of a CAM as maps of all classes, resized bilinearly.
 
     Args:
         rows: The CAM.
-        num_classes: K.
+        num_classes: K, without background.
         cells: (h, w) of the result.
-        with_background: The rows begin with the background. A CAM without rows is all background.
+        with_background: Whether the CAM begins with the background. A CAM without rows is all
+            background.
 
     Returns:
-        (K, h, w), or (K+1, h, w) with the background first.
+        (K, h, w) float32, or (K+1, h, w) with the background first; absent classes are 0.
     """
+    # The background is 1 unless the CAM has a row for it.
     maps = torch.zeros(num_classes + with_background, *cells)
     if with_background:
         maps[0] = 1
+    # Put each row at its class: mask value c is channel c with background, c - 1 without.
     if len(rows.class_index):
         small = torch.nn.functional.interpolate(
             torch.tensor(rows.cam)[None], size=cells, mode="bilinear", align_corners=False
@@ -227,7 +252,15 @@ def takes_previous_outputs(inputs: Collection[str]) -> bool:
 
 
 def check_not_reduced(inputs: Collection[str], max_side: int | None) -> None:
-    """Check that images are not reduced if a method with these inputs reads files of their size."""
+    """Check that images are not reduced if a method reads files of their full size.
+
+    Args:
+        inputs: The method's batch keys in inference.
+        max_side: The longer side in pixels to which images are reduced; None for no limit.
+
+    Raises:
+        ValueError: `max_side` is given, and the method reads such files.
+    """
     if max_side is not None and takes_previous_outputs(inputs):
         raise ValueError(
             "--max-side: this method reads files of previous stages, of the whole image's size"
@@ -248,5 +281,6 @@ class PreviousFlags:
 
     def outputs(self) -> PreviousOutputs:
         """Return the folders that were given."""
+        # A class of flags may have flags for some kinds only.
         folders = {key: getattr(self, f"{key}_dir", None) for key in KINDS}
         return PreviousOutputs({key: folder for key, folder in folders.items() if folder})

@@ -14,15 +14,15 @@ from tool.formats.image import reduced, reduced_size
 
 
 def scaled_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """(height, width) times `scale`, rounded, at least one pixel."""
+    """Return (height, width) times `scale`, rounded, each at least 1."""
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def at_scale(image: Image.Image, scale: float) -> Tensor:
-    """A PIL RGB image (W, H) at a scale, bicubic.
+    """Return a PIL RGB image of size (W, H) at a scale, resized by bicubic interpolation.
 
     Returns:
-        (3, h, w) uint8, h = round(H * scale), w = round(W * scale), at least 1.
+        (3, h, w) uint8, with (h, w) = `scaled_size(H, W, scale)`.
     """
     height, width = scaled_size(image.height, image.width, scale)
     if (width, height) != image.size:
@@ -31,7 +31,7 @@ def at_scale(image: Image.Image, scale: float) -> Tensor:
 
 
 def at_side(image: Image.Image, side: int) -> Tensor:
-    """Return a PIL RGB image resized to a square, bicubic, as (3, side, side) uint8."""
+    """Return a PIL RGB image resized bicubically to a square, (3, side, side) uint8."""
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.BICUBIC)
     return functional.pil_to_tensor(image)
@@ -44,12 +44,12 @@ class Views:
     Attributes:
         scales: Factors on the size of the image.
         sides: Sides of squares in pixels, in place of `scales`; the aspect ratio is lost.
-        mirror: The mirror of each copy passes through the network too.
-        max_side: A larger image is reduced first, so that its longer side has this many pixels; the
-            maps are those of the reduced image. None for images as they are.
+        mirror: Whether the mirror of each copy passes through the network too.
+        max_side: A larger image is reduced first, so that its longer side has this many pixels. The
+            maps are those of the reduced image. None for no limit.
 
     Raises:
-        ValueError: There is none, or one is not positive.
+        ValueError: There is no scale or side, or a scale, side or `max_side` is not positive.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -67,7 +67,7 @@ class Views:
             raise ValueError(f"scales {list(self.scales)} are not positive numbers")
 
     def of(self, image: Image.Image) -> list[Tensor]:
-        """Return one (3, h, w) uint8 copy of a PIL RGB image per scale or side."""
+        """Return the copies of a PIL RGB image, one (3, h, w) uint8 per scale or side."""
         image = reduced(image, self.max_side)
         if self.sides is not None:
             return [at_side(image, side) for side in self.sides]
@@ -78,7 +78,7 @@ class Views:
         return reduced_size(size, self.max_side)
 
     def note(self) -> dict[str, Any]:
-        """Return what provenance notes of the copies."""
+        """Return the entries of a provenance note about the copies, in plain types."""
         sizes: dict[str, Any] = {"sides": list(self.sides or ())}
         if self.sides is None:
             sizes = {"scales": list(self.scales)}
@@ -88,10 +88,13 @@ class Views:
 
     @classmethod
     def noted(cls, note: Mapping[str, Any]) -> Views:
-        """Return the copies that a provenance note speaks of.
+        """Return the copies that a provenance note describes.
+
+        Args:
+            note: A note with the entries of `note()`, and perhaps others.
 
         Raises:
-            ValueError: The note says nothing of them, or something impossible.
+            ValueError: The note has no sizes, or impossible ones.
         """
         try:
             sides = tuple(note["sides"]) if "sides" in note else None
