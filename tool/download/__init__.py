@@ -1,1 +1,1 @@
-"""Released files, fetched and checked."""
+"""Download released files, check them, and unpack them."""

@@ -1,8 +1,8 @@
 """Download a released file, check it, and unpack it if it is an archive.
 
-A download is resumed where it was interrupted, or starts over if the host cannot resume. Address
-and SHA-256 of a file are recorded on first sight in `sha256.json` beside it, and checked ever
-after. An archive is unpacked into a folder of its own.
+A download is resumed where it was interrupted, or starts over if the host cannot resume. The first
+download of a file records its address and SHA-256 in `sha256.json` beside it, and every later run
+checks them. An archive is unpacked into a folder of its own.
 """
 
 from __future__ import annotations

