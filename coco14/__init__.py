@@ -29,12 +29,15 @@ MASK_VALUES = {category: index for index, category in enumerate(CATEGORIES, star
 SPLITS = {"train": "train2014", "val": "val2014"}
 IMAGE_FOLDERS = tuple(SPLITS.values())
 MASK_FOLDERS = tuple(f"masks/{folder}" for folder in IMAGE_FOLDERS)
-ANNOTATIONS = "annotations/instances_{}.json"  # of train2014 or val2014
+ANNOTATIONS = "annotations/instances_{}.json"  # {} is train2014 or val2014
 
 LIST_SIZES = {"train": 82_081, "val": 40_137, "train_all": 82_783, "val_all": 40_504}
 """Images of the two conventions: those with an object (EPS, PPC, SIPE, SFC), and all of them."""
 
 
 def image_ids_of(number: int) -> tuple[str, ...]:
-    """Return the ids that an image with COCO's number can have; no two splits share a number."""
+    """Return the ids that an image with COCO's number can have, one per split.
+
+    No two splits share a number, so at most one of them exists.
+    """
     return tuple(f"COCO_{folder}_{number:012d}" for folder in IMAGE_FOLDERS)

@@ -1,4 +1,4 @@
-"""COCO's instance annotations as lists of objects, and as masks."""
+"""Read COCO's instance annotations as lists of objects, and draw masks of them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Object:
 
     Attributes:
         value: Mask value, 1..80.
-        area: In pixels.
-        crowd: Whether it is a group that nobody took apart.
+        area: Area in pixels.
+        crowd: Whether it is a group whose objects were not annotated one by one.
         segmentation: COCO's polygons or run lengths, checked.
     """
 
@@ -37,15 +37,15 @@ class Object:
 
 @dataclasses.dataclass(frozen=True)
 class ImageObjects:
-    """One image's annotations, in their order in the file.
+    """The annotations of one image, in their order in the file.
 
     Attributes:
-        image_id: The id.
-        height: In pixels.
-        width: In pixels.
-        objects: Those with a region.
-        short_polygons: Of each annotation that had some, how many polygons of fewer than three
-            points were left out. An annotation that had no others is left out with them.
+        image_id: The id of the image.
+        height: Height in pixels.
+        width: Width in pixels.
+        objects: The annotated objects that have a region.
+        short_polygons: For each annotation with polygons of fewer than three points, how many of
+            them were left out. An annotation that has no other polygons is left out itself.
     """
 
     image_id: str
@@ -58,7 +58,7 @@ class ImageObjects:
 def read_annotations(path: Path) -> list[ImageObjects]:
     """Return the images of an `instances_*.json`, in the order of COCO's image numbers.
 
-    Everything in them is checked, which `pycocotools.coco.COCO` does not do.
+    Every entry is checked, which `pycocotools.coco.COCO` does not do.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -79,7 +79,7 @@ def read_annotations(path: Path) -> list[ImageObjects]:
 
 
 def _entries(content: Any, name: str) -> list[dict[str, Any]]:
-    """Return one of the lists of a file."""
+    """Return the list of dictionaries called `name` in a file; raise `ValueError` without one."""
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"it has no list of {name}")
@@ -87,7 +87,7 @@ def _entries(content: Any, name: str) -> list[dict[str, Any]]:
 
 
 def _check_categories(entries: list[dict[str, Any]]) -> None:
-    """Check that the categories are COCO's."""
+    """Raise `ValueError` unless the categories are COCO's."""
     for entry in entries:
         number, name = _whole(entry, "id", "a category"), entry.get("name")
         wanted = coco14.CATEGORIES.get(number)
@@ -96,7 +96,13 @@ def _check_categories(entries: list[dict[str, Any]]) -> None:
 
 
 def _whole(entry: dict[str, Any], name: str, where: str) -> int:
-    """Return a value that must be a whole number."""
+    """Return the value called `name` of an entry; raise `ValueError` if it is no whole number.
+
+    Args:
+        entry: The entry.
+        name: The key of the value.
+        where: The entry as the message names it.
+    """
     value = entry.get(name)
     if type(value) is not int:
         raise ValueError(f"{where} has the {name} {shown(value)}, which is no whole number")
@@ -104,7 +110,7 @@ def _whole(entry: dict[str, Any], name: str, where: str) -> int:
 
 
 def _images(entries: list[dict[str, Any]]) -> dict[int, ImageObjects]:
-    """Return the images by COCO's number, without objects."""
+    """Return the images by COCO's number, without objects; raise `ValueError` for a bad entry."""
     images: dict[int, ImageObjects] = {}
     for entry in entries:
         image_id = _image_id(entry.get("file_name"))
@@ -120,7 +126,7 @@ def _images(entries: list[dict[str, Any]]) -> dict[int, ImageObjects]:
 
 
 def _image_id(file_name: Any) -> str:
-    """Return the file name without suffix, which must be one line of a list."""
+    """Return the file name without suffix; raise `ValueError` if an image list cannot hold it."""
     if not isinstance(file_name, str):
         raise ValueError(f"an image has the file_name {shown(file_name)}, which is no text")
     image_id = file_name.rsplit(".", 1)[0]
@@ -130,7 +136,16 @@ def _image_id(file_name: Any) -> str:
 
 
 def _add_object(entry: dict[str, Any], images: dict[int, ImageObjects]) -> None:
-    """Check an annotation, and add it to its image."""
+    """Check an annotation, and add its object to the image.
+
+    Args:
+        entry: The annotation.
+        images: The images by COCO's number. The one of the annotation is changed.
+
+    Raises:
+        ValueError: The annotation is broken, or of an image that is not there; names it.
+    """
+    # The image and the class.
     where = f"annotation {shown(entry.get('id'))}"
     image = images.get(_whole(entry, "image_id", where))
     if image is None:
@@ -139,11 +154,13 @@ def _add_object(entry: dict[str, Any], images: dict[int, ImageObjects]) -> None:
     category = _whole(entry, "category_id", where)
     if category not in coco14.MASK_VALUES:
         raise ValueError(f"{where} has the unknown category {shown(category)}")
+    # The area and the kind. The comparison is written so that NaN fails it.
     area, crowd = entry.get("area"), entry.get("iscrowd", 0)
-    if type(area) not in (int, float) or not 0 <= area < 2**31:  # nor when it is NaN
+    if type(area) not in (int, float) or not 0 <= area < 2**31:
         raise ValueError(f"{where} has the area {shown(area)}")
     if crowd not in (0, 1):
         raise ValueError(f"{where} has iscrowd {shown(crowd)}: 0 and 1 are possible")
+    # The region. An annotation of short polygons only has none, and is no object.
     segmentation, short = without_short_polygons(entry.get("segmentation"))
     try:
         check_segmentation(segmentation, image.height, image.width)
@@ -161,19 +178,23 @@ def draw_mask(image: ImageObjects, *, overlap: str) -> np.ndarray:
     """Return the mask of an image.
 
     Args:
-        image: As `read_annotations` returns it.
-        overlap: Who is on top where objects overlap: `small`, the one of smaller area; `later` or
-            `first` in the file. A crowd is 255 and lies below every object.
+        image: The image and its objects, as `read_annotations` returns them.
+        overlap: Which object is on top if objects overlap: "small" for the one of smaller area,
+            "later" or "first" for that one in the file. A crowd is always below every object.
 
     Returns:
-        (H, W) uint8: 0 background, 1..80, 255 ignored.
+        (H, W) uint8: 0 background, 1..80 classes, 255 for a crowd.
+
+    Raises:
+        ValueError: As `region_of`.
     """
+    # Sort so that the top comes last, because later objects are painted over earlier ones.
     objects = list(image.objects)
     if overlap == "small":
         objects.sort(key=lambda one: -one.area)
     elif overlap == "first":
         objects.reverse()
-    objects.sort(key=lambda one: not one.crowd)  # crowds first, the others as they are
+    objects.sort(key=lambda one: not one.crowd)  # crowds first; the sort is stable
     mask = np.zeros((image.height, image.width), np.uint8)
     for one in objects:
         region = region_of(one.segmentation, image.height, image.width)

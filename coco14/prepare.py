@@ -1,6 +1,6 @@
 """Prepare MS COCO 2014: write its lists, image-level labels and masks.
 
-If the command is stopped and started again, it goes on where it was.
+If the command is stopped and started again, it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ class Command(PrepareFlags):
 def main(argv: Sequence[str] | None = None) -> None:
     """Check the download, then write lists, labels, masks and `protocol.json`."""
     command = parse_flags(Command, argv, example="--root COCO")
+    # Read and check everything before anything is written.
     catalog = open_catalog("coco14", command.root)
     sources = annotation_files(command.root, partial=command.partial)
     images = read_splits(sources)
     lists = find_lists(images)
     check_lists(command, catalog, lists, coco14.LIST_SIZES)
     check_sizes(catalog, sources, images)
+    # The overlap rule and the annotations determine the masks, so each folder's note has both.
     hashes = {split: file_hash(path) for split, path in sources.items()}
     works = {
         split: MaskWriter(
@@ -70,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if short := short_polygons(sources, images):
         about["polygons_left_out"] = short
     files = find_files(catalog, lists, images)
+    # Write lists and labels, claim the folders, then draw the masks.
     with locked(command.root / "masks"):
         if not command.overwrite:
             for work in works.values():
@@ -82,10 +85,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def annotation_files(root: Path, *, partial: bool) -> dict[str, Path]:
-    """Return the annotations of each split; with `partial` only those that exist.
+    """Return the annotation file of each split.
+
+    Args:
+        root: Folder of the dataset.
+        partial: Whether one of the two files may be missing; the result leaves it out.
 
     Raises:
-        FileNotFoundError: A file is missing, or with `partial` both.
+        FileNotFoundError: A file is missing, or both if `partial`.
     """
     files = {
         split: root / coco14.ANNOTATIONS.format(folder) for split, folder in coco14.SPLITS.items()
@@ -101,8 +108,11 @@ def annotation_files(root: Path, *, partial: bool) -> dict[str, Path]:
 def read_splits(sources: dict[str, Path]) -> dict[str, list[ImageObjects]]:
     """Return the images of each split.
 
+    Args:
+        sources: Split -> its annotation file.
+
     Raises:
-        ValueError: As for `read_annotations`, or two images have the same id, so that one mask
+        ValueError: As for `read_annotations`; or two images have the same id, so that one mask
             would overwrite the other.
     """
     images = {split: read_annotations(path) for split, path in sources.items()}
@@ -121,7 +131,15 @@ def read_splits(sources: dict[str, Path]) -> dict[str, list[ImageObjects]]:
 def short_polygons(
     sources: dict[str, Path], images: dict[str, list[ImageObjects]]
 ) -> dict[str, int]:
-    """Return the number of polygons left out of each split that has some, and print it."""
+    """Print and return how many polygons of fewer than three points were left out.
+
+    Args:
+        sources: Split -> its annotation file, for the line that is printed.
+        images: Split -> its images.
+
+    Returns:
+        Split -> number of polygons, for the splits that have some.
+    """
     counts = {}
     for split, path in sources.items():
         short = {one.image_id: sum(one.short_polygons) for one in images[split]}
@@ -136,7 +154,7 @@ def short_polygons(
 
 
 def find_lists(images: dict[str, list[ImageObjects]]) -> dict[str, list[str]]:
-    """Return the ids of both conventions: images with an object, and all."""
+    """Return the ids of the lists: per split the images with an object, and all as `SPLIT_all`."""
     lists = {}
     for split, every in images.items():
         lists[split] = [one.image_id for one in every if one.objects]
@@ -147,7 +165,16 @@ def find_lists(images: dict[str, list[ImageObjects]]) -> dict[str, list[str]]:
 def check_sizes(
     catalog: Catalog, sources: dict[str, Path], images: dict[str, list[ImageObjects]]
 ) -> None:
-    """Check that every image is as large as its annotations say."""
+    """Check that every image has the size that its annotations state.
+
+    Args:
+        catalog: The dataset.
+        sources: Split -> its annotation file, for the message.
+        images: Split -> its images.
+
+    Raises:
+        ValueError: The sizes of an image differ, or the image is missing or broken.
+    """
     for split, path in sources.items():
         for one in images[split]:
             size = catalog.image_size(one.image_id)[::-1]
@@ -159,7 +186,7 @@ def check_sizes(
 def find_files(
     catalog: Catalog, lists: dict[str, list[str]], images: dict[str, list[ImageObjects]]
 ) -> dict[Path, bytes]:
-    """Return the contents of the lists and labels by path."""
+    """Return the contents of the files of lists and labels, by path."""
     folder = catalog.root / catalog.layout.lists
     labels = {one.image_id: label_of(one) for every in images.values() for one in every}
     files = {folder / f"{name}.txt": list_bytes(ids) for name, ids in lists.items()}
@@ -174,7 +201,13 @@ def label_of(image: ImageObjects) -> np.ndarray:
 
 
 def write_masks(work: MaskWriter, images: list[ImageObjects], *, workers: int) -> None:
-    """Write the masks of a split that are not there whole."""
+    """Write the masks of a split, except those that exist and are whole.
+
+    Args:
+        work: The writer of the split's masks.
+        images: The images of the split.
+        workers: The number of processes.
+    """
     done = map_processes(work, images, workers=workers)
     written = sum(tqdm(done, total=len(images), desc=work.folder.name, mininterval=1.0))
     print(f"{work.folder}: {written} masks written, {len(images) - written} were there")
@@ -182,23 +215,23 @@ def write_masks(work: MaskWriter, images: list[ImageObjects], *, workers: int) -
 
 @dataclasses.dataclass(frozen=True)
 class MaskWriter:
-    """The work on one image: called with it, it writes the mask unless a whole one exists.
+    """A writer of masks that can be sent to another process.
 
-    The call returns True if it wrote the mask.
+    A call with an image writes its mask unless a whole one exists, and returns whether it did.
 
     Attributes:
-        folder: Of the masks.
-        made_from: What decides the masks: `overlap`, and the hash of the annotations.
+        folder: Folder of the masks.
+        made_from: The facts that determine the masks: `overlap`, and the hash of the annotations.
     """
 
     folder: Path
     made_from: dict[str, str]
 
     def check_folder(self) -> None:
-        """Check that the masks in the folder are made from the same.
+        """Check that the masks in the folder, if any, are made from the same facts.
 
         Raises:
-            ValueError: They are not, or there is no note of what they are made from.
+            ValueError: They are made from others, or no note says what they are made from.
         """
         differ = differing(self.folder, self.made_from)
         unknown = differ is None and any(p.name[0] != "." for p in self.folder.rglob("*.png"))
@@ -210,10 +243,17 @@ class MaskWriter:
             )
 
     def claim_folder(self, images: Sequence[ImageObjects], *, anew: bool) -> None:
-        """Note what the masks are made from; with `anew` the old ones go first.
+        """Write the note of what the masks are made from.
 
-        In this order an old mask never passes for a new one, whatever stops the command.
+        Args:
+            images: The images of the split.
+            anew: Whether to remove old masks and their note first.
+
+        Raises:
+            ValueError: The folder has a note of other facts.
         """
+        # Remove the masks before their note. Then an old mask never counts as a new one, whenever
+        # the command is stopped.
         if anew:
             for image in images:
                 self.path_of(image).unlink(missing_ok=True)
@@ -221,7 +261,7 @@ class MaskWriter:
         claim(self.folder, self.made_from)
 
     def path_of(self, image: ImageObjects) -> Path:
-        """Return the path of the mask."""
+        """Return the path of an image's mask."""
         return self.folder / f"{image.image_id}.png"
 
     def __call__(self, image: ImageObjects) -> bool:

@@ -1,8 +1,8 @@
 """Prepare PASCAL VOC 2012: write its lists and image-level labels.
 
-The devkit has the lists `train`, `val` and, in its other half, `test`. `train_aug` adds the images
-of SBD: those with a mask in `SegmentationClassAug/`, or those of a list. The labels come from the
-XML annotations; objects that are marked difficult count.
+The devkit has the lists `train`, `val` and, in its test half, `test`. The list `train_aug` adds the
+images of SBD: those with a mask in `SegmentationClassAug/`, or those of a given list. The labels
+come from the XML annotations; objects that are marked difficult count too.
 """
 
 from __future__ import annotations
@@ -55,11 +55,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def find_lists(catalog: Catalog, sbd_list: Path | None) -> tuple[dict[str, list[str]], str]:
-    """Return the ids of every list, and where `train_aug` comes from.
+    """Return the ids of every list, and the origin of `train_aug`.
+
+    Args:
+        catalog: The devkit.
+        sbd_list: List of SBD's images; None for the images with a mask in `SegmentationClassAug/`.
+
+    Returns:
+        Name -> ids, for `train`, `val`, `train_aug` and, if the devkit has it, `test`; and the
+        origin as text for `protocol.json`.
 
     Raises:
         FileNotFoundError: A list or SBD's images are missing.
-        ValueError: train and val share an image.
+        ValueError: train and val share an image, or a list is broken.
     """
     lists = {name: catalog.ids(name) for name in ("train", "val")}
     if (catalog.root / voc12.LIST_FOLDER / "test.txt").is_file():
@@ -81,13 +89,14 @@ def find_lists(catalog: Catalog, sbd_list: Path | None) -> tuple[dict[str, list[
             raise FileNotFoundError(
                 f"{folder} has no masks: put SBD's there, or name a list with --sbd-list"
             )
+    # SBD also has masks of images in val. Training must not see them, nor those of test.
     aside = set(lists["val"]) | set(lists.get("test", ()))
     lists["train_aug"] = sorted((set(lists["train"]) | set(more)) - aside)
     return lists, source
 
 
 def has_ids(catalog: Catalog, path: Path, ids: list[str]) -> bool:
-    """Return whether a list is there and has these ids, in whatever order and form."""
+    """Return whether the list file `path` exists and has these ids, in any order and any format."""
     try:
         return set(catalog.ids(str(path))) == set(ids)
     except (FileNotFoundError, ValueError):
@@ -95,7 +104,14 @@ def has_ids(catalog: Catalog, path: Path, ids: list[str]) -> bool:
 
 
 def find_labels(catalog: Catalog, lists: dict[str, list[str]]) -> dict[str, np.ndarray]:
-    """Return the labels (20,) of the images with public annotations, in the order of their ids.
+    """Return the image-level labels of the images with public annotations.
+
+    Args:
+        catalog: The devkit.
+        lists: The lists of `find_lists`. Images of `test` have no public annotations.
+
+    Returns:
+        Image id -> (20,) {0, 1}, in the order of the ids.
 
     Raises:
         FileNotFoundError: Annotations are missing; names the first few, and how many.

@@ -1,7 +1,8 @@
 """Write the archive of masks for VOC's evaluation server, or check one.
 
-It holds `results/VOC2012/Segmentation/comp6_test_cls/ID.png` for every image of the list. It is
-read back and checked: the ids, the palette, the sizes and the values.
+The archive holds `results/VOC2012/Segmentation/comp6_test_cls/ID.png` for every image of the list.
+After writing it, the command reads it back and checks the ids, the palette, the sizes and the
+values.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tool.formats.mask import load_mask, palette, write_mask
 from tool.formats.predictions import require_files
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
-_LARGEST = 2**24  # bytes of one mask file
+_LARGEST = 2**24  # the largest number of bytes of a mask file
 
 
 class TestListFlags(DatasetFlags):
@@ -77,10 +78,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def mode_of(archive: Path) -> str:
-    """Return how `tarfile` writes an archive of this name: "w", or "w:gz".
+    """Return the mode in which an archive of this name is written: "w", or "w:gz" if compressed.
 
     Raises:
-        ValueError: The name is of another kind of archive.
+        ValueError: The suffix is none that the server accepts.
     """
     if archive.name.endswith((".tgz", ".tar.gz")):
         return "w:gz"
@@ -90,10 +91,22 @@ def mode_of(archive: Path) -> str:
 
 
 def write_archive(path: Path, masks: Path, ids: Sequence[str], *, mode: str) -> None:
-    """Write a tar of the masks, each encoded anew with VOC's palette; `mode` is of `mode_of`."""
+    """Write a tar archive of masks, each encoded anew with VOC's palette.
+
+    Args:
+        path: The archive.
+        masks: Folder of the masks, ID.png.
+        ids: Ids of the images.
+        mode: "w" or "w:gz", as `mode_of` returns it.
+
+    Raises:
+        FileNotFoundError: A mask is missing.
+        ValueError: A mask is broken.
+    """
     with contextlib.ExitStack() as files:
         file = files.enter_context(open(path, "wb"))
-        if mode == "w:gz":  # without a date, so that the same masks give the same bytes
+        # `tarfile`'s own compression would write the date. Without it equal masks give equal bytes.
+        if mode == "w:gz":
             file = files.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
         archive = files.enter_context(tarfile.open(fileobj=file, mode="w"))
         for image_id in tqdm(ids, desc="write", mininterval=1.0):
@@ -110,22 +123,23 @@ def check_archive(path: Path, catalog: Catalog, ids: Sequence[str], *, name: str
 
     Args:
         path: The archive.
-        catalog: Of the dataset.
+        catalog: The dataset.
         ids: Ids of the images that the archive must hold.
-        name: Of the archive, for messages.
+        name: Name of the archive, for messages.
 
     Raises:
-        ValueError: The file is no archive. An id is missing, occurs twice or is not in the list. A
-            mask has a size, palette or value that the server rejects. Names the first.
+        ValueError: The file is no archive; or an id is missing, occurs twice or is not in the list;
+            or a mask has a size, palette or value that the server rejects. Names the first fault.
         FileNotFoundError: An image of the dataset is missing.
     """
+    # The members that have not been seen yet.
     missing = {f"{FOLDER}/{image_id}.png": image_id for image_id in ids}
     try:
         with tarfile.open(path) as archive:
             for member in tqdm(archive, desc="check", total=len(ids), mininterval=1.0):
                 if member.isdir():
                     continue
-                # `tar cf FILE ./results` writes a leading dot.
+                # `tar cf FILE ./results` writes names with a leading "./".
                 image_id = missing.pop(member.name.removeprefix("./"), None)
                 if image_id is None:
                     raise ValueError(f"{member.name} does not belong in it, or is in it twice")
@@ -145,8 +159,14 @@ def check_archive(path: Path, catalog: Catalog, ids: Sequence[str], *, name: str
 def check_mask(content: bytes, catalog: Catalog, image_id: str) -> None:
     """Check one mask file.
 
+    Args:
+        content: The bytes of the file.
+        catalog: The dataset.
+        image_id: The image.
+
     Raises:
-        ValueError: It is no PNG with VOC's palette, the image's size and values in 0..K.
+        ValueError: The file is not a PNG with VOC's palette, the image's size and values in 0..K.
+        FileNotFoundError: The image is missing.
     """
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
@@ -159,6 +179,7 @@ def check_mask(content: bytes, catalog: Catalog, image_id: str) -> None:
             f"{image_id}.png has mode {image.mode} and values up to {values.max()}: it must be a "
             f"palette image of 0..{catalog.num_classes}"
         )
+    # Only the colours of background and classes must agree; a palette may be shorter than 256.
     colours = np.array(image.getpalette(), np.uint8)[: 3 * (catalog.num_classes + 1)]
     if not np.array_equal(colours, palette().ravel()[: len(colours)]):
         raise ValueError(f"{image_id}.png has another palette than VOC's")

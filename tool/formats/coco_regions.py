@@ -1,4 +1,4 @@
-"""COCO's segmentations: checked here, painted by `pycocotools`."""
+"""Check COCO's segmentations here, and paint them with `pycocotools`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-LONGEST_OUTLINE = 2**22  # pixels; pycocotools needs some 100 bytes for each
-_NUMBER = re.compile(rb"[P-o]{0,6}[0-O]")  # of compressed run lengths: 5 bits per character
+LONGEST_OUTLINE = 2**22  # pixels; pycocotools needs about 100 bytes per pixel of an outline
+# A number in compressed run lengths: 5 bits per character, and from "P" on another one follows.
+_NUMBER = re.compile(rb"[P-o]{0,6}[0-O]")
 
 
 def without_short_polygons(segmentation: Any) -> tuple[Any, int]:
-    """Return a segmentation without polygons of fewer than three points, and how many they are.
+    """Return a segmentation without its polygons of fewer than three points, and their number.
 
-    They have no area. Detectron2 leaves them out, too.
+    Such polygons have no area. Detectron2 leaves them out too.
+
+    Args:
+        segmentation: Any value; one that is no list is returned unchanged.
     """
     if not isinstance(segmentation, list):
         return segmentation, 0
@@ -25,12 +29,17 @@ def without_short_polygons(segmentation: Any) -> tuple[Any, int]:
 
 
 def check_segmentation(segmentation: Any, height: int, width: int) -> list[Any]:
-    """Return polygons or run lengths as `pycocotools.mask.frPyObjects` takes them.
+    """Return polygons or run lengths in the form that `pycocotools.mask.frPyObjects` takes.
 
-    What is returned is safe to paint: the C code of pycocotools believes what it is given.
+    The result is safe to paint. The C code of pycocotools itself checks nothing.
+
+    Args:
+        segmentation: Any value.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
 
     Raises:
-        ValueError: It is neither, or not of an image of this size.
+        ValueError: It is neither polygons nor run lengths, or does not fit the size of the image.
     """
     if isinstance(segmentation, list):
         for polygon in segmentation:
@@ -43,7 +52,12 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> list[Any]:
 
 
 def region_of(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Return (H, W) bool of polygons, or of run lengths as a list or compressed.
+    """Return the region (H, W) bool of a segmentation.
+
+    Args:
+        segmentation: Polygons, or run lengths as a list or compressed.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
 
     Raises:
         ValueError: As for `check_segmentation`.
@@ -56,10 +70,16 @@ def region_of(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[int]:
-    """Return the run lengths, down the columns, of outside and inside in turn.
+    """Return the run lengths of a segmentation, as numbers.
 
-    They fill the image. pycocotools would leave the pixels after the last run as they are in
-    memory, and would read beyond the end of compressed ones that are cut off.
+    Runs outside and inside the region alternate, outside first, down the columns. They must fill
+    the image. Otherwise pycocotools would leave uninitialised memory in the pixels after the last
+    run, and would read beyond the end of compressed run lengths that are cut off.
+
+    Args:
+        segmentation: {"size": [height, width], "counts": a list, or compressed text}.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
 
     Raises:
         ValueError: They are of another size, do not fill the image, or are no run lengths.
@@ -89,8 +109,12 @@ def run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[i
 def _unpacked(text: bytes) -> list[int]:
     """Return compressed run lengths as numbers.
 
-    A number has a sign and 5 bits per character, the lowest first. From the fourth on it is the
-    difference to the last but one.
+    A character holds 5 bits of a number, the lowest bits first. The highest bit of the last
+    character is the sign. From the fourth number on, each is the difference to the run length two
+    places before.
+
+    Raises:
+        ValueError: The text is damaged or cut off.
     """
     numbers = _NUMBER.findall(text)
     if b"".join(numbers) != text:
@@ -98,23 +122,29 @@ def _unpacked(text: bytes) -> list[int]:
     counts: list[int] = []
     for number in numbers:
         value = sum((code - 48 & 31) << 5 * place for place, code in enumerate(number))
-        if number[-1] - 48 & 16:  # negative
+        if number[-1] - 48 & 16:  # a negative number, in two's complement
             value -= 1 << 5 * len(number)
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
     return counts
 
 
 def _check_polygon(polygon: Any, *, reach: int) -> None:
-    """Check that a polygon has three points, all within `reach`, and an outline that fits."""
+    """Raise `ValueError` unless a polygon is one that pycocotools can paint.
+
+    Args:
+        polygon: [x1, y1, x2, y2, ...], at least three points.
+        reach: Limit of the absolute value of a coordinate, in pixels.
+    """
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         raise ValueError("a polygon of fewer than three points")
     for x in polygon:
         if type(x) not in (int, float):
             raise ValueError(f"{shown(x)} is no coordinate of a polygon")
-        if not abs(x) < reach:  # nor when it is NaN
+        if not abs(x) < reach:  # written so that NaN fails it
             raise ValueError("a polygon far outside the image")
+    # The memory for painting grows with the outline. Few polygons can exceed the limit at all.
     if len(polygon) * reach > LONGEST_OUTLINE:
-        points = np.array(polygon, float).reshape(-1, 2)
+        points = np.array(polygon, float).reshape(-1, 2)  # (points, 2)
         steps = np.diff(points, axis=0, append=points[:1])
         if np.abs(steps).max(axis=1).sum() > LONGEST_OUTLINE:
             raise ValueError("a polygon with an outline too long")
