@@ -4,9 +4,10 @@
 missing. The folder has VOC's layout (`JPEGImages`, `SegmentationClassAug`, `saliency`,
 `labels.csv`, `cls_labels.npy`, lists under `ImageSets/Segmentation`), and `classes.txt`.
 
-It also has `context/`. The context of a class is what tends to be near it without being part of it,
-such as rails for a train. The maps mark its pixels with the mask value of that class. Seven of the
-eight classes have a context. It is in about 85 % of their pictures, and in a few others.
+It also has the folder `context`. The context of a class is something that is often near an object
+of the class without being part of it, such as the rails of a train. Its maps mark the pixels of a
+context with the mask value of the class. Seven of the eight classes have a context, which is in
+about 85 % of their pictures and in a few others.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ FOLDERS = ("JPEGImages", "SegmentationClassAug", "saliency", "context", LISTS)
 def write_toy(root: Path, *, seed: int = 0, train: int = 240, val: int = 120) -> None:
     """Write the dataset to `root`, completely or not at all.
 
-    An image depends only on `seed` and its number. So of two datasets with the same number of train
-    images, the smaller holds the first images of the larger. An older or damaged copy in `root` is
-    replaced.
+    An image depends only on `seed` and its number; val images are numbered after train images. So
+    of two datasets with the same number of train images, the smaller one holds the first images of
+    the larger one. An older or damaged copy in `root` is replaced.
 
     Args:
-        root: The folder.
-        seed: Determines the pictures.
+        root: The folder. If it already holds the same dataset, nothing is written.
+        seed: Seed of the pictures.
         train: Number of train images, at least 1.
         val: Number of val images, at least 1.
 
@@ -60,6 +61,7 @@ def write_toy(root: Path, *, seed: int = 0, train: int = 240, val: int = 120) ->
         raise ValueError(f"{root} is a file: choose another --root for the toy dataset")
     if root.exists() and read_dict(root / MARKER) is None and any(root.iterdir()):
         raise ValueError(f"{root} holds files that are not the toy dataset: choose another --root")
+    # Write into a new folder beside `root`, and rename it when it is complete.
     root.parent.mkdir(parents=True, exist_ok=True)
     with _sibling(root) as fresh:
         _write_all(fresh, seed=seed, train=train, val=val)
@@ -68,7 +70,7 @@ def write_toy(root: Path, *, seed: int = 0, train: int = 240, val: int = 120) ->
 
 
 def is_complete(root: Path) -> bool:
-    """Return whether `root` holds a finished dataset of this version, of any seed and size."""
+    """Return whether `root` holds a complete dataset of this version, of any seed and size."""
     settings = read_dict(root / MARKER)
     if settings is None or settings.get("version") != VERSION:
         return False
@@ -78,7 +80,7 @@ def is_complete(root: Path) -> bool:
 
 @contextlib.contextmanager
 def _sibling(root: Path) -> Iterator[Path]:
-    """Provide an empty folder beside `root`, and remove it at the end unless it was renamed."""
+    """Yield a new, empty folder beside `root`; remove it at the end unless it was renamed."""
     fresh = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
         yield fresh
@@ -87,16 +89,24 @@ def _sibling(root: Path) -> Iterator[Path]:
 
 
 def _install(fresh: Path, root: Path, settings: dict) -> None:
-    """Rename `fresh` to `root`, unless another process has finished the same dataset before."""
+    """Rename `fresh` to `root`, unless another process has already finished the same dataset.
+
+    Args:
+        fresh: The folder of the new dataset.
+        root: Its final path; an older copy there is removed.
+        settings: The content of its marker file.
+    """
     if is_complete(root) and read_dict(root / MARKER) == settings:
         return
-    fresh.chmod(0o755)
+    fresh.chmod(0o755)  # `mkdtemp` lets only the owner in
+    # A folder cannot be renamed onto one with files, so move the old one away first.
     with _sibling(root) as old:
         if root.exists():
             os.replace(root, old)
         try:
             os.replace(fresh, root)
         except OSError:
+            # Another process may have renamed its own copy in between, which is as good.
             if not is_complete(root):
                 raise
 

@@ -1,6 +1,6 @@
 """Drawing of the embedded dataset: paint, objects, grounds, contexts, scenes and saliency.
 
-Here are the types that all of them share.
+This module has the types that all of them share.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Paint = np.ndarray  # a colour (3,) or a surface (H, W, 3), float32 RGB in 0..25
 
 
 class Layer(NamedTuple):
-    """Something to lay over a picture.
+    """A thing that can be painted over a picture.
 
     Attributes:
-        paint: (H, W, 3) in 0..255.
-        alpha: (H, W) in [0, 1].
+        paint: (H, W, 3) float32, RGB in 0..255.
+        alpha: (H, W) in [0, 1], its opacity.
     """
 
     paint: np.ndarray
@@ -28,7 +28,7 @@ class Layer(NamedTuple):
 
 
 class Box(NamedTuple):
-    """An upright box in a picture, in pixels."""
+    """An axis-parallel box in a picture, in pixels; y points down."""
 
     left: float
     top: float

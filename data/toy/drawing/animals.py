@@ -66,7 +66,8 @@ def _flying_bird(canvas: Canvas, rng: Rng, plumage: Paint, wing: Paint, beak: Pa
 
 
 def _spread_wing(canvas: Canvas, wing: Paint, tip: Point) -> None:
-    """Paint a wing from the back of a flying bird to `tip`; feathers notch its trailing edge."""
+    """Paint a wing from the back of a flying bird to `tip`, with feathers at its trailing edge."""
+    # Two points per feather, at shares of the way from the tip to the body, make a notched edge.
     feathers = []
     for share in (0.12, 0.3, 0.48, 0.66):
         x, y = tip[0] + (0.4 - tip[0]) * share - 0.08, tip[1] + (0.62 - tip[1]) * share
@@ -213,11 +214,11 @@ def _legs(
 
     Args:
         canvas: The canvas to paint on.
-        rng: Draws the strides.
-        coat: Their paint.
-        hips: Where each leg begins; the two far legs come first.
-        reach: Height of the hips and of the feet.
-        width: Of a leg, about.
+        rng: The generator, which draws the strides.
+        coat: The paint of the legs.
+        hips: The x of each leg's upper end; the two far legs come first.
+        reach: The y of the upper ends and of the feet.
+        width: The approximate width of a leg.
     """
     top, foot = reach
     for hip, shade in zip(hips, (0.65, 0.65, 0.95, 0.95), strict=True):

@@ -1,8 +1,8 @@
-"""Contexts of the embedded dataset: what tends to be near a class without being part of it.
+"""Contexts of the embedded dataset: things that are often near a class without being part of it.
 
-Each function draws one context for the objects in `box`. It returns paint for the whole picture and
-an alpha that says where it lies. The left and right sides of `box` bound the context; the top and
-bottom of `box` are those of the objects.
+Each function draws one context for the objects in `box`. It returns paint for the whole picture,
+and an alpha that is 1 where the context lies. The left and right sides of `box` bound the context;
+its top and bottom are those of the objects.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ KERB = np.array([190, 188, 182], np.float32)
 
 
 def region(rng: Rng, shape: Shape, box: Box, rough: float = 12.0) -> np.ndarray:
-    """Return the alpha (H, W) of `box`, with an uneven rim that strays by about `rough` pixels."""
+    """Return the alpha (H, W) of a box with an uneven rim.
+
+    Args:
+        rng: The picture's generator.
+        shape: (H, W).
+        box: The box, which may extend beyond the picture.
+        rough: How far the rim deviates from the box, about, in pixels.
+    """
+    # The distance of each pixel to the nearest side, positive inside, is disturbed by noise.
     y, x = grid(shape)
     across = np.minimum(x - box.left, box.right - x)
     inside = np.minimum(across, np.minimum(y - box.top, box.bottom - y))
@@ -30,17 +38,20 @@ def region(rng: Rng, shape: Shape, box: Box, rough: float = 12.0) -> np.ndarray:
 
 
 def rails(rng: Rng, shape: Shape, box: Box) -> Layer:
-    """Draw level gravel, sleepers and two rails below the box, across the whole picture."""
+    """Draw gravel, sleepers and two rails below the box, across the whole picture."""
+    # The bed of gravel, `bed` pixels high; `depth` is 0 at its upper edge and 1 at its lower one.
     bed = max(14.0, 0.13 * shape[0]) * rng.uniform(0.9, 1.5)
     top = min(box.bottom - 0.35 * bed, shape[0] - bed)
     gravel = near(rng, 0.08, 0.08, (0.03, 0.25), (0.35, 0.65))
     paint = gravel + relief(fractal(rng, shape, 3, 2), 130)
     y, x = grid(shape)
     depth = (y - top) / bed
+    # Sleepers at a regular period, which lean as if seen in perspective.
     lean = (x - (box.left + box.right) / 2) * (1 + 0.25 * depth) + depth * rng.uniform(-6, 6)
     period = rng.uniform(7, 11)
     sleepers = (lean % period < period * 0.45) & (depth > 0.15) & (depth < 0.92)
     paint = blend(paint, near(rng, 0.07, 0.04, (0.2, 0.5), (0.15, 0.4)), sleepers)
+    # Two rails, each with its shadow.
     for at in (0.3, 0.74):
         line = np.abs(depth - at) * bed < 1.3
         paint = blend(paint, near(rng, 0.6, 0.1, (0.0, 0.1), (0.6, 0.9)), line)
@@ -64,11 +75,13 @@ def road(rng: Rng, shape: Shape, box: Box) -> Layer:
     """Draw asphalt with a dashed line and a kerb below the box."""
     grey = near(rng, 0.6, 0.1, (0.0, 0.1), (0.22, 0.5))
     paint = grey + relief(noise(rng, shape, 1.8), 45)
+    # The road is `wide` pixels high; `depth` is 0 at its far edge and 1 at its near one.
     wide = shape[0] * rng.uniform(0.22, 0.34)
     top = min(box.bottom - wide * rng.uniform(0.3, 0.55), shape[0] - wide * 0.6)
     y, x = grid(shape)
     slope = (x - (box.left + box.right) / 2) * rng.uniform(-0.1, 0.1)
     depth = (y - top - slope) / wide
+    # The dashes and the kerb.
     dash = rng.uniform(22, 34)
     lines = (np.abs(depth - 0.72) < 0.04) & ((x + rng.uniform(0, dash)) % dash < dash * 0.6)
     kerb = (depth > -0.02) & (depth < 0.07)
@@ -82,6 +95,7 @@ def grass(rng: Rng, shape: Shape, box: Box) -> Layer:
     """Draw a meadow of blades and a few flowers around and below the box."""
     base = near(rng, 0.25, 0.06, (0.35, 0.75), (0.3, 0.65))
     paint = base + relief(fractal(rng, shape, 20), 70)
+    # One blade per 16 pixels, each a short line from foot to tip in one of three shades.
     count = shape[0] * shape[1] // 16
     foot = np.stack([rng.uniform(0, shape[1], count), rng.uniform(0, shape[0], count)], 1)
     tip = foot + np.stack([rng.uniform(-3, 3, count), -rng.uniform(3, 9, count)], 1)
@@ -89,6 +103,7 @@ def grass(rng: Rng, shape: Shape, box: Box) -> Layer:
     for start, shade in ((0, 0.55), (1, 1.45), (2, 1.0)):
         lines, tint = list(blades[start::3]), (base * shade).tolist()
         cv2.polylines(paint, lines, False, tint, 1, cv2.LINE_8, SHIFT)
+    # Flowers of one colour.
     flower = near(rng, rng.random(), 0.1, (0.1, 0.9), (0.8, 1.0))
     for x, y in rng.uniform(0, 1, (int(rng.integers(0, 25)), 2)):
         cv2.circle(paint, (int(x * shape[1]), int(y * shape[0])), 1, flower.tolist(), -1)
@@ -98,7 +113,7 @@ def grass(rng: Rng, shape: Shape, box: Box) -> Layer:
 
 
 def sky(rng: Rng, shape: Shape, box: Box) -> Layer:
-    """Draw blue or evening sky with clouds, from the top or from above the box to below it."""
+    """Draw a blue or evening sky with clouds, from the picture's top or the box's to below it."""
     high = near(rng, 0.58, 0.04, (0.3, 0.8), (0.5, 0.95))
     low = near(rng, 0.58 if rng.random() < 0.7 else 0.07, 0.04, (0.05, 0.45), (0.8, 1.0))
     heaps = fractal(rng, shape, max(shape) / 3, 4) * 0.7 + noise(rng, shape, (14, 40)) * 0.3
@@ -117,9 +132,11 @@ def branch(rng: Rng, shape: Shape, box: Box) -> Layer:
     bark = near(rng, 0.07, 0.03, (0.2, 0.6), (0.25, 0.5))
     y, left, right = box.bottom / side - 0.03, box.left / side, box.right / side
     middle = (left + right) / 2
+    # The stem, from side to side.
     stem = [(left, y + rng.uniform(-0.05, 0.12)), (middle, y), (right, y + rng.uniform(-0.12, 0.1))]
     grain = bark + relief(noise(rng, canvas.shape, (2, 12)), 60)
     canvas.limb(stem, (rng.uniform(0.05, 0.08), rng.uniform(0.025, 0.05)), grain, volume=0.8)
+    # Twigs, each with five leaves at its tip.
     leaf = near(rng, 0.27, 0.08, (0.4, 0.85), (0.3, 0.75))
     for _ in range(int(rng.integers(6, 11))):
         x = rng.uniform(left, right)
@@ -133,7 +150,7 @@ def branch(rng: Rng, shape: Shape, box: Box) -> Layer:
 
 
 def sofa(rng: Rng, shape: Shape, box: Box) -> Layer:
-    """Draw a sofa with back, seat, arms and cushions, behind and below the box."""
+    """Draw a sofa with a back, a seat, arms and cushions, behind and below the box."""
     side = max(shape)
     canvas = Canvas(side, (-0.3, -0.8))
     cloth, thread = colour(rng), colour(rng)
@@ -142,11 +159,13 @@ def sofa(rng: Rng, shape: Shape, box: Box) -> Layer:
     left, right = box.left / side, box.right / side
     seat, foot = box.bottom / side - 0.05, min(box.bottom / side + 0.12, shape[0] / side)
     top = seat - rng.uniform(0.22, 0.34)
+    # The back, in three parts.
     third = (right - left) / 3
     for i in range(3):
         x = left + third * i
         canvas.trapezoid((x, x + third, seat), (x, x + third, top), weave * 0.9, volume=0.8)
         canvas.limb([(x, top), (x, seat)], (0.008, 0.008), cloth * 0.5)
+    # The seat with a seam, the arms and the cushions.
     canvas.box((left, seat - 0.02), (right, foot), weave, volume=0.5)
     canvas.limb([(left, seat + 0.055), (right, seat + 0.055)], (0.01, 0.01), cloth * 0.45)
     for x in (left, right):

@@ -1,4 +1,4 @@
-"""Grounds of the embedded dataset: cluttered backgrounds and distractors."""
+"""Grounds of the embedded dataset: cluttered backgrounds, and distractors of no class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from data.toy.drawing.paint import blend, colour, fractal, grid, noise, ramp, re
 
 
 def background(rng: Rng, shape: Shape) -> np.ndarray:
-    """Draw a ground (H, W, 3) without objects: graded, split by a horizon, tiled or blotchy."""
+    """Draw a ground (H, W, 3) without objects.
+
+    It is graded, divided by a horizon, tiled or blotchy, and has a relief.
+    """
     kind = rng.integers(4)
     first, second = colour(rng), colour(rng)
     if kind == 0:
@@ -28,18 +31,20 @@ def background(rng: Rng, shape: Shape) -> np.ndarray:
 
 
 def _tiles(rng: Rng, shape: Shape, first: Paint, second: Paint) -> np.ndarray:
-    """Draw brickwork or paving with mortar of the second colour."""
+    """Draw bricks or paving (H, W, 3) of the first colour with mortar of the second colour."""
     height, width = rng.uniform(9, 24), rng.uniform(12, 40)
     y, x = grid(shape)
+    # Every other row is shifted by half a brick.
     shifted = x + (y // height % 2) * width / 2
     mortar = (y % height < 1.6) | (shifted % width < 1.6)
+    # Each brick has a brightness of its own.
     bricks = rng.uniform(-25, 25, (64, 64)).astype(np.float32)
     tint = bricks[(y // height).astype(int) % 64, (shifted // width).astype(int) % 64]
     return blend(first, second, mortar) + tint[..., None]
 
 
 def distractor(rng: Rng, shape: Shape) -> Layer:
-    """Draw one thing of no class, placed at random and at times partly outside."""
+    """Draw one thing of no class at a random place, which may be partly outside the picture."""
     size = int(min(shape) * rng.uniform(0.25, 0.62))
     canvas = Canvas(size, (rng.uniform(-0.6, 0.6), -0.7))
     surface = canvas.skin(rng)

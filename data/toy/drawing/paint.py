@@ -15,10 +15,14 @@ from data.toy.drawing import Paint, Range, Rng, Shape
 
 
 def noise(rng: Rng, shape: Shape, cell: float | Range) -> np.ndarray:
-    """Draw smooth noise (H, W) in [0, 1] with features about `cell` pixels wide.
+    """Draw smooth noise (H, W) float32 in [0, 1].
 
-    `cell` may be a pair: height and width of the features.
+    Args:
+        rng: The generator.
+        shape: (H, W).
+        cell: Size of the features in pixels, about: one number, or height and width.
     """
+    # Enlarge a small grid of random numbers.
     cell_y, cell_x = cell if isinstance(cell, tuple) else (cell, cell)
     grid = (max(2, round(shape[0] / cell_y) + 1), max(2, round(shape[1] / cell_x) + 1))
     small = rng.random(grid, dtype=np.float32)
@@ -26,7 +30,14 @@ def noise(rng: Rng, shape: Shape, cell: float | Range) -> np.ndarray:
 
 
 def fractal(rng: Rng, shape: Shape, cell: float, octaves: int = 3) -> np.ndarray:
-    """Draw noise (H, W) in [0, 1] in octaves; each halves the cell and the amplitude."""
+    """Draw noise (H, W) in [0, 1] as a sum of octaves.
+
+    Args:
+        rng: The generator.
+        shape: (H, W).
+        cell: Size of the largest features in pixels.
+        octaves: Number of octaves; each has half the cell and half the amplitude of the one before.
+    """
     total = np.zeros(shape, np.float32)
     for octave in range(octaves):
         total += noise(rng, shape, max(cell / 2**octave, 1.5)) / 2**octave
@@ -34,7 +45,7 @@ def fractal(rng: Rng, shape: Shape, cell: float, octaves: int = 3) -> np.ndarray
 
 
 def grid(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """Return row numbers (H, 1) and column numbers (1, W), float32."""
+    """Return the row numbers (H, 1) and the column numbers (1, W), float32."""
     rows, columns = (np.arange(size, dtype=np.float32) for size in shape)
     return rows[:, None], columns[None, :]
 
@@ -58,7 +69,15 @@ def colour(rng: Rng) -> np.ndarray:
 
 
 def near(rng: Rng, hue: float, spread: float, saturation: Range, value: Range) -> np.ndarray:
-    """Sample a colour (3,): hue within `spread` of `hue`, saturation and value from ranges."""
+    """Sample a colour (3,) close to a hue.
+
+    Args:
+        rng: The generator.
+        hue: In [0, 1].
+        spread: Largest difference of the sampled hue to `hue`.
+        saturation: Range of the saturation, within [0, 1].
+        value: Range of the value, within [0, 1].
+    """
     turned = (hue + rng.uniform(-spread, spread)) % 1
     return hsv(turned, rng.uniform(*saturation), rng.uniform(*value))
 
@@ -72,8 +91,8 @@ def blend(first: Paint, second: Paint, weight: float | np.ndarray) -> np.ndarray
     """Blend two paints.
 
     Args:
-        first: The result at weight 0.
-        second: The result at weight 1.
+        first: The paint at weight 0.
+        second: The paint at weight 1.
         weight: (H, W) bool or in [0, 1], or one number for all pixels.
 
     Returns:
@@ -83,7 +102,12 @@ def blend(first: Paint, second: Paint, weight: float | np.ndarray) -> np.ndarray
 
 
 def relief(texture: np.ndarray, strength: float) -> np.ndarray:
-    """Return what noise (H, W) adds to a paint: (H, W, 1), `strength` from least to most."""
+    """Return the summand (H, W, 1) that gives a paint a relief.
+
+    Args:
+        texture: (H, W) in [0, 1].
+        strength: Difference of the brightness between texture 0 and 1.
+    """
     return (texture - 0.5)[..., None] * strength
 
 
@@ -91,7 +115,7 @@ def stripes(rng: Rng, shape: Shape, period: float) -> np.ndarray:
     """Draw wavy stripes (H, W) in [0, 1], in a random direction, about one per `period` pixels."""
     y, x = grid(shape)
     angle = rng.uniform(0, math.pi)
-    wave = noise(rng, shape, 4 * period) * rng.uniform(0, 6)
+    wave = noise(rng, shape, 4 * period) * rng.uniform(0, 6)  # bends the stripes
     phase = (x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / period) + wave
     return (0.5 + 2 * np.sin(phase)).clip(0, 1)
 

@@ -1,7 +1,7 @@
 """Saliency maps of the embedded dataset, with the errors of an off-the-shelf saliency network.
 
-Objects are missed or found in part. Thin parts vanish. Rims are displaced and soft. Context or a
-distractor is taken for an object. Some maps are faint.
+Some objects are missed, or found in part. Thin parts vanish. Rims are displaced and soft. In some
+maps context or a distractor is salient, and some maps are faint.
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ def saliency_map(
 
     Args:
         rng: The picture's generator.
-        instances: The visible pixels of each object; at least one.
-        context: The visible pixels of contexts.
-        distractors: The visible pixels of each distractor.
+        instances: One (H, W) bool per object, its visible pixels; at least one object.
+        context: (H, W) bool, the visible pixels of all contexts.
+        distractors: One (H, W) bool per distractor, its visible pixels.
 
     Returns:
-        (H, W) uint8, 255 for certainly salient.
+        (H, W) uint8, 255 for the most salient.
     """
+    # Collect what is noticed, and per pixel how strongly.
     shape = instances[0].shape
     seen, strength = np.zeros((2, *shape), np.float32)
     for found, level in _noticed(rng, instances, context, distractors):
         strength[found > seen] = level
         np.maximum(seen, found, out=seen)
-    # How it looks: coarse, displaced, uneven, at times faint, and with some haze.
+    # Make it coarse, displaced, uneven and sometimes faint, and add some haze.
     level = _coarse(rng, seen) * _spread(seen, strength)
     level = _displaced(rng, level)
     level *= 0.8 + 0.3 * noise(rng, shape, 25)
@@ -51,10 +52,10 @@ def saliency_map(
 def _noticed(
     rng: Rng, instances: Sequence[Mask], context: Mask, distractors: Sequence[Mask]
 ) -> Iterator[tuple[np.ndarray, float]]:
-    """Draw what is noticed: most objects, at times context near one, at times a distractor.
+    """Choose what is noticed: most objects, sometimes context near one, sometimes a distractor.
 
     Yields:
-        Where it is, (H, W) bool or in [0, 1], and how strongly it is noticed, in [0, 1].
+        The place, (H, W) bool or in [0, 1], and the strength in [0, 1].
     """
     for instance in instances:
         draw = rng.random()
@@ -69,13 +70,14 @@ def _noticed(
 
 
 def _spread(seen: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """Return `strength`, smoothed and continued a little beyond the pixels that are seen."""
+    """Return `strength` (H, W), smoothed and extended a little beyond the pixels that are seen."""
+    # A weighted mean over the pixels that are seen.
     weight = cv2.blur(seen, (9, 9)) + 1e-3
     return cv2.blur(seen * strength, (9, 9)) / weight
 
 
 def _part(rng: Rng, instance: Mask) -> np.ndarray:
-    """Return the part of `instance` beyond a random line near its centre, float32."""
+    """Return `instance` (H, W) float32 on one side only of a random line near its centre."""
     y, x = np.nonzero(instance)
     rows, columns = grid(instance.shape)
     angle = rng.uniform(0, 2 * np.pi)
@@ -85,14 +87,15 @@ def _part(rng: Rng, instance: Mask) -> np.ndarray:
 
 
 def _near(rng: Rng, instance: Mask, context: Mask) -> np.ndarray:
-    """Return the context near `instance`, float32."""
-    reach = int(rng.integers(15, 41)) | 1
+    """Return the context near `instance`, (H, W) float32."""
+    reach = int(rng.integers(15, 41)) | 1  # an odd side, so that the square has a centre
     around = cv2.dilate(instance.astype(np.float32), np.ones((reach, reach), np.uint8))
     return around * context
 
 
 def _coarse(rng: Rng, level: np.ndarray) -> np.ndarray:
-    """Return `level` as seen at a network's resolution: thin parts fade, corners round off."""
+    """Return `level` at the resolution of a network: thin parts fade and corners become round."""
+    # Reduce it, blur it, raise the contrast, and enlarge it again.
     factor = rng.uniform(2.0, 4.0)
     small = (max(4, round(level.shape[1] / factor)), max(4, round(level.shape[0] / factor)))
     low = cv2.resize(level, small, interpolation=cv2.INTER_AREA)
@@ -102,7 +105,7 @@ def _coarse(rng: Rng, level: np.ndarray) -> np.ndarray:
 
 
 def _displaced(rng: Rng, level: np.ndarray) -> np.ndarray:
-    """Return `level` bent by a smooth field of a few pixels."""
+    """Return `level` distorted by a smooth random field of a few pixels."""
     shape, size = level.shape, rng.uniform(3, 11)
     rows, columns = grid(shape)
     rows = rows + (noise(rng, shape, 22) - 0.5) * size

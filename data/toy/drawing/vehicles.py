@@ -46,7 +46,7 @@ def _aeroplane_side(canvas: Canvas, rng: Rng, paint: Paint, trim: Paint) -> None
 
 
 def _fuselage(canvas: Canvas, rng: Rng, paint: Paint, trim: Paint, thick: float) -> None:
-    """Paint the body, fin and windows of an aeroplane from the side, around the height 0.5."""
+    """Paint the body, fin and windows of an aeroplane from the side, centred at y = 0.5."""
     pane, fin = glass(rng), rng.uniform(0.17, 0.26)
     rise = (0.5 - thick * 0.6, 0.5 - fin, 0.5 - fin, 0.5 - thick * 0.3)
     canvas.polygon(outline((0.25, 0.12, 0.05, 0.08), rise), trim, volume=0.4)
@@ -163,7 +163,7 @@ def _car_side(canvas: Canvas, rng: Rng, paint: Paint) -> None:
 
 
 def _car_cabin(canvas: Canvas, rng: Rng, paint: Paint, belt: float) -> float:
-    """Paint the roof and windows above the belt line, and return the x where the bonnet begins."""
+    """Paint the roof and windows above the y `belt`, and return the x where the bonnet begins."""
     roof, pane = rng.uniform(0.28, 0.38), glass(rng)
     rear, screen = rng.uniform(0.06, 0.32), rng.uniform(0.52, 0.64)
     back, front = rear + rng.uniform(0.02, 0.16), screen + rng.uniform(0.08, 0.2)
@@ -215,12 +215,13 @@ def _train_side(canvas: Canvas, rng: Rng) -> None:
     trim, pane, step = colour(rng), glass(rng), rng.uniform(0.045, 0.07)
 
     def at(x: float, share: float) -> Point:
-        """Return the point at `x` and at a share of the train's height there, 0 at its foot."""
+        """Return the point at `x`, at a share of the train's height there: 0 at its foot."""
         return x, 0.6 - share * 2 * (low + (high - low) * x)
 
     def panel(left: float, right: float, foot: float, top: float) -> list[Point]:
         return [at(left, foot), at(left, top), at(right, top), at(right, foot)]
 
+    # The carriages from left to right; the last one leads.
     edges = np.linspace(0.03, 0.97, int(rng.integers(3, 6)))
     for start, end in itertools.pairwise(edges):
         left, right, leads = start + 0.008, end - 0.008, end == edges[-1]
@@ -248,7 +249,12 @@ def _train_front(canvas: Canvas, rng: Rng) -> None:
     low = base - rng.uniform(0.15, 0.25)
 
     def at(depth: float, share: float) -> Point:
-        """Return a point of the receding side: from front and foot, 0, to far end and top, 1."""
+        """Return a point of the side, which recedes from the viewer.
+
+        Args:
+            depth: 0 at the front, 1 at the far end.
+            share: 0 at the foot, 1 at the top.
+        """
         foot, top = base + (low - base) * depth, roof + (far - roof) * depth
         return left + 0.03 + (end - left) * depth, foot + (top - foot) * share
 
