@@ -1,1 +1,1 @@
-"""Programs that measure; none of them is a test."""
+"""Programs that measure speed, memory and other figures; none of them is a test."""

@@ -1,4 +1,4 @@
-"""A training step taken apart: the device is waited for at the boundary of every part."""
+"""Time the parts of a training step, waiting for the device at the boundary of every part."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from tool.train.engine import to_device, total_loss
 
 LIBRARIES = (cells, heads, info_nce, losses, nroi, prototypes, queries)
 UNTIMED = 3  # first steps: the second is the first with a filled bank
-STEPS = 1000  # of the run that the steps pretend to belong to
+STEPS = 1000  # the length of the run to which the steps pretend to belong
 
 
 @dataclasses.dataclass
 class Bench:
-    """What is measured.
+    """The objects that a training step consists of, and how it is measured.
 
     Attributes:
         method: The method, on the device.
         optimizer: The optimizer of its parameters.
         batches: Batches of the loader, at least 2 * (`repeats` + `UNTIMED`).
-        transform: Turns a batch on the device into one that the method expects.
+        transform: A function that finishes a batch on the device for the method.
         device: The device that computes.
-        amp: Use bf16 autocast.
-        repeats: Timed steps of each measurement.
+        amp: Whether to use bf16 autocast.
+        repeats: Number of timed steps per measurement.
     """
 
     method: Method
@@ -47,12 +47,12 @@ class Bench:
 
 
 class Detached(nn.Module):
-    """A backbone cut off from what follows: the taps that it gives are leaves.
+    """A backbone whose taps are leaves of the graph, so that its backward can be timed by itself.
 
     Attributes:
-        taps: Those that the backbone declares.
+        taps: The taps that the backbone declares.
         real: The backbone's maps since `begin`.
-        leaves: What was given in their place.
+        leaves: The leaves that were returned in place of these maps, in the same order.
         calls: The calls since `begin`.
     """
 
@@ -71,6 +71,7 @@ class Detached(nn.Module):
         """Return the taps as leaves; see `Backbone.forward`."""
         with self.timer.part("backbone forward"):
             taps = self.backbone(image, names)
+        # Cut the graph here. `one_step` continues the backward from the leaves' gradients.
         leaves = {name: tap.detach().requires_grad_() for name, tap in taps.items()}
         self.calls.append(Call(tuple(image.shape), tuple(names)))
         self.real += taps.values()
@@ -79,7 +80,7 @@ class Detached(nn.Module):
 
 
 def apart(bench: Bench) -> tuple[Timer, list[Call]]:
-    """Return the times of the parts of steps, and how a step calls the backbone."""
+    """Return the times of the parts of the timed steps, and the backbone's calls in a step."""
     method, timer = bench.method, Timer()
     cut = Detached(method.backbone, timer)
     users = [sys.modules[item.__module__] for item in type(method).__mro__]
@@ -97,8 +98,15 @@ def apart(bench: Bench) -> tuple[Timer, list[Call]]:
 
 
 def one_step(bench: Bench, cut: Detached, progress: Progress) -> None:
-    """Take a step as the engine does, and the backward of each term by itself."""
+    """Take a step as the engine does, and compute the backward of each term by itself too.
+
+    Args:
+        bench: The objects of the step.
+        cut: The detached backbone, which is the method's.
+        progress: The position of the step in the run.
+    """
     method, timer = bench.method, cut.timer
+    # The batch.
     with timer.part("load"):
         batch = next(bench.batches)
     with timer.part("to device"):
@@ -106,15 +114,19 @@ def one_step(bench: Bench, cut: Detached, progress: Progress) -> None:
     with timer.part("finish"):
         batch = bench.transform(batch)
     bench.optimizer.zero_grad(set_to_none=True)
+    # The forward. The backbone's time in it is a part of its own.
     with (
         timer.part("method"),
         torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.amp),
     ):
         terms = method(method.before_losses(batch, progress), progress)
+    # The backward of each term by itself, down to the taps and the heads.
     inputs = cut.leaves + head_parameters(method, cut)
     for name, term in terms.items():
         with timer.part(f"backward of {name}"):
             torch.autograd.grad(term, inputs, retain_graph=True, allow_unused=True)
+    # The step's own backward: that of the sum down to the taps, then that of the backbone from the
+    # gradients of the leaves.
     with timer.part("backward of all terms"):
         total_loss(terms, method.weights()).backward()
     pairs = [(tap, leaf.grad) for tap, leaf in zip(cut.real, cut.leaves, strict=True)]

@@ -1,4 +1,4 @@
-"""How many floating point operations a backbone takes, and what a card could do at most."""
+"""Count the floating point operations of a backbone, and compare them with the peak of a card."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from network.backbones import Backbone
 
-# dense bf16 TFLOP/s (of the V100: fp16) by a part of the name that torch gives the card
+# Peak dense bf16 TFLOP/s (fp16 for the V100), by a part of the card's name in torch.
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "V100": 125, "RTX 4090": 165}
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of a backbone: the shape (N, 3, H, W) of its image, and the taps asked for."""
+    """One call of a backbone: the shape (N, 3, H, W) of its image, and the requested taps."""
 
     shape: tuple[int, ...]
     taps: tuple[str, ...]
@@ -30,10 +30,15 @@ class Call:
 def backbone_flops(
     backbone: Backbone, calls: Sequence[Call], *, backward: bool = True
 ) -> tuple[int, int]:
-    """Return the operations of the forward and of the backward of some calls.
+    """Return the number of operations of the forward and of the backward of some calls.
 
-    A multiply-add counts 2. Only convolutions and matrix products count. They are counted on a copy
-    without data, so that it is instant and independent of the machine.
+    A multiply-add counts as 2. Only convolutions and matrix products count. They are counted on a
+    copy without data, so that counting is fast and does not depend on the machine.
+
+    Args:
+        backbone: The backbone, which is not changed.
+        calls: The calls.
+        backward: Whether to count the backward; else its number is 0.
     """
     without_data = copy.deepcopy(backbone).to("meta").eval()
     forward = backward_too = 0
@@ -45,7 +50,13 @@ def backbone_flops(
 
 
 def flops_of(module: nn.Module, call: Call, *, backward: bool) -> tuple[int, int]:
-    """Return the operations of the forward and of the backward of one call of a `meta` module."""
+    """Return the operations of the forward and of the backward of one call of a `meta` module.
+
+    Args:
+        module: A module on torch's device `meta`.
+        call: The call.
+        backward: Whether to count the backward; else its number is 0.
+    """
     mapping = {torch.ops.aten.convolution_backward: convolution_backward_flops}
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         maps = module(torch.empty(call.shape, device="meta"), call.taps)
@@ -58,10 +69,17 @@ def flops_of(module: nn.Module, call: Call, *, backward: bool) -> tuple[int, int
 def convolution_backward_flops(
     grad: Sequence[int], feature: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any
 ) -> int:
-    """Return the operations of a convolution's gradients, from the shapes of its arguments.
+    """Return the number of operations of a convolution's gradients.
 
-    Each of the two, of the input and of the weight, costs what the forward costs. (torch's own
-    count takes a depthwise convolution for a full one.)
+    The gradient of the input and that of the weight each cost as much as the forward. torch's own
+    function is not used, because it counts a depthwise convolution as a full one.
+
+    Args:
+        grad: Shape of the gradient of the output.
+        feature: Shape of the input.
+        weight: Shape of the weight.
+        rest: The other arguments of the operator. The last one says which gradients it computes: of
+            the input, of the weight and of the bias.
     """
     del feature
     wants_feature, wants_weight, _ = rest[-1]
@@ -69,7 +87,7 @@ def convolution_backward_flops(
 
 
 def peak_tflops(device: torch.device, given: float | None) -> float | None:
-    """Return the `given` peak, else that of a known card, else None."""
+    """Return the `given` peak in TFLOP/s, else that of the device if it is known, else None."""
     if given is not None or device.type != "cuda":
         return given
     name = torch.cuda.get_device_name(device)
@@ -77,13 +95,19 @@ def peak_tflops(device: torch.device, given: float | None) -> float | None:
 
 
 def share_of_peak(flops: float, milliseconds: float, peak: float | None) -> str:
-    """Return in words what was reached, and its share of `peak` TFLOP/s."""
+    """Return in words the TFLOP/s that were reached, and their share of `peak` TFLOP/s.
+
+    Args:
+        flops: Number of operations.
+        milliseconds: The time that they took.
+        peak: Peak of the device in TFLOP/s; None if it is not known.
+    """
     found = reached(flops, milliseconds, peak)
     share = f"{found['share_of_peak']:.1%} of {peak:g} TFLOP/s" if peak else "give --peak-tflops"
     return f"{found['tflops']:.3g} TFLOP/s; share of peak: {share}"
 
 
 def reached(flops: float, milliseconds: float, peak: float | None) -> dict[str, float | None]:
-    """Return the TFLOP/s, and their share of `peak` TFLOP/s if that is known."""
+    """Return the same as numbers; the share is None if the peak is not known."""
     tflops = flops / milliseconds / 1e9
     return {"tflops": tflops, "share_of_peak": tflops / peak if peak else None}

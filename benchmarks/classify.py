@@ -1,7 +1,7 @@
 """Score the classification of checkpoints on the image labels of a list: loss and mAP.
 
-It reads image labels and no masks, so that a recipe may be chosen by it, on images that were not
-trained on.
+It reads image labels and no masks. So a recipe may be chosen by these scores, on images that were
+not used in training.
 """
 
 from __future__ import annotations
@@ -61,7 +61,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def classified(
     method: Method, dataset: InferDataset, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return probabilities and labels, (n, K) each, of images at scale 1.
+    """Return the method's probabilities and the labels, (n, K) each, of n images at scale 1.
+
+    Args:
+        method: The method in evaluation mode, on `device`.
+        dataset: The images with their labels.
+        device: The device that computes.
 
     Raises:
         ValueError: The method does not classify.
@@ -79,13 +84,16 @@ def classified(
 
 
 def scores(probability: Tensor, label: Tensor) -> dict[str, float]:
-    """Return the loss and the mAP in %, over the classes that the labels have.
+    """Return the loss and the mAP in percent, over the classes that are present in any label.
 
     Args:
         probability: (n, K) in [0, 1].
-        label: (n, K).
+        label: (n, K) {0, 1}.
+
+    Returns:
+        "loss", the binary cross-entropy, and "map", the mean of the classes' average precision.
     """
-    there = label.any(dim=0)
+    there = label.any(dim=0)  # (K,)
     probability, label = probability[:, there].clamp(1e-7, 1 - 1e-7), label[:, there]
     precision = [
         average_precision(p, y) for p, y in zip(probability.T.numpy(), label.T.numpy(), strict=True)
@@ -97,7 +105,9 @@ def scores(probability: Tensor, label: Tensor) -> dict[str, float]:
 
 
 def average_precision(score: np.ndarray, truth: np.ndarray) -> float:
-    """Return the mean, over the positives, of the precision down to each.
+    """Return the average precision of a ranking by score.
+
+    It is the mean over the positives of the precision among the items that rank no lower.
 
     Args:
         score: (n,).
@@ -105,6 +115,7 @@ def average_precision(score: np.ndarray, truth: np.ndarray) -> float:
     """
     order = np.argsort(-score, kind="stable")
     hit = truth[order] > 0
+    # hits / rank is the precision down to each rank.
     return float((hit.cumsum() / np.arange(1, len(hit) + 1))[hit].mean())
 
 

@@ -1,9 +1,9 @@
-"""Measure what FBR's contrast costs a training step, in milliseconds.
+"""Measure the cost of FBR's contrast in a training step, in milliseconds.
 
-It is prototypes, pseudo labels, `nce_fg`, `nce_nroi`, k-means and the bank, forward and backward,
-on random embeddings, without the backbone. `fbr` contrasts two views on the grid of the second one,
-which has 2 / 7 of the cells of the first one per side, and finds NROIs on the first one's grid. The
-AMN host has one view and one grid.
+The contrast consists of prototypes, pseudo labels, `nce_fg`, `nce_nroi`, k-means and the bank. It
+is measured forward and backward, on random embeddings, without the backbone. `fbr` contrasts two
+views on the grid of the second view, which per side has 2 / 7 of the first view's cells, and finds
+NROIs on the grid of the first view. The AMN host has one view and one grid.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from tool.flags import flag, parse_flags
 from tool.progress import Progress
 
 Views = tuple[View, View]
-UNTIMED = 3  # first steps
-NEVER_RUN = {"backbone": "resnet38d_slim", "output_stride": 8, "pretrained": False}
+UNTIMED = 3  # number of first steps that do not count
+NEVER_RUN = {"backbone": "resnet38d_slim", "output_stride": 8, "pretrained": False}  # not called
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Command(JsonFlags):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print median, fastest and slowest of the repeats, a line for each K."""
+    """Print the median, the fastest and the slowest of the repeats, one line per K."""
     command = parse_flags(Command, argv, example="--classes 20 80")
     line = (
         f"contrast step of {command.method}, batch {command.batch_size}, first view of "
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(command: Command, num_classes: int) -> list[float]:
-    """Return the seconds of each repeat."""
+    """Return the seconds of each repeat with `num_classes` classes."""
     config = {
         "method": command.method,
         **NEVER_RUN,
@@ -86,7 +86,16 @@ def measure(command: Command, num_classes: int) -> list[float]:
 
 
 def inputs(command: Command, num_classes: int, width: int) -> tuple[Views, list[Tensor]]:
-    """Return two views of smooth random maps, as of a network, and their background embeddings."""
+    """Return two views of smooth random maps, as a network makes them, and background embeddings.
+
+    Args:
+        command: Sizes and device.
+        num_classes: K.
+        width: D, the number of channels of the embeddings.
+
+    Returns:
+        The views, and per view a background embedding (N, D, h, w).
+    """
     generator, device = torch.Generator().manual_seed(0), command.device
     size = (command.batch_size, num_classes)
     order = torch.rand(size, generator=generator).argsort(dim=1)
@@ -106,7 +115,7 @@ def inputs(command: Command, num_classes: int, width: int) -> tuple[Views, list[
 
 
 def random_map(shape: tuple[int, ...], generator: torch.Generator, device: str) -> Tensor:
-    """Return a random map, in memory as a training step has it: channels last."""
+    """Return a random map in [0, 1] in the memory format of a training step, channels last."""
     map_ = torch.rand(shape, generator=generator).to(device)
     return map_.contiguous(memory_format=torch.channels_last)
 
@@ -114,20 +123,29 @@ def random_map(shape: tuple[int, ...], generator: torch.Generator, device: str) 
 def contrast_step(
     method: Fbr | FbrAmn, views: Views, background: list[Tensor], progress: Progress
 ) -> None:
-    """Do everything that FBR adds to a step behind its heads."""
+    """Do everything that FBR adds to a step after its heads.
+
+    Args:
+        method: The method, in training mode.
+        views: The two views.
+        background: Per view its background embedding (N, D, h, w).
+        progress: The position of the step in the run.
+    """
     label, first = views[0].label, views[0]
     valid = torch.ones_like(first.saliency, dtype=torch.bool)
+    # Cells, regions and eligible queries, as the host prepares them.
     if isinstance(method, FbrAmn):
         maps = first.refined_cam.softmax(dim=1)
         cells = method.cells(first.embedding, maps, label, valid)
         both, background = ([first.embedding], [cells]), background[:1]
         member = background_cells(cells, progress).view_as(valid[:, 0])
         regions = method.region_view(background[0], first.high, member, first.embedding)
-        eligible = [first.saliency > 0.5]  # as many as of a seed that is half background
+        eligible = [first.saliency > 0.5]  # half of all cells, as if half of a seed is background
     else:
         both = method.cells(views, valid)
         regions = method.first_region_view(first, background[0], valid)
         eligible = method.eligible(views, both[0][0].shape[-2:])
+    # The terms, their backward, and the update of the bank.
     terms = method.fbr_contrast(*both, label, background, regions, progress, eligible=eligible)
     (terms["nce_fg"] + terms["nce_nroi"]).backward()
     method.after_step(progress)

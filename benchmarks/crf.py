@@ -1,8 +1,8 @@
 """Compare the CRF in torch with pydensecrf: time and agreement.
 
 The images are photographs of a folder, or one image that is drawn. The figures are the seconds per
-image for each preset and number of labels, on one thread of a CPU (or a GPU), and how far the two
-are apart.
+image for each preset and number of labels, on one thread of a CPU (or on a GPU), and the
+differences between the two results.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Command(JsonFlags):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a table."""
+    """Print a table, one row per preset and number of labels."""
     command = parse_flags(Command, argv, example="--size 375 500 --labels 3 21")
     torch.set_num_threads(1)
     size = command.size or (None if command.images else DRAWN)
@@ -78,7 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def photographs(folder: Path, count: int, size: Sequence[int] | None) -> list[np.ndarray]:
-    """Return the first images of a folder, (H, W, 3) uint8, resized if a size (H, W) is given.
+    """Return the first images of a folder by name, each (H, W, 3) uint8.
+
+    Args:
+        folder: The folder.
+        count: The largest number of images.
+        size: (H, W) to resize to; None keeps their own sizes.
 
     Raises:
         FileNotFoundError: The folder has no photographs.
@@ -91,7 +96,7 @@ def photographs(folder: Path, count: int, size: Sequence[int] | None) -> list[np
 
 
 def energies(preset: Preset, image: np.ndarray, labels: int) -> np.ndarray:
-    """Return the unary (L, H, W) of blurred blobs."""
+    """Return the energies (L, H, W) of `labels` blurred blobs, in the kind of the preset."""
     score = soft_blobs(np.random.default_rng(1), labels, image.shape[:2], 0.3)
     if preset.from_labels:
         return label_unary(score.argmax(0), n_labels=labels, gt_prob=preset.gt_prob)
@@ -101,7 +106,15 @@ def energies(preset: Preset, image: np.ndarray, labels: int) -> np.ndarray:
 def compare(preset: Preset, image: np.ndarray, labels: int, command: Command) -> dict[str, float]:
     """Return the seconds per image of both, their agreement and their mean difference.
 
-    What needs pydensecrf is NaN if it is not installed.
+    Args:
+        preset: The CRF.
+        image: (H, W, 3) uint8.
+        labels: Number of labels.
+        command: Batch size and device for torch.
+
+    Returns:
+        "pydensecrf" and "torch" in seconds, "argmax_agrees" as a share of the pixels, and
+        "mean_difference" of the marginals. All but "torch" are NaN if pydensecrf is not installed.
     """
     unary, crf = energies(preset, image, labels), preset.crf
 

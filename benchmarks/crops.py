@@ -1,4 +1,4 @@
-"""The flags and the crops of commands that look at what training sees."""
+"""The flags and the crops of commands that examine the batches of a training run."""
 
 from __future__ import annotations
 
@@ -46,10 +46,14 @@ def open_run(
     """Return the method of a checkpoint, its run's configuration, and batches as in its training.
 
     Args:
-        command: Names the list and the number of batches.
+        command: The flags, with the image list and the number of batches.
         path: The checkpoint.
-        device: Of the method and the batches.
-        masks: The batches have the dataset's own masks, as `mask`.
+        device: The device of the method and the batches.
+        masks: Whether the batches have the dataset's own masks, as `mask`.
+
+    Raises:
+        FileNotFoundError: The checkpoint, the list or an image is missing.
+        ValueError: The checkpoint cannot be read.
     """
     catalog, images = open_list(command.data, saliency=True, masks=masks)
     method, config = restore(path, class_names=catalog.class_names, report=print)

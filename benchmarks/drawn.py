@@ -1,4 +1,4 @@
-"""What the benchmarks draw, with Pillow alone: photographs, a dataset, and scores like a CAM's."""
+"""Draw photographs, a dataset and scores like a CAM's for the benchmarks, with Pillow alone."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ OBJECT = (0.25, 0.55)  # range of an object's side, as a share of the image's sh
 
 
 def structured_noise(rng: Rng, size: Size) -> np.ndarray:
-    """Return an image (H, W, 3) uint8: smooth light, areas with sharp edges, and grain.
+    """Return an image (H, W, 3) uint8 of smooth light, areas with sharp edges, and grain.
 
-    The number of distinct colours and places, on which the cost of a CRF depends, is then about a
-    photograph's; noise of each pixel by itself has far more, a constant far fewer.
+    The cost of a CRF depends on the number of distinct pairs of colour and place. Here that number
+    is about the same as in a photograph. Independent noise per pixel has far more, and a constant
+    image has far fewer.
     """
     height, width = size
     canvas = np.zeros((height, width, 3), np.float32)
@@ -30,6 +31,7 @@ def structured_noise(rng: Rng, size: Size) -> np.ndarray:
         coarse = rng.uniform(0, 255, (cells, cells, 3)).astype(np.uint8)
         smooth = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
         canvas += strength / 165 * np.asarray(smooth, np.float32)
+    # Draw areas on a copy, and take the mean of both.
     areas = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(areas)
     for _ in range(12):
@@ -40,13 +42,18 @@ def structured_noise(rng: Rng, size: Size) -> np.ndarray:
 
 
 def write_drawn(root: Path, *, images: int, sizes: Sequence[Size], num_classes: int) -> None:
-    """Write a `folder` dataset: one or two objects per image, in their class's colour.
+    """Write a dataset of the layout `folder` with one or two objects per image.
+
+    Each object has the colour of its class.
 
     Args:
-        root: A folder that is made.
-        images: Number of images; list `train` holds all of them.
-        sizes: (H, W) of the images, one after the other and again from the first.
-        num_classes: K.
+        root: The folder; the function creates it.
+        images: Number of images; the list `train` has all of them.
+        sizes: Sizes (H, W) of the images, which are used in turn.
+        num_classes: K, without background.
+
+    Raises:
+        FileExistsError: A folder of a dataset exists there already.
     """
     for name in ("images", "masks", "saliency", "lists"):
         (root / name).mkdir(parents=True)
@@ -68,13 +75,15 @@ def write_drawn(root: Path, *, images: int, sizes: Sequence[Size], num_classes: 
 
 
 def draw_objects(rng: Rng, size: Size, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image (H, W, 3) uint8 and its mask (H, W) uint8."""
+    """Return an image (H, W, 3) uint8 with one or two objects, and its mask (H, W) uint8."""
     image = 0.5 * structured_noise(rng, size).astype(np.float32)
+    # Draw the objects into the mask, at most one per class.
     mask = Image.new("L", size[::-1])
     for value in rng.permutation(num_classes)[: rng.integers(1, 3)] + 1:
         side = rng.uniform(*OBJECT) * min(size)
         ImageDraw.Draw(mask).polygon(_blob(rng, size, side / 2), fill=int(value))
-    inside = np.asarray(mask)
+    inside = np.asarray(mask)  # (H, W)
+    # Tint the image with the colour of the class where the mask has one.
     colours = [colorsys.hsv_to_rgb(k / num_classes, 0.9, 0.9) for k in range(num_classes)]
     table = np.concatenate([np.zeros((1, 3)), 255 * np.array(colours)]).astype(np.float32)
     mixed = image + (0.7 * table[inside] + 0.3 * image - image) * (inside > 0)[:, :, None]
@@ -82,13 +91,15 @@ def draw_objects(rng: Rng, size: Size, num_classes: int) -> tuple[np.ndarray, np
 
 
 def soft_blobs(rng: Rng, count: int, size: Size, radius: float) -> np.ndarray:
-    """Return blurred blobs (count, H, W) float32 in [0, 1], as a CAM has them.
+    """Return blurred blobs (count, H, W) float32 in [0, 1], similar to a CAM.
+
+    A blob has the value exp(-(d / r)^2) at the distance d from its centre.
 
     Args:
-        rng: Draws their centres.
+        rng: The generator, which draws the centres.
         count: Number of blobs.
         size: (H, W).
-        radius: At which a blob has 1 / e, as a share of the image's height.
+        radius: r, as a share of the image's height.
     """
     y, x = np.mgrid[: size[0], : size[1]]
     blobs = []
@@ -99,7 +110,13 @@ def soft_blobs(rng: Rng, count: int, size: Size, radius: float) -> np.ndarray:
 
 
 def _blob(rng: Rng, size: Size, radius: float) -> list[tuple[float, float]]:
-    """Return the corners of a round outline of about this radius that lies inside the image."""
+    """Return the corners of a roughly round outline inside the image.
+
+    Args:
+        rng: The generator.
+        size: (H, W) of the image.
+        radius: Largest distance of a corner to the centre, in pixels.
+    """
     height, width = size
     x, y = (rng.uniform(min(radius, s / 2), max(s - radius, s / 2)) for s in (width, height))
     angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)

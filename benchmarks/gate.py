@@ -1,12 +1,12 @@
-"""Measure what the NROI gate adds to the time and the memory of CAM inference.
+"""Measure the time and the memory that the NROI gate adds to CAM inference.
 
-Each image is inferred without and with the gate, one straight after the other, so that both meet
-the same pace of the machine. The images are those of a dataset, by default the embedded one, or are
-drawn with --size. Network and NROIs are random, which costs the same. The bank is as large as it
-gets, unless --bank says otherwise.
+Each image is inferred without and with the gate, one immediately after the other, so that changes
+in the speed of the machine affect both. The images are those of a dataset, by default the embedded
+one, or are drawn with --size. Network and NROIs are random, which costs the same. The bank has its
+largest size, or that of --bank.
 
 With --memory N, the gate alone refines N tiny images with features of --width channels, and the
-memory of the process is printed on the way.
+memory of the process is printed ten times.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Command(JsonFlags):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure one of the two."""
+    """Measure the memory with --memory, else the time."""
     example = "--size 375 500 --scales 1"
     command, stage = parse_with_training(Command, __name__, argv, example=example)
     if command.memory:
@@ -81,7 +81,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def random_regions(images: int, width: int, num_classes: int) -> Regions:
-    """Return 8 random NROIs for each of some images, and a random prototype for each class."""
+    """Return random NROIs and prototypes of norm 1.
+
+    Args:
+        images: Number of images, each of which has as many NROIs as the gate has clusters.
+        width: D, the number of channels.
+        num_classes: K, the number of prototypes.
+    """
     rng = np.random.default_rng(0)
     clusters = GateSettings().clusters
 
@@ -95,7 +101,12 @@ def random_regions(images: int, width: int, num_classes: int) -> Regions:
 
 
 def speed(command: Command, stage: train_fbr.Command) -> None:
-    """Print the times of an image without and with the gate, and of the first pass."""
+    """Print the times of an image without the gate, with it, and in the first pass.
+
+    Args:
+        command: The flags of the benchmark.
+        stage: The flags of the training, which give the method and the images.
+    """
     device = pick_device(stage.run.device)
     catalog, images = open_list(stage.data)
     method = build(stage, catalog, images, device).eval()
@@ -107,7 +118,7 @@ def speed(command: Command, stage: train_fbr.Command) -> None:
     has_background = method.has_background
     collector = RegionCollector(method.num_classes, seed=0, has_background=has_background)
     samples = [dataset[index] for index in range(len(dataset))]
-    # Of one image, before anything is timed; it also says how wide the features are.
+    # A first image warms up the device, and its region shows the width of the features.
     infer_images(method, samples[:1], device=device, amp=stage.run.amp, refine=collector)
     width = collector.regions(ids).region.shape[1]
     regions = random_regions(command.bank, width, method.num_classes)
@@ -115,6 +126,7 @@ def speed(command: Command, stage: train_fbr.Command) -> None:
     ways = {"plain": None, "gate": gate, "first": collector}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     infer_images(method, samples[:1], device=device, amp=stage.run.amp, refine=gate)
+    # Time each image in the three ways, one after the other.
     for sample in samples:
         for name, refine in ways.items():
             started = clock()
@@ -130,17 +142,19 @@ def speed(command: Command, stage: train_fbr.Command) -> None:
     rows = Rows(command.json, line, "ms an image", "median", "fastest", "slowest", "more, %")
     plain = np.array(seconds["plain"])
     words = {"plain": "without the gate", "gate": "with the gate", "first": "first pass"}
+    # The ratio is taken per image, before the median.
     for name, found in seconds.items():
         more = 100 * float(np.median(np.array(found) / plain) - 1)
         rows.add(what=words[name], more=more, **spread(found, unit=1000))
     first, more = (float(np.median(np.array(seconds[n]) / plain)) for n in ("first", "gate"))
+    # The first pass takes a sample of a list only, so its share falls with the length of the list.
     for count in (405, 1464, 10_582, 82_081):
         taken = max(FEWEST, min(SAMPLE, count // SHARE))
         print(f"a list of {count}: {100 * (taken / count * first + more - 1):+.1f} % in all")
 
 
 def memory(command: Command) -> None:
-    """Print the memory of this process ten times on the way through N images."""
+    """Print the memory of this process ten times while the gate refines N images."""
     device = torch.device("cpu")
     regions = random_regions(command.bank, command.width, command.classes)
     gate = NroiGate(regions, device, seed=0, has_background=False)

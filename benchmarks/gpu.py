@@ -1,8 +1,8 @@
-"""Measure all that is to be measured on a GPU, each part in a process of its own.
+"""Run all benchmarks that need a GPU, each part in a process of its own.
 
-A part has a time limit. One that fails or is out of time is recorded with its last line, and the
-others go on. `gpu.json` is written anew after each part. `gpu.md` holds the tables, and `gpu.log`
-what the parts printed.
+Each part has a time limit. If a part fails or exceeds its limit, its last line is recorded and the
+other parts still run. `gpu.json` is written anew after each part. `gpu.md` holds the tables, and
+`gpu.log` the output of the parts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NETWORK = "--backbone resnet38d --output-stride 8 --device cuda --amp"
 STEP = f"{NETWORK} --crop 448 --batch-size 8 --repeats 20"
 SLIM = "--backbone resnet38d_slim --output-stride 8 --device cpu"
 TINY_STEP = f"{SLIM} --crop 64 --batch-size 2 --repeats 1"
-PARTS = {  # name -> seconds and flags; what may take longest stands last
+PARTS = {  # name -> time limit in seconds, and flags; the part that may take longest comes last
     "machine": (60, ""),
     "train_step": (90, STEP),
     "infer_cam": (90, f"{NETWORK} --batch-size 1 4 8 16"),
@@ -44,7 +44,7 @@ PARTS = {  # name -> seconds and flags; what may take longest stands last
     "short_run": (100, "--device cuda --amp --steps 100"),
     "train_step_compiled": (150, f"{STEP} --compile"),
 }
-TINY_PARTS = {  # the same for a CPU
+TINY_PARTS = {  # the same parts in sizes for a CPU
     "machine": (120, ""),
     "train_step": (120, TINY_STEP),
     "infer_cam": (120, f"{SLIM} --images 4 --batch-size 1 2"),
@@ -52,7 +52,7 @@ TINY_PARTS = {  # the same for a CPU
     "contrast": (120, "--cells 4 --batch-size 2 --repeats 2 --classes 20 80"),
     "random_walk": (120, "--sizes 48x64 --repeats 2"),
     "short_run": (150, f"{SLIM} --steps 20 --crop 64 --batch-size 4"),
-    # needs no C++ compiler, and takes seconds where inductor takes a minute
+    # aot_eager needs no C++ compiler, and takes seconds while inductor takes a minute.
     "train_step_compiled": (150, f"{TINY_STEP} --compile aot_eager"),
 }
 
@@ -62,10 +62,10 @@ class Part:
     """A measurement: `python -m benchmarks.PROGRAM FLAGS --json FILE`.
 
     Attributes:
-        name: What the record calls it.
+        name: Its name in the record.
         program: Name of the command.
-        flags: Its flags.
-        limit: Seconds that it may take.
+        flags: Flags of the command.
+        limit: Time limit in seconds.
     """
 
     name: str
@@ -75,11 +75,11 @@ class Part:
 
 
 def parts_of(data: Sequence[str] = (), *, tiny: bool) -> list[Part]:
-    """Return what is measured on a GPU, or the same parts in sizes for a CPU.
+    """Return the parts for a GPU, or the same parts in sizes for a CPU.
 
     Args:
         data: Flags of the drawn dataset.
-        tiny: Choose the tiny sizes.
+        tiny: Whether to take the sizes for a CPU.
     """
     parts = []
     for name, (limit, flags) in (TINY_PARTS if tiny else PARTS).items():
@@ -90,10 +90,10 @@ def parts_of(data: Sequence[str] = (), *, tiny: bool) -> list[Part]:
 
 
 def part_limit(text: str) -> tuple[str, float]:
-    """Return the part and the seconds of PART=SECONDS; an `argparse` type.
+    """Return the part and the seconds in the text PART=SECONDS, as a type of `argparse`.
 
     Raises:
-        argparse.ArgumentTypeError: The part is unknown, or there is no number of seconds above 0.
+        argparse.ArgumentTypeError: The part is unknown, or SECONDS is not a number above 0.
     """
     name, _, seconds = text.partition("=")
     if name in PARTS:
@@ -126,7 +126,7 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the parts; return 1 if one of them failed."""
+    """Run the parts; return 0 if all of them succeeded, else 1."""
     command = parse_flags(Command, argv, example="--tiny --out out/gpu")
     if command.tiny:  # more threads would wait for each other
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -150,8 +150,14 @@ def run_parts(
 ) -> dict[str, Any]:
     """Run the parts that the flags choose, one after the other.
 
+    Args:
+        parts: All parts.
+        command: The flags.
+        folder: Folder for the parts' JSON files.
+        log: The open `gpu.log`.
+
     Returns:
-        What `gpu.json` holds.
+        The content of `gpu.json`.
 
     Raises:
         ValueError: There is no GPU.
@@ -161,6 +167,7 @@ def run_parts(
     found = {part.name: {"status": "not run", "result": None} for part in parts}
     record = {"tiny": command.tiny, "started": time.strftime("%Y-%m-%d %H:%M:%S"), "parts": found}
     for part in parts:
+        # Parts for which no time is left keep the status "not run".
         remaining = command.total - (time.perf_counter() - started)
         if remaining > 1:
             limit = dict(command.limit).get(part.name, part.limit)
@@ -175,10 +182,17 @@ def run_parts(
 
 
 def run_part(part: Part, limit: float, folder: Path, log: BinaryIO) -> dict[str, Any]:
-    """Run one part as a process group of its own, which is ended with everything in it.
+    """Run one part in a process group of its own, and kill the whole group at the end.
+
+    Args:
+        part: The part.
+        limit: Time limit in seconds.
+        folder: Folder for the part's JSON file.
+        log: The open log, which receives the part's output.
 
     Returns:
-        `status` (ok, failed or out of time), and the figures that it had written by then.
+        `status` (ok, failed or out of time), facts of the run, and as `result` the figures that the
+        part wrote before it ended, or None.
     """
     result = folder / f"{part.name}.json"
     flags = (*part.flags, "--json", str(result))
@@ -199,6 +213,7 @@ def run_part(part: Part, limit: float, folder: Path, log: BinaryIO) -> dict[str,
     except subprocess.TimeoutExpired:
         status = "out of time"
     finally:
+        # A part may have started processes that outlive it.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         returncode = process.wait()
@@ -216,7 +231,7 @@ def run_part(part: Part, limit: float, folder: Path, log: BinaryIO) -> dict[str,
 
 
 def last_line(path: Path, first: int) -> str:
-    """Return the last line that is not empty, behind byte `first` of a log."""
+    """Return the last line that is not empty, after byte `first` of a log."""
     text = path.read_bytes()[first:].decode(errors="replace").rstrip()
     return re.split(r"[\r\n]", text)[-1].strip()
 

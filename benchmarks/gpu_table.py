@@ -1,4 +1,4 @@
-"""The tables of `benchmarks/gpu.sh`, in Markdown."""
+"""Format the results of `benchmarks/gpu.sh` as tables in Markdown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ TITLES = {
 
 
 def tables(record: dict[str, Any]) -> str:
-    """Return all that was measured; a part without figures is a dash, with its reason below."""
+    """Return the tables of a record.
+
+    A figure that is missing is a dash, and the parts that did not succeed are listed below.
+
+    Args:
+        record: The content of `gpu.json`.
+    """
     parts, tiny = record["parts"], record["tiny"]
     results = collections.defaultdict(dict)
     results |= {name: part["result"] or {} for name, part in parts.items()}
@@ -37,7 +43,12 @@ def tables(record: dict[str, Any]) -> str:
 
 
 def ended(name: str, part: dict[str, Any]) -> str:
-    """Return in a line how a part ended."""
+    """Return a line that says how a part ended.
+
+    Args:
+        name: Name of the part.
+        part: Its entry in the record.
+    """
     if part["status"] == "not run":
         return f"{name}: not run, no time left"
     line = f"{name}: {part['status']}, {part['seconds']:.1f} s"
@@ -46,7 +57,7 @@ def ended(name: str, part: dict[str, Any]) -> str:
 
 
 def machine_line(machine: dict[str, Any], record: dict[str, Any]) -> str:
-    """Return what the figures are from."""
+    """Return a sentence about the machine, the versions and the time of the measurement."""
     versions = machine.get("packages", {})
     names = [
         machine.get("gpu") or f"{machine.get('cpu')}, no GPU",
@@ -63,7 +74,13 @@ def machine_line(machine: dict[str, Any], record: dict[str, Any]) -> str:
 
 
 def step_table(title: str, plain: Result, compiled: Result) -> str:
-    """Return the table of a training step, without and with torch.compile of the backbone."""
+    """Return the table of a training step.
+
+    Args:
+        title: Title of the table.
+        plain: Result without torch.compile of the backbone.
+        compiled: Result with it.
+    """
     rows = {
         "step, median (fastest, slowest), ms": lambda r: spread(r["step"]),
         "images/s": speed,
@@ -93,7 +110,7 @@ def crf_table(title: str, result: Result) -> str:
 
 
 def other_table(results: dict[str, Result]) -> str:
-    """Return the table of contrast, random walk and the short run."""
+    """Return the table of the contrast, the random walk and the short run."""
     lines = [head("other", "median (fastest, slowest)")]
     for found in results["contrast"].get("rows", []):
         lines.append(row(f"contrast alone, {found['classes']} classes, ms", spread(found)))
@@ -108,12 +125,12 @@ def other_table(results: dict[str, Result]) -> str:
 
 
 def table(title: str, columns: dict[str, Result], rows: dict[str, Show]) -> str:
-    """Return a table with a column for each result; a dash where there is no figure.
+    """Return a table with one column per result; a missing figure is a dash.
 
     Args:
-        title: Stands above the names of the rows.
-        columns: Name -> result.
-        rows: Name -> what shows its figure of a result.
+        title: Head of the column with the names of the rows.
+        columns: Name of a column -> its result.
+        rows: Name of a row -> a function that returns its figure of a result as text.
     """
     columns = columns or {"-": {}}
     lines = [head(title, *columns)]
@@ -123,7 +140,7 @@ def table(title: str, columns: dict[str, Result], rows: dict[str, Show]) -> str:
 
 
 def cell_of(show: Show, result: Result) -> str:
-    """Return the figure, or a dash if the part did not come to it."""
+    """Return the figure of a result as text, or a dash if the result lacks it."""
     try:
         return show(result)
     except KeyError:
@@ -136,18 +153,18 @@ def speed(found: Result) -> str:
 
 
 def cell(value: float | None) -> str:
-    """Return a figure that may not be finite."""
+    """Return a figure as text, a dash for None, which stands for a figure that is not finite."""
     return "-" if value is None else f"{value:.2f}"
 
 
 def spread(times: dict[str, float], *, unit: float = 1.0) -> str:
-    """Return median, fastest and slowest, each times `unit`."""
+    """Return the median, the fastest and the slowest time as text, each times `unit`."""
     median, *ends = (f"{unit * times[name]:.1f}" for name in ("median", "fastest", "slowest"))
     return f"{median} ({', '.join(ends)})"
 
 
 def share(found: Result) -> str:
-    """Return the TFLOP/s, and their share of the peak if that is known."""
+    """Return the TFLOP/s as text, with their share of the peak if that is known."""
     tflops = f"{found['tflops']:.3g} TFLOP/s"
     known = found["share_of_peak"]
     return tflops if known is None else f"{tflops}, {known:.0%}"

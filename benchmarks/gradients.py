@@ -1,9 +1,10 @@
-"""Show each term of a method: its value, and how much its gradient pulls at the backbone.
+"""Show each term of a method: its value, and the length of its gradient at the backbone.
 
-On crops as in training, of trained checkpoints; the mean of the batches. The value is without its
-weight, the length of the gradient with it. In brackets the cosine of the term's gradient and that
-of the sum. Where a recipe limits the length of a step, the lengths say what share of it a term
-gets. On a list that was not trained on, the values judge a recipe. No ground truth is read.
+The figures are means over batches of crops as in training, for trained checkpoints. The value is
+that of the term without its weight; the length is that of the gradient with it. In brackets is the
+cosine between the term's gradient and that of the sum. If a recipe limits the length of a step, the
+lengths show which share of it each term has. On a list that was not used in training, the values
+can serve to judge a recipe. No ground truth is read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tool.progress import Progress
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the lengths of each checkpoint."""
+    """Print one line per checkpoint, with the figures of each term."""
     command = parse_flags(
         CropFlags, argv, example="--checkpoint out/toy-fbr-seed0/checkpoint.pth", module=__name__
     )
@@ -40,22 +41,31 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def pulls(method: Method, batches: Iterator[Batch]) -> dict[str, tuple[float, float, float]]:
-    """Return per term its mean value, the mean length of its gradient, and its cosine to the sum.
+    """Return the mean value, gradient length and cosine of each term over batches.
 
-    The gradient is that of the weighted term at the backbone. Terms of weight 0, and those whose
-    gradient does not reach the backbone, are left out. The last entry, `sum`, is the weighted sum.
+    Args:
+        method: The method, in training mode.
+        batches: The batches, at least one.
+
+    Returns:
+        Name -> the value without the weight, the length of the weighted term's gradient at the
+        backbone, and the cosine of that gradient to the gradient of the sum. Terms of weight 0, and
+        those whose gradient does not reach the backbone, are left out. The last entry, `sum`, is
+        the weighted sum.
     """
     trained = [parameter for parameter in method.backbone.parameters() if parameter.requires_grad]
     weights = method.weights()
     found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
     for step, batch in enumerate(batches):
         terms = method(batch, Progress(step=step, steps=10**6))
+        # The gradient of each weighted term as one vector.
         vectors = {
             name: gradient_of(weights[name] * term, trained)
             for name, term in terms.items()
             if weights[name] and term.requires_grad
         }
         method.after_step(Progress(step=step, steps=10**6))
+        # The gradient of the sum is the sum of the gradients.
         vectors = {name: vector for name, vector in vectors.items() if vector.any()}
         values = {name: float(terms[name].detach()) for name in vectors}
         values["sum"] = sum(weights[name] * value for name, value in values.items())
@@ -71,7 +81,12 @@ def pulls(method: Method, batches: Iterator[Batch]) -> dict[str, tuple[float, fl
 
 
 def gradient_of(term: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """Return the gradient of a term as one vector; 0 where it does not reach."""
+    """Return the gradient of a term as one vector, 0 for parameters that it does not reach.
+
+    Args:
+        term: A scalar; its graph is kept.
+        parameters: The parameters, in the order of the vector.
+    """
     parts = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
     whole = [
         torch.zeros_like(parameter) if part is None else part

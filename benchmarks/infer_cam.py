@@ -1,10 +1,10 @@
-"""Measure images per second of CAM inference, or whether its memory is flat.
+"""Measure the images per second of CAM inference, or whether its memory stays constant.
 
-Speed is that of the network and the merge at all scales with flip, without CRF and without writing,
-for each batch size. The images are those of a dataset, by default the embedded one, or are drawn
-with --size. The weights are random, which costs the same.
+The speed is that of the network and the merge at all scales with mirrors, without CRF and without
+writing files, for each batch size. The images are those of a dataset, by default the embedded one,
+or are drawn with --size. The weights are random, which costs the same.
 
-With --memory N, N tiny drawn images go through infer_cam.py (loader with workers, network, merge,
+With --memory N, N tiny drawn images pass through infer_cam.py (loader with workers, network, merge,
 CAM files written in the background), and the memory of the processes is printed.
 """
 
@@ -42,7 +42,7 @@ from tool.infer.scales import Views
 from tool.parallel.dist import pick_device
 
 Sample = dict[str, Any]
-DISTINCT = 50  # images of the memory run, taken again and again
+DISTINCT = 50  # number of different images of the memory run, which repeats them
 TINY = ((32, 32), (32, 40), (40, 32), (24, 48), (33, 31))  # (H, W), so that sizes vary
 
 
@@ -73,7 +73,7 @@ class Command(JsonFlags):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is measured: a method that infers the images of a dataset on a device."""
+    """The objects of a measurement: a method that infers the images of a dataset on a device."""
 
     stage: train_fbr.Command
     method: Method
@@ -87,7 +87,7 @@ class Setting:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure one of the two."""
+    """Measure the memory with --memory, else the speed."""
     command, stage = parse(argv)
     with tempfile.TemporaryDirectory() as name:
         if command.size or command.memory:
@@ -104,12 +104,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> tuple[Command, train_fbr.Command]:
-    """Return what the command line says, of the benchmark and of the training."""
+    """Return the flags of the benchmark and those of the training."""
     return parse_with_training(Command, __name__, argv, example="--size 375 500")
 
 
 def prepare(command: Command, stage: train_fbr.Command) -> Setting:
-    """Return the method and the images; of these `--memory` takes each several times."""
+    """Return the method and the images; with `--memory` each image occurs several times."""
     device = pick_device(stage.run.device)
     catalog, images = open_list(stage.data)
     method = build(stage, catalog, images, device).eval()
@@ -125,7 +125,7 @@ def prepare(command: Command, stage: train_fbr.Command) -> Setting:
 
 
 def speed(command: Command, setting: Setting) -> None:
-    """Print a row for each batch size."""
+    """Print one row per batch size."""
     method, dataset, device = setting.method, setting.dataset, setting.device
     images, peak = len(dataset), peak_tflops(device, command.peak_tflops)
     samples, (seconds,) = repeated(lambda: [dataset[index] for index in range(images)], 1)
@@ -140,6 +140,7 @@ def speed(command: Command, setting: Setting) -> None:
     rows = Rows(command.json, line, *names, gflop_per_image=flops / images / 1e9)
     for size in command.batch_size:
         batches = [[samples[i] for i in batch] for batch in dataset.batches(range(images), size)]
+        # Warm up, on a GPU with all sizes of the images.
         infer_all(setting, batches[:1] if device.type == "cpu" else batches)
         _, (seconds,) = repeated(functools.partial(infer_all, setting, batches), 1)
         rows.add(
@@ -152,7 +153,7 @@ def speed(command: Command, setting: Setting) -> None:
 
 
 def infer_all(setting: Setting, batches: list[list[Sample]]) -> None:
-    """Infer all batches, until their maps are in the main memory."""
+    """Infer all batches, and copy their maps to the main memory."""
     method, amp = setting.method, setting.stage.run.amp
     for samples in batches:
         merged = infer_images(method, samples, device=setting.device, amp=amp)
@@ -162,7 +163,13 @@ def infer_all(setting: Setting, batches: list[list[Sample]]) -> None:
 
 
 def memory(command: Command, setting: Setting, out: Path) -> None:
-    """Print the memory of the processes ten times on the way through N images."""
+    """Print the memory of the processes ten times while N images are inferred and written.
+
+    Args:
+        command: The flags.
+        setting: The method and the N images.
+        out: Folder of the CAM files.
+    """
     method, dataset = setting.method, setting.dataset
     batch, workers = command.batch_size[0], command.num_workers
     print(setting.headline(f"batch {batch}", f"{workers} workers"))
@@ -174,6 +181,7 @@ def memory(command: Command, setting: Setting, out: Path) -> None:
     outputs = MemoryOutputs(dataset, infer_cam.plan_from(stage, method), rows)
     work = infer_cam.Work(method, dataset, outputs, {}, None, setting.device)
     infer_cam.infer(stage, work, gate=None)
+    # Caches and workers grow at first, so compare from a fifth of the way on.
     late = [seen for seen in rows.record["rows"] if seen["images"] >= command.memory / 5]
     grown = [late[-1][name] - late[0][name] for name in ("process", "worker")]
     print(
@@ -183,7 +191,13 @@ def memory(command: Command, setting: Setting, out: Path) -> None:
 
 
 class MemoryOutputs(Outputs):
-    """Outputs that note the memory of the processes ten times on the way through a dataset."""
+    """Outputs that also record the memory of the processes, ten times per dataset.
+
+    Args:
+        dataset: The images.
+        plan: The plan of the files.
+        rows: It receives the figures.
+    """
 
     def __init__(self, dataset: InferDataset, plan: Plan, rows: Rows) -> None:
         super().__init__(dataset.catalog, plan)
@@ -205,7 +219,7 @@ class MemoryOutputs(Outputs):
 
 
 def resident(pid: int) -> float:
-    """Return the MiB of a process that lie in memory, shared pages included; 0 if it ended."""
+    """Return the resident memory of a process in MiB, with shared pages; 0 if it has ended."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     except FileNotFoundError:

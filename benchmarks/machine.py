@@ -1,4 +1,4 @@
-"""Print what machine and which versions the figures are from."""
+"""Print the machine and the versions of packages on which figures are measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "triton", "tensor
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a line for each fact."""
+    """Print one line per fact."""
     command = parse_flags(JsonFlags, argv, example="--json machine.json", module=__name__)
     found = facts()
     for name, value in found.items():
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def facts() -> dict[str, Any]:
-    """Return plain values, with None for what the machine does not tell."""
+    """Return the facts in plain types by name, None for a fact that is not known."""
     gpu = torch.cuda.is_available()
     properties = torch.cuda.get_device_properties(0) if gpu else None
     return {
@@ -55,7 +55,7 @@ def facts() -> dict[str, Any]:
 
 
 def output(*command: str) -> str | None:
-    """Return the first line that a program prints; None if it is missing, fails or has none."""
+    """Return the first line that a program prints; None if it is missing, fails or prints none."""
     try:
         ended = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=True

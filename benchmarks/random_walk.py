@@ -1,6 +1,6 @@
 """Measure the seconds of the edge-guided random walk, and of its affinity.
 
-The edge map is blurred noise at stride 4 of the image sizes.
+The edge map is smooth noise at stride 4 of each image size.
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ CELLS += ("{median:.4f}", "{fastest:.4f}", "{slowest:.4f}")
 
 
 def image_size(text: str) -> tuple[int, int]:
-    """Return (height, width) of a text.
+    """Return the (height, width) in a text, as a type of `argparse`.
 
     >>> image_size("375x500")
     (375, 500)
+
+    Raises:
+        ValueError: The text is not of the form HEIGHTxWIDTH.
+        argparse.ArgumentTypeError: A side is below 1.
     """
     height, _, width = text.partition("x")
     return positive_int(height), positive_int(width)
@@ -74,14 +78,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def smooth_edge(cells: tuple[int, int]) -> Tensor:
-    """Return (h, w) in [0, 1]: lines between blobs, as a network gives them."""
+    """Return an edge map (h, w) in [0, 1]: lines between blobs, as a network predicts them."""
     coarse = [-(-side // 8) + 1 for side in cells]
     noise = torch.rand(1, 1, *coarse, generator=torch.Generator().manual_seed(0))
     return F.interpolate(noise, size=cells, mode="bicubic").clamp(0, 1)[0, 0] ** 3
 
 
 def affinity_step(edge: Tensor) -> None:
-    """Compute the affinity of all pairs, and its gradient."""
+    """Compute the affinity of all pairs of cells within radius 10, and its gradient."""
     leaf = edge.clone().requires_grad_()
     path_affinity(leaf, pairs_within(10)).square().sum().backward()
 

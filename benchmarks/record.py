@@ -1,4 +1,4 @@
-"""What the commands share: the flag `--json FILE`, Markdown tables, and the figures as JSON."""
+"""The flag `--json FILE`, tables in Markdown and records in JSON, which all benchmarks share."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class JsonFlags:
 
 
 def write_record(path: Path | None, record: dict[str, Any]) -> None:
-    """Write `record` whole, in place of what the file held; do nothing if `path` is None.
+    """Write `record` as JSON, whole or not at all; do nothing if `path` is None.
 
-    JSON does not have NaN and infinity, which become null.
+    NaN and infinity become null, because JSON has neither.
     """
     if path is not None:
         write_json(path, _finite(record))
 
 
 class Rows:
-    """Results that are printed one by one; after each, the JSON of all of them is written anew.
+    """Results that are printed one by one; the JSON of all of them is written anew after each.
 
     Args:
-        path: File of the JSON; None for none.
-        line: What is printed of a result, with its figures in braces.
-        names: Columns of the table whose row `line` is; none if it is no row of a table.
-        facts: What the record holds beside its `rows`.
+        path: The JSON file; None to write none.
+        line: The line that is printed per result, a format string with the figures in braces.
+        names: Names of the columns, if `line` is a row of a table.
+        facts: Other entries of the record, beside its `rows`.
     """
 
     def __init__(self, path: Path | None, line: str, *names: str, **facts: Any) -> None:
@@ -48,7 +48,11 @@ class Rows:
         self.record = {**facts, "rows": []}
 
     def add(self, **figures: Any) -> None:
-        """Print a result, and record it."""
+        """Print a result, and record it.
+
+        Args:
+            figures: The figures by name, those of `line` and perhaps others.
+        """
         if self.names and not self.record["rows"]:
             print(head(*self.names))
         print(self.line.format(**figures), flush=True)
@@ -66,12 +70,12 @@ def row(*cells: object) -> str:
 
 
 def head(*names: object) -> str:
-    """Return the first two lines of a Markdown table: the names of its columns, and a rule."""
+    """Return the first two lines of a Markdown table: the names of its columns, and a line."""
     return f"{row(*names)}\n{'|---' * len(names)}|"
 
 
 def _finite(value: Any) -> Any:
-    """Return the value with None for each number in it that is not finite."""
+    """Return the value in plain types, with None for each number that is not finite."""
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

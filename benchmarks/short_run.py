@@ -1,8 +1,8 @@
-"""Train `fbr` from scratch for a short time, for its sanity.
+"""Train `fbr` from scratch for a short time, as a sanity check.
 
-The run is on the embedded dataset if OpenCV, which draws it, is installed; else on images drawn
-with Pillow alone. The loss has to be finite, and lower in the last rows of the log than in the
-first.
+The images are those of the embedded dataset if OpenCV, which draws it, is installed. Else they are
+drawn with Pillow alone. The loss must be finite, and its mean over the last fifth of the log must
+be lower than over the first fifth.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from benchmarks.training import parse_with_training
 from tool.cli import run_stage
 from tool.parallel.dist import pick_device
 
-ROWS = 10  # of the log
+ROWS = 10  # number of rows of the log
 IMAGES = 96
 DEFAULTS = "--backbone timm:tf_efficientnet_lite0 --weights none --steps 100 --crop 224 "
 DEFAULTS += "--batch-size 8 --lr 0.001 --momentum 0.9 --picture-every 0"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, and look at the log; return the exit status of the training.
+    """Train, check the log, and return the exit status of the training.
 
     Raises:
         ValueError: The loss is not finite, or did not fall.
@@ -66,7 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> tuple[JsonFlags, train_fbr.Command]:
-    """Return what the command line says, and what follows from it for the training."""
+    """Return the flags of the benchmark, and those of the training with what follows from them.
+
+    The output stride depends on the backbone, and the warm-up and the interval of the log depend on
+    the number of steps.
+    """
     command, stage = parse_with_training(
         JsonFlags,
         __name__,
@@ -81,7 +85,7 @@ def parse(argv: Sequence[str] | None) -> tuple[JsonFlags, train_fbr.Command]:
 
 
 def prepare(root: Path) -> str:
-    """Draw a dataset in `root`, and return which: "toy" or "drawn"."""
+    """Write a dataset to `root`, and return which one it is: "toy" or "drawn"."""
     if importlib.util.find_spec("cv2") is None:
         write_drawn(root, images=IMAGES, sizes=[(112, 150)], num_classes=8)
         return "drawn"

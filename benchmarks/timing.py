@@ -1,4 +1,4 @@
-"""Repeated runs, and nested stopwatches and functions that run under one, also on a GPU."""
+"""Time repeated runs, nested parts of a program, and functions of modules, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Run = Callable[[], Any]
 
 
 def clock() -> float:
-    """Return the time in seconds, after the GPU, if this process uses one, has done all its work.
+    """Return the time in seconds; if this process uses a GPU, first wait for its work to finish.
 
-    (`torch.utils.benchmark.timer` is the same, but importing it takes setuptools and a second.)
+    `torch.utils.benchmark.timer` does the same, but importing it needs setuptools and takes a
+    second.
     """
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
@@ -30,13 +31,13 @@ def clock() -> float:
 def repeated(
     call: Run, repeats: int, *, untimed: int = 0, prepare: Run = lambda: None
 ) -> tuple[Any, list[float]]:
-    """Return what the last of some runs of `call` returned, and the seconds of each.
+    """Return the result of the last run of `call`, and the seconds of each timed run.
 
     Args:
-        call: What is timed.
-        repeats: Number of runs.
-        untimed: Number of runs before them, which do not count.
-        prepare: Is called before each run, and not timed.
+        call: The function to time.
+        repeats: Number of timed runs, at least 1.
+        untimed: Number of runs before them that do not count.
+        prepare: A function that is called before each run and is not timed.
     """
     seconds = []
     for _ in range(untimed + repeats):
@@ -54,19 +55,23 @@ def spread(values: Sequence[float], *, unit: float = 1.0) -> dict[str, float]:
 
 
 class Timer:
-    """Exclusive milliseconds of named parts: the time in a part inside another is the inner one's.
+    """Timer of the exclusive milliseconds of named parts.
 
-    A part waits for the device when it begins and when it ends.
+    The time of a part inside another one counts for the inner part only. A part waits for the
+    device when it begins and when it ends.
+
+    Attributes:
+        laps: Per lap, name -> milliseconds.
     """
 
     def __init__(self) -> None:
         self.laps: list[dict[str, float]] = []
         self._lap: dict[str, float] = {}
-        self._inside: list[float] = []  # of each open part, the time of the parts in it
+        self._inside: list[float] = []  # per open part, the time of the parts inside it
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time what runs inside, under `name`; parts of one name add up within a lap."""
+        """Time the block under `name`; the times of parts with the same name add up in a lap."""
         self._inside.append(0.0)
         started = clock()
         try:
@@ -79,12 +84,15 @@ class Timer:
             self._lap[name] = self._lap.get(name, 0.0) + own
 
     def end_lap(self) -> None:
-        """Close one repetition."""
+        """End a lap, that is, one repetition; the next part begins a new one."""
         self.laps.append(self._lap)
         self._lap = {}
 
     def medians(self) -> dict[str, float]:
-        """Return {name: milliseconds} over the laps, in the order of first sight; absent is 0."""
+        """Return name -> median of its milliseconds over the laps, in the order of first use.
+
+        A part that is absent from a lap counts as 0 there.
+        """
         names = dict.fromkeys(name for lap in self.laps for name in lap)
         return {name: statistics.median(lap.get(name, 0.0) for lap in self.laps) for name in names}
 
@@ -93,10 +101,15 @@ class Timer:
 def timed_functions(
     timer: Timer, users: Sequence[ModuleType], libraries: Sequence[ModuleType]
 ) -> Iterator[None]:
-    """Make every public function that `libraries` define a part `MODULE.NAME` of `timer`, inside.
+    """Time every public function of some modules as a part of `timer` during the block.
 
-    So are the methods of their networks, `MODULE.CLASS.NAME`. A function is replaced wherever a
-    module of `users` or `libraries` has imported it.
+    The part of a function is called `MODULE.NAME`. Methods of the networks in the modules are timed
+    too, as `MODULE.CLASS.NAME`.
+
+    Args:
+        timer: The timer.
+        users: Modules that may have imported the functions. They are replaced there too.
+        libraries: The modules that define the functions.
     """
     names = {module.__name__ for module in libraries}
     owners: list[Any] = [*users, *libraries]
@@ -113,6 +126,6 @@ def timed_functions(
 
 
 def _is_network_of(module: ModuleType, item: object) -> bool:
-    """Return whether `item` is a class of networks that the module defines."""
+    """Return whether `item` is a subclass of `nn.Module` that the module itself defines."""
     is_network = inspect.isclass(item) and issubclass(item, nn.Module)
     return is_network and item.__module__ == module.__name__

@@ -1,11 +1,12 @@
-"""Measure where the time of a training step goes, in milliseconds.
+"""Measure how a training step spends its time, in milliseconds.
 
-The step is taken on a dataset, by default the embedded one, in two ways. Taken apart: loading in
-this process, the device's part of the augmentation, the backbone, every function that heads and
-terms call (without the functions in it), the backward of each term down to the backbone's taps, the
-backbone's backward, the optimizer and the bank. And whole, as the engine takes it, waiting for the
-device at its end only: images per second. The share of the card's peak arithmetic is that of the
-convolutions and matrix products of the backbone.
+The step is taken on a dataset, by default the embedded one, in two ways. The first way times its
+parts: loading in this process, the device's part of the augmentation, the backbone, every function
+that heads and terms call (without the functions inside it), the backward of each term down to the
+backbone's taps, the backbone's backward, the optimizer and the bank. The second way takes whole
+steps, as the engine does, waits for the device only at the end of each, and gives images per
+second. The share of the card's peak arithmetic counts the convolutions and matrix products of the
+backbone.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Command(JsonFlags):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the breakdown of one method's step."""
+    """Print the times of one method's step and of its parts."""
     command, stage = parse(argv)
     bench = prepare(command, stage)
     started = time.perf_counter()
@@ -78,12 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> tuple[Command, train_fbr.Command]:
-    """Return what the command line says, of the benchmark and of the training."""
+    """Return the flags of the benchmark and those of the training."""
     return parse_with_training(Command, __name__, argv, example="--repeats 5")
 
 
 def prepare(command: Command, stage: train_fbr.Command) -> Bench:
-    """Return the method, the optimizer and the batches as train_fbr.py has them."""
+    """Return the method, the optimizer and the batches as train_fbr.py makes them."""
     device = pick_device(stage.run.device)
     catalog, images = train_fbr.open_images(stage)
     method = build(stage, catalog, images, device).train()
@@ -97,7 +98,7 @@ def prepare(command: Command, stage: train_fbr.Command) -> Bench:
 
 
 def whole(bench: Bench) -> list[float]:
-    """Return the seconds of steps as the engine takes them, from a batch on the device."""
+    """Return the seconds of whole steps as the engine takes them, without loading the batch."""
     method, history, batch = bench.method, History(), {}
     settings = Settings(steps=STEPS, batch_size=0, amp=bench.amp)
     progress = (Progress(step=step, steps=STEPS) for step in itertools.count())
@@ -113,7 +114,13 @@ def whole(bench: Bench) -> list[float]:
 
 
 def report_parts(medians: dict[str, float]) -> None:
-    """Print the parts; under the forward and the backward of the terms what they consist of."""
+    """Print the parts, with details of the forward and of the backward of the terms.
+
+    Args:
+        medians: Name of a part -> its milliseconds.
+    """
+    # The forward of heads and terms is the sum of the functions in it, which have a dot in their
+    # names, and of the method itself.
     functions = {name: value for name, value in medians.items() if "." in name}
     functions["the method itself"] = medians["method"]
     alone = {
@@ -132,13 +139,17 @@ def report_parts(medians: dict[str, float]) -> None:
 
 
 def line(name: str, milliseconds: float, *, indent: int) -> None:
-    """Print one row."""
+    """Print one row of the report, indented by `indent` spaces."""
     print(f"{' ' * indent}{name:{46 - indent}s} {milliseconds:9.2f} ms")
 
 
 def peak_memory(device: torch.device) -> dict[str, float]:
-    """Return {name: GiB}, of the GPU since the steps taken whole began, and of the process."""
-    import resource  # POSIX only; elsewhere `run_stage` has said so by now
+    """Return the peak memory of the GPU, since the whole steps began, and of the process, in GiB.
+
+    Returns:
+        "process_gib", and on a GPU also "gpu_gib".
+    """
+    import resource  # POSIX only; on other systems `run_stage` has stopped before
 
     unit = 1 if sys.platform == "darwin" else 1024  # bytes, or KiB
     process = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
@@ -152,10 +163,13 @@ def report_arithmetic(
     """Print and return the backbone's operations, and the share of the peak that they reach.
 
     Args:
-        flops: Operations of the forward and of the backward of a step.
+        flops: Operations of the forward and of the backward in a step.
         own: The backbone's milliseconds in a step.
         step: The milliseconds of the whole step.
-        peak: What the device can do at most, TFLOP/s; None if that is not known.
+        peak: Peak of the device in TFLOP/s; None if it is not known.
+
+    Returns:
+        Entries of the record: "gflop", "backbone" and "whole_step".
     """
     forward, backward = (one / 1e9 for one in flops)
     print(f"backbone: {forward:.1f} GFLOP forward, {backward:.1f} GFLOP backward a step")

@@ -1,4 +1,4 @@
-"""Methods as `train_fbr.py` makes them from its flags, in networks with random weights."""
+"""Make methods as `train_fbr.py` does from its flags, in networks with random weights."""
 
 from __future__ import annotations
 
@@ -32,11 +32,18 @@ def parse_with_training(
     """Parse the flags of a benchmark together with those of `train_fbr.py`.
 
     Args:
-        kind: Dataclass of the flags of the benchmark, which win over those of the same name.
+        kind: Dataclass of the benchmark's flags. They take precedence over flags of `train_fbr.py`
+            with the same name.
         module: Name of the module that is the program.
         argv: The command line; None for that of the process.
-        example: Flags of a useful call.
-        defaults: Flags of `train_fbr.py`; the command line may give others.
+        example: Flags of a typical call, shown in the help.
+        defaults: Defaults of flags of `train_fbr.py`, which the command line may override.
+
+    Returns:
+        The flags of the benchmark and those of the training.
+
+    Raises:
+        SystemExit: The command line is wrong, or help was requested.
     """
     more = "All flags of train_fbr.py are flags here too, and its --help explains them. "
     parser = Parser(module, example=example, more=f"{more}Here their defaults are {defaults}.")
@@ -53,7 +60,14 @@ def build(
 ) -> Method:
     """Return the method of a run, on the device.
 
-    What is frozen with pretrained weights is frozen with random ones, too.
+    Layers that are frozen with pretrained weights are frozen with random weights too, so that a
+    step costs the same.
+
+    Args:
+        stage: The flags of the training.
+        catalog: The dataset.
+        images: The image list.
+        device: The device.
     """
     config = train_fbr.run_config(stage, stage.recipe, catalog, images)
     method = build_method(config | {"pretrained": True})
@@ -62,7 +76,13 @@ def build(
 
 
 def headline(stage: train_fbr.Command, device: torch.device, *facts: str) -> str:
-    """Return a line that says what is measured, and on what."""
+    """Return a line that names the method, the backbone, some facts, the precision and the machine.
+
+    Args:
+        stage: The flags of the training.
+        device: The device.
+        facts: Other facts of the measurement.
+    """
     number = "bf16" if stage.run.amp else "float32"
     machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if device.type == "cuda":
