@@ -29,7 +29,7 @@ from tool.parallel.dist import pick_device
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(JsonFlags):
-    """What the command line says.
+    """The flags of this command.
 
     Attributes:
         checkpoint: Checkpoints of methods that classify.

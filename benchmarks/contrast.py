@@ -32,7 +32,7 @@ NEVER_RUN = {"backbone": "resnet38d_slim", "output_stride": 8, "pretrained": Fal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(JsonFlags):
-    """What the command line says.
+    """The flags of this command.
 
     Attributes:
         method: Whose contrast is measured.

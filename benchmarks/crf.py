@@ -37,7 +37,7 @@ CELLS += ("{argmax_agrees:.3%}", "{mean_difference:.1e}")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(JsonFlags):
-    """What the command line says.
+    """The flags of this command.
 
     Attributes:
         images: Folder of photographs. Without one an image is drawn.

@@ -26,7 +26,7 @@ from tool.infer.previous import PreviousOutputs
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CropFlags(JsonFlags):
-    """What the command line says.
+    """The flags of commands that examine the batches of a training run.
 
     Attributes:
         checkpoint: Checkpoints of methods that read images, labels and saliency only.

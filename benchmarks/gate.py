@@ -41,7 +41,7 @@ from tool.parallel.dist import pick_device
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(JsonFlags):
-    """What the command line says beside the flags of `train_fbr.py`.
+    """The flags of this command, beside those of `train_fbr.py`.
 
     Attributes:
         scales: Factors on the size of an image. By default the recipe's.

@@ -106,7 +106,7 @@ def part_limit(text: str) -> tuple[str, float]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """What the command line says.
+    """The flags of this command.
 
     Attributes:
         tiny: Take tiny sizes, on a CPU.

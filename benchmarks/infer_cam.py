@@ -48,7 +48,7 @@ TINY = ((32, 32), (32, 40), (40, 32), (24, 48), (33, 31))  # (H, W), so that siz
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(JsonFlags):
-    """What the command line says beside the flags of `train_fbr.py`.
+    """The flags of this command, beside those of `train_fbr.py`.
 
     Attributes:
         scales: Factors on the size of an image. By default the recipe's.

@@ -41,7 +41,7 @@ def image_size(text: str) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(JsonFlags):
-    """What the command line says.
+    """The flags of this command.
 
     Attributes:
         sizes: Sizes of images, such as 375x500.

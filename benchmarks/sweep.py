@@ -32,7 +32,7 @@ REPEATS = 3
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(JsonFlags):
-    """What the command line says.
+    """The flags of this command.
 
     Attributes:
         files: Number of CAM files.

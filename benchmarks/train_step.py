@@ -40,7 +40,7 @@ MEMORY = {"gpu_gib": "GPU", "process_gib": "process"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(JsonFlags):
-    """What the command line says beside the flags of `train_fbr.py`.
+    """The flags of this command, beside those of `train_fbr.py`.
 
     Attributes:
         repeats: Number of timed steps.

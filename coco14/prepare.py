@@ -30,7 +30,7 @@ from tool.provenance import MADE_FROM, claim, differing
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(PrepareFlags):
-    """What the command line says.
+    """The flags of this command.
 
     Attributes:
         root: Folder with annotations/, train2014/ and val2014/, which also receives what is made.

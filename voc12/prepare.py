@@ -27,7 +27,7 @@ SBD_FOLDER = voc12.MASK_FOLDERS[0]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command(PrepareFlags):
-    """What the command line says.
+    """The flags of this command.
 
     Attributes:
         root: The devkit's VOC2012 folder, which also receives what is made.

@@ -41,7 +41,7 @@ class TestListFlags(DatasetFlags):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """What the command line says.
+    """The flags of this command.
 
     Attributes:
         archive: The file to write or to check: .tar, or compressed .tgz or .tar.gz.

@@ -13,7 +13,7 @@ from tool.flags import flag, parse_flags
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """What the command line says.
+    """The flags of this command.
 
     Attributes:
         root: Folder to write.
