@@ -1,4 +1,4 @@
-"""Masks as one COCO JSON file of regions, to be corrected by hand, and back."""
+"""Write masks as one COCO JSON file of regions to be corrected by hand, and read them back."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from tool.files import write_json
 from tool.formats.coco_regions import check_segmentation, region_of, without_short_polygons
 from tool.formats.mask import UNKNOWN
 
-UNKNOWN_NAME = "unknown"  # the category of the pixels with 255
-_LARGEST = 2**15  # pixels of a side
+UNKNOWN_NAME = "unknown"  # the category of pixels with the value 255
+_LARGEST = 2**15  # a side has fewer pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotated:
-    """What a file says of one image.
+    """The regions of one image in a file.
 
     Attributes:
-        size: (H, W).
-        regions: Mask values with COCO's segmentations, checked, in the order of the file.
+        size: (H, W) of the image.
+        regions: The mask value and COCO's segmentation of each region, checked, in the order of the
+            file.
     """
 
     size: tuple[int, int]
     regions: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
 
     def mask(self) -> np.ndarray:
-        """Return the mask, (H, W) uint8: a later region lies above an earlier one."""
+        """Return the mask (H, W) uint8; later regions are painted over earlier ones."""
         mask = np.zeros(self.size, np.uint8)
         for value, segmentation in self.regions:
             mask[region_of(segmentation, *self.size)] = value
@@ -43,17 +44,19 @@ class Annotated:
 def save_coco(
     path: Path, masks: Iterable[tuple[str, np.ndarray]], class_names: Sequence[str]
 ) -> None:
-    """Write masks as COCO's run lengths: one annotation per image and value.
+    """Write masks as COCO's run lengths, with one annotation per image and value.
 
     Args:
-        path: The file.
-        masks: File name of each photograph, and its mask, (H, W) uint8 of 0..K and 255.
-        class_names: The K names of the foreground; their categories are 1..K.
+        path: The JSON file.
+        masks: The file name of each photograph, and its mask (H, W) uint8 in 0..K and 255.
+        class_names: The K foreground names; their categories are 1..K. The value 255 is category
+            255, called "unknown".
     """
     images, annotations = [], []
     for number, (file_name, mask) in enumerate(masks, start=1):
         height, width = mask.shape
         images.append({"id": number, "file_name": file_name, "height": height, "width": width})
+        # The background has no annotation.
         for value in np.unique(mask[mask > 0]).tolist():
             runs = coco_mask.encode(np.asfortranarray(mask == value))
             annotations.append(
@@ -73,13 +76,23 @@ def save_coco(
 
 
 def load_coco(path: Path, class_names: Sequence[str]) -> dict[str, Annotated]:
-    """Return what a COCO file says, by the file name of the image without its suffix.
+    """Read the regions of all images in a COCO file.
 
-    Categories are told by name, not by number. Regions may be polygons or run lengths.
+    Categories are identified by their names, because programs may number them anew. Regions may be
+    polygons or run lengths.
+
+    Args:
+        path: The JSON file.
+        class_names: The K foreground names. A category has one of them, or is the background or
+            "unknown".
+
+    Returns:
+        The file name of an image without its suffix -> its regions.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is no such file, or has a category that is none of the names; names it.
+        ValueError: The file is no COCO file, is broken, or has a category of another name; names
+            the file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -119,7 +132,7 @@ def _number(entry: dict[str, Any], name: str) -> int:
 
 
 def _values(categories: list[dict[str, Any]], class_names: Sequence[str]) -> dict[int, int]:
-    """Return {category number: mask value}."""
+    """Return category number -> mask value; raise `ValueError` for a category of another name."""
     known = {name: value for value, name in enumerate(("background", *class_names))}
     known[UNKNOWN_NAME] = UNKNOWN
     for entry in categories:
@@ -131,7 +144,16 @@ def _values(categories: list[dict[str, Any]], class_names: Sequence[str]) -> dic
 
 
 def _add(entry: dict[str, Any], images: dict[int, Annotated], values: dict[int, int]) -> None:
-    """Check an annotation, and add it to its image."""
+    """Check an annotation, and add its region to the image.
+
+    Args:
+        entry: The annotation.
+        images: The images by number. The one of the annotation is changed.
+        values: Category number -> mask value.
+
+    Raises:
+        ValueError: The annotation is broken, or its image or category is missing; names it.
+    """
     where = f"annotation {shown(entry.get('id'))}"
     image, category = _number(entry, "image_id"), _number(entry, "category_id")
     if image not in images or category not in values:

@@ -1,7 +1,8 @@
-"""Masks in CVAT's layout "Segmentation mask", to be corrected by hand, and back.
+"""Write masks in CVAT's layout "Segmentation mask" to be corrected by hand, and read them back.
 
-A zip file, as CVAT imports and exports it: `labelmap.txt` names each label and its colour,
-`ImageSets/Segmentation/*.txt` the images, `SegmentationClass/ID.png` holds the colours.
+CVAT imports and exports this layout as a zip file. `labelmap.txt` lists each label and its colour,
+`ImageSets/Segmentation/*.txt` lists the images, and `SegmentationClass/ID.png` has a colour per
+pixel.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tool.formats.mask import UNKNOWN, palette
 
 BACKGROUND, UNKNOWN_NAME = "background", "unknown"
 _LIST, _MASKS = "ImageSets/Segmentation/default.txt", "SegmentationClass/"
-_LARGEST = 1 << 28  # bytes of a member
+_LARGEST = 1 << 28  # the largest number of bytes of a member
 
 
 def save_cvat(
@@ -31,8 +32,8 @@ def save_cvat(
 
     Args:
         path: The zip file.
-        masks: Image ids with their masks, (H, W) uint8 of 0..K and 255.
-        class_names: The K names of the foreground.
+        masks: The id and the mask (H, W) uint8, in 0..K and 255, of each image.
+        class_names: The K foreground names.
 
     Raises:
         ValueError: A name has a character that `labelmap.txt` cannot hold.
@@ -56,22 +57,24 @@ def save_cvat(
 
 
 class CvatMasks:
-    """The masks of a zip file of CVAT's, read one by one.
+    """The masks in a zip file of CVAT, which are read one by one.
 
     Attributes:
-        ids: Of the images that have a mask.
+        ids: Ids of the images that have a mask.
     """
 
     def __init__(self, path: Path, class_names: Sequence[str]) -> None:
         """Open a zip file.
 
         Args:
-            path: The file.
-            class_names: The K names of the foreground.
+            path: The zip file.
+            class_names: The K foreground names. A label has one of them, or is the background or
+                "unknown".
 
         Raises:
             FileNotFoundError: The file does not exist.
-            ValueError: The file is no such file, or has a label that is none of the names.
+            ValueError: The file is no zip file of CVAT, or has a label of another name; names the
+                file.
         """
         self._path = path
         try:
@@ -85,10 +88,11 @@ class CvatMasks:
         self.ids = [name[len(_MASKS) : -4] for name in members if name.endswith(".png")]
 
     def mask(self, image_id: str) -> np.ndarray:
-        """Return the mask of an image, (H, W) uint8 of 0..K and 255.
+        """Return the mask of an image, (H, W) uint8 in 0..K and 255.
 
         Raises:
-            ValueError: The mask is damaged, or has a colour that `labelmap.txt` does not name.
+            ValueError: The mask is missing or damaged, or has a colour that `labelmap.txt` does not
+                list; names the file and the image.
         """
         try:
             content = self._read(f"{_MASKS}{image_id}.png")
@@ -96,6 +100,7 @@ class CvatMasks:
                 rgb = np.asarray(image.convert("RGB"), np.int32)
         except (*BROKEN, zipfile.BadZipFile, NotImplementedError) as error:
             raise self._error(f"{image_id}: no mask that can be read: {error}") from error
+        # Map each distinct colour, as 0xRRGGBB, to its value.
         codes, where = np.unique(rgb @ (1 << 16, 1 << 8, 1), return_inverse=True)
         values = [self._values.get(int(code)) for code in codes]
         if None in values:
@@ -117,10 +122,19 @@ class CvatMasks:
 
 
 def _label_values(text: str, class_names: Sequence[str]) -> dict[int, int]:
-    """Return {colour as 0xRRGGBB: mask value} of a `labelmap.txt`."""
+    """Return colour, as 0xRRGGBB, -> mask value of a `labelmap.txt`.
+
+    Args:
+        text: The content of the file.
+        class_names: The K foreground names.
+
+    Raises:
+        ValueError: A line has no colour or an unknown label, or two labels have one colour.
+    """
     known = {name: value for value, name in enumerate((BACKGROUND, *class_names))}
     known[UNKNOWN_NAME] = UNKNOWN
     values: dict[int, int] = {}
+    # A line is LABEL:RED,GREEN,BLUE:PARTS:ACTIONS.
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue

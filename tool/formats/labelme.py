@@ -1,4 +1,4 @@
-"""Masks as labelme's JSON files, to be corrected by hand, and back."""
+"""Write masks as labelme's JSON files to be corrected by hand, and read them back."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from tool.formats.image import BROKEN
 from tool.formats.mask import UNKNOWN
 from tool.formats.polygons import outlines, paint
 
-BACKGROUND, IGNORED = "_background_", "__ignore__"  # labelme's own names of these two
-_FEWEST = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}  # points
-_REACH = 1 << 20  # pixels beyond which no point lies
+BACKGROUND, IGNORED = "_background_", "__ignore__"  # labelme's own names of the values 0 and 255
+_FEWEST = {"polygon": 3, "rectangle": 2, "circle": 2, "mask": 2}  # fewest points by kind of shape
+_REACH = 1 << 20  # limit of a coordinate's absolute value, in pixels
 
 
 def save_labelme(path: Path, mask: np.ndarray, class_names: Sequence[str], image: str) -> None:
     """Write a mask as polygons, in labelme's layout.
 
-    labelme paints shapes in their order, so that the mask is exactly what it makes of them.
+    labelme paints the shapes in their order, which gives exactly the same mask again.
 
     Args:
-        path: The file.
-        mask: (H, W) uint8, values 0..K and 255.
-        class_names: The K names of the foreground.
-        image: Path of the photograph, from the folder of the file.
+        path: The JSON file.
+        mask: (H, W) uint8, in 0..K and 255.
+        class_names: The K foreground names.
+        image: Path of the photograph, relative to the folder of the file.
     """
     names = dict(enumerate((BACKGROUND, *class_names))) | {UNKNOWN: IGNORED}
     shapes = [
@@ -62,20 +62,20 @@ def save_labelme(path: Path, mask: np.ndarray, class_names: Sequence[str], image
 
 
 def load_labelme(path: Path, class_names: Sequence[str], size: tuple[int, int]) -> np.ndarray:
-    """Return the mask of a labelme file, (H, W) uint8 of 0..K and 255.
+    """Return the mask of a labelme file, (H, W) uint8 in 0..K and 255.
 
     Polygons, rectangles, circles and masks are painted in their order, as labelme does.
 
     Args:
-        path: The file.
-        class_names: The K names of the foreground; a shape has one of them, or is the background or
-            ignored.
+        path: The JSON file.
+        class_names: The K foreground names. The label of a shape is one of them, `BACKGROUND` or
+            `IGNORED`.
         size: (H, W) of the photograph.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is no such file, is of a photograph of another size, or has a shape of
-            another kind or name; names it.
+        ValueError: The file is no labelme file, is of a photograph of another size, or has a shape
+            of another kind or label; names the file.
     """
     values = {name: value for value, name in enumerate((BACKGROUND, *class_names))}
     values[IGNORED] = UNKNOWN
@@ -99,7 +99,17 @@ def load_labelme(path: Path, class_names: Sequence[str], size: tuple[int, int]) 
 
 
 def _painted(mask: np.ndarray, shape: Any, values: dict[str, int]) -> np.ndarray:
-    """Return the mask with a shape of a labelme file painted."""
+    """Return a mask with one shape of a labelme file painted over it.
+
+    Args:
+        mask: (H, W) uint8.
+        shape: The shape, unchecked.
+        values: Label -> mask value.
+
+    Raises:
+        ValueError: The shape is broken, or of another kind or label.
+    """
+    # Check the label, the kind and the points.
     if not isinstance(shape, dict):
         raise ValueError(f"{shown(shape)} is no shape")
     label, kind = shape.get("label"), shape.get("shape_type") or "polygon"
@@ -111,6 +121,7 @@ def _painted(mask: np.ndarray, shape: Any, values: dict[str, int]) -> np.ndarray
     good = isinstance(points, list) and all(_is_point(point) for point in points)
     if not good or len(points) < _FEWEST[kind] or (kind != "polygon" and len(points) > 2):
         raise ValueError(f"a {kind} with the points {shown(points)}")
+    # Paint it.
     if kind == "polygon":
         return paint(mask, points, values[label])
     if kind == "mask":
@@ -124,12 +135,19 @@ def _is_point(point: Any) -> bool:
     return (
         isinstance(point, list)
         and len(point) == 2
-        and all(type(x) in (int, float) and abs(x) < _REACH for x in point)  # NaN is not
+        and all(type(x) in (int, float) and abs(x) < _REACH for x in point)  # false for NaN
     )
 
 
 def _drawn(size: tuple[int, ...], points: list[list[float]], kind: str) -> np.ndarray:
-    """Return (H, W) bool: a rectangle by two corners, or a circle by its centre and a point."""
+    """Return the region (H, W) bool of a rectangle or a circle.
+
+    Args:
+        size: (H, W).
+        points: Two opposite corners of the rectangle, or the centre of the circle and a point on
+            it, each as (x, y).
+        kind: "rectangle" or "circle".
+    """
     canvas = Image.new("1", (size[1], size[0]))
     draw = ImageDraw.Draw(canvas)
     (x0, y0), (x1, y1) = points
@@ -143,7 +161,16 @@ def _drawn(size: tuple[int, ...], points: list[list[float]], kind: str) -> np.nd
 
 
 def _embedded(size: tuple[int, ...], points: list[list[float]], text: Any) -> np.ndarray:
-    """Return (H, W) bool of a mask shape: a PNG in base64, which lies between two corners."""
+    """Return the region (H, W) bool of a mask shape.
+
+    Args:
+        size: (H, W).
+        points: The upper left and the lower right pixel of the shape, as (x, y).
+        text: A PNG in base64 that fills the box of these pixels.
+
+    Raises:
+        ValueError: The box leaves the image, or `text` is no PNG of its size.
+    """
     (left, top), (right, bottom) = np.asarray(points).astype(int)
     if not (0 <= left <= right < size[1] and 0 <= top <= bottom < size[0]):
         raise ValueError(f"a mask whose corners {shown(points)} lie outside the image")
