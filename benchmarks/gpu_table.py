@@ -78,8 +78,8 @@ def step_table(title: str, plain: Result, compiled: Result) -> str:
 
     Args:
         title: Title of the table.
-        plain: Result without torch.compile of the backbone.
-        compiled: Result with it.
+        plain: Result without torch.compile of the backbone; {} if there is none.
+        compiled: Result with it; {} if there is none.
     """
     rows = {
         "step, median (fastest, slowest), ms": lambda r: spread(r["step"]),
@@ -97,20 +97,34 @@ def step_table(title: str, plain: Result, compiled: Result) -> str:
 
 
 def cam_table(title: str, result: Result) -> str:
-    """Return the table of images per second by batch size."""
+    """Return the table of CAM inference: images per second and share of the peak by batch size.
+
+    Args:
+        title: Title of the table.
+        result: Result of `benchmarks.infer_cam`; {} if it has none.
+    """
     columns = {f"batch {found['batch_size']}": found for found in result.get("rows", [])}
     return table(title, columns, {"images/s": speed, "share of peak": share})
 
 
 def crf_table(title: str, result: Result) -> str:
-    """Return the table of images per second by preset and labels."""
+    """Return the table of the CRF: images per second by preset and number of labels.
+
+    Args:
+        title: Title of the table.
+        result: Result of `benchmarks.crf`; {} if it has none.
+    """
     rows = result.get("rows", [])
     columns = {f"`{found['preset']}`, {found['labels']} labels": found for found in rows}
     return table(title, columns, {"images/s": speed})
 
 
 def other_table(results: dict[str, Result]) -> str:
-    """Return the table of the contrast, the random walk and the short run."""
+    """Return the table of the contrast, the random walk and the short run.
+
+    Args:
+        results: Name of a part -> its result; {} for a part without one.
+    """
     lines = [head("other", "median (fastest, slowest)")]
     for found in results["contrast"].get("rows", []):
         lines.append(row(f"contrast alone, {found['classes']} classes, ms", spread(found)))

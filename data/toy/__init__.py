@@ -116,11 +116,13 @@ def _write_all(root: Path, *, seed: int, train: int, val: int) -> None:
         (root / folder).mkdir(parents=True)
     ids = [f"toy_{index:06d}" for index in range(train + val)]
     labels = {}
+    # Write the images with their maps. The generator depends on the seed and the number only.
     for index, image_id in enumerate(ids):
         sample = make_sample(np.random.default_rng([seed, index]))
         _write_sample(root, image_id, sample)
         present = np.isin(np.arange(len(CLASS_NAMES)) + 1, sample.classes)
-        labels[image_id] = present.astype(np.float32)
+        labels[image_id] = present.astype(np.float32)  # (K,)
+    # Write the lists, the names of the classes and the labels.
     lists = {f"{LISTS}/train.txt": ids[:train], f"{LISTS}/val.txt": ids[train:]}
     lists["classes.txt"] = CLASS_NAMES
     files = {root / name: list_bytes(lines) for name, lines in lists.items()}
@@ -129,6 +131,7 @@ def _write_all(root: Path, *, seed: int, train: int, val: int) -> None:
 
 
 def _write_sample(root: Path, image_id: str, sample: Sample) -> None:
+    # The mask is a palette PNG, saliency and context are grey ones.
     sample.image.save(root / "JPEGImages" / f"{image_id}.jpg", quality=92)
     save_mask(root / "SegmentationClassAug" / f"{image_id}.png", sample.mask)
     Image.fromarray(sample.saliency).save(root / "saliency" / f"{image_id}.png")

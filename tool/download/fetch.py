@@ -114,8 +114,8 @@ def fetch(url: str, folder: Path) -> Path:
 
     Raises:
         ConnectionError: The download failed. Another run resumes it.
-        ValueError: The host sent something other than the file, or gave it a name that cannot be
-            used.
+        ValueError: The host sent something other than the file, a file of another SHA-256 than the
+            recorded one, or a name that cannot be used.
     """
     if url in MEMBERS:
         path = fetch_member(MEMBERS[url], folder)

@@ -109,9 +109,9 @@ def run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[i
 def _unpacked(text: bytes) -> list[int]:
     """Return compressed run lengths as numbers.
 
-    A character holds 5 bits of a number, the lowest bits first. The highest bit of the last
-    character is the sign. From the fourth number on, each is the difference to the run length two
-    places before.
+    A character holds 5 bits of a number, the lowest bits first. The highest of the 5 bits of the
+    last character is the sign. From the fourth number on, each is the difference to the run length
+    two places before.
 
     Raises:
         ValueError: The text is damaged or cut off.

@@ -79,6 +79,9 @@ class _File:
     def array(self) -> np.ndarray:
         """Read the next array.
 
+        Returns:
+            The array, with memory of its own; shape (0,) float32 if MXNet saved it empty.
+
         Raises:
             ValueError: The array is sparse, has an unknown type or shape, or is cut off.
         """
