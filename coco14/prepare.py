@@ -173,7 +173,8 @@ def check_sizes(
         images: Split -> its images.
 
     Raises:
-        ValueError: The sizes of an image differ, or the image is missing or broken.
+        FileNotFoundError: An image is missing.
+        ValueError: The sizes of an image differ, or the image is broken.
     """
     for split, path in sources.items():
         for one in images[split]:

@@ -19,7 +19,7 @@ def with_background(cam: Cam, alpha: float) -> np.ndarray:
     """Return the scores of the background and the P foreground classes.
 
     Args:
-        cam: At least one foreground class.
+        cam: The CAM, with at least one foreground class.
         alpha: Exponent of the background score (1 - max)^alpha, where max is the best foreground
             score. It is not used if the CAM has a background row, which is the score then.
 
@@ -53,7 +53,8 @@ def mask_task(image: np.ndarray, cam: Cam, preset: Preset, *, alpha: float) -> T
 
     Args:
         image: (H, W, 3) uint8.
-        cam: Of the image's size. If it has no foreground class, the mask is all background.
+        cam: The CAM, of the image's size. If it has no foreground class, the mask is all
+            background.
         preset: Kernels, iterations and the kind of unary.
         alpha: Exponent of the background score; not used if the CAM has a background row.
 
@@ -143,7 +144,8 @@ def threshold_task(image: np.ndarray, cam: Cam, threshold: float) -> Task:
 
     Args:
         image: (H, W, 3) uint8.
-        cam: Of the image's size. If it has no foreground class, the mask is all background.
+        cam: The CAM, of the image's size. If it has no foreground class, the mask is all
+            background.
         threshold: In [0, 1]. The best class must exceed it to be foreground. It is not used if the
             CAM has a background row.
 
@@ -168,8 +170,8 @@ def seed_task(
 
     Args:
         image: (H, W, 3) uint8.
-        cam: Of the image's size. If it has a background row, `fg` and `bg` multiply that row. If it
-            has no foreground class, the seed is all background.
+        cam: The CAM, of the image's size. If it has a background row, `fg` and `bg` multiply that
+            row. If it has no foreground class, the seed is all background.
         preset: A labelling preset (`label50` in IRN).
         fg: Background score of the strict foreground, at least `bg`.
         bg: Background score of the strict background.

@@ -121,7 +121,7 @@ def _elevate(position: Tensor) -> Tensor:
     Returns:
         (d+1, N), zero sum over the first axis.
 
-    Source: Adams et al., section 3.1.
+    Source: Adams et al.
     """
     # Scale each dimension.
     dims = len(position)

@@ -35,8 +35,8 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> list[Any]:
 
     Args:
         segmentation: Any value.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
 
     Raises:
         ValueError: It is neither polygons nor run lengths, or does not fit the size of the image.
@@ -56,8 +56,8 @@ def region_of(segmentation: Any, height: int, width: int) -> np.ndarray:
 
     Args:
         segmentation: Polygons, or run lengths as a list or compressed.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
 
     Raises:
         ValueError: As for `check_segmentation`.
@@ -78,8 +78,8 @@ def run_lengths(segmentation: dict[str, Any], height: int, width: int) -> list[i
 
     Args:
         segmentation: {"size": [height, width], "counts": a list, or compressed text}.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
 
     Raises:
         ValueError: They are of another size, do not fill the image, or are no run lengths.
