@@ -259,7 +259,13 @@ def on_grid(maps: Tensor, stride: int, target: int, size: tuple[int, int] | torc
 
 
 def _normed(channels: int, width: int, *, groups: int) -> nn.Sequential:
-    """Build a 1x1 convolution without bias, followed by a GroupNorm."""
+    """Build a 1x1 convolution without bias, followed by a GroupNorm.
+
+    Args:
+        channels: Number of channels of the map.
+        width: Number of channels of the result; `groups` must divide it.
+        groups: Number of groups of the norm.
+    """
     return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.GroupNorm(groups, width))
 
 

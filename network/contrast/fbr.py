@@ -280,9 +280,10 @@ class NroiContrast(nn.Module):
         return mean_of_views([terms for terms, _ in both])
 
     def limit_bank(self, images: int, progress: Progress) -> None:
-        """Limit the bank to `bank_share` of the NROIs that the run can make, at least one row.
+        """Limit the bank to `bank_share` of the NROIs that the run can make.
 
-        If `bank_share` is 0, the limit remains the size of the bank.
+        The limit is at least one row, and at most the size of the bank. If `bank_share` is 0, it
+        remains the size of the bank.
 
         Args:
             images: Number of images in this rank's micro-batch.

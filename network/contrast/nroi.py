@@ -76,7 +76,7 @@ def region_means(
         embedding: (N, T, E), the vectors to average.
 
     Returns:
-        (N, k, E) means, and (N, k) bool: which clusters have a cell.
+        (N, k, E) means, and (N, k) bool: which clusters have a cell. The mean of the others is 0.
     """
     # Assign each cell to the nearest centroid that stands for cells; count only the members.
     # Assign each cell to the nearest centroid that stands for cells. Only members count.

@@ -218,11 +218,13 @@ class Method(nn.Module):
         return torch.cat([present.new_zeros(1), present + 1])
 
     def before_losses(self, batch: Batch, progress: Progress) -> Batch:
-        """Return the batch that `losses` gets. SFC's image bank adds images here.
+        """Return the batch that `losses` gets: by default the same one.
+
+        SFC's image bank adds images here.
 
         Args:
-            batch: The batch as it was loaded.
-            progress: The step.
+            batch: The batch as it was loaded, with the keys that `inputs` names.
+            progress: The step, which keys random draws.
         """
         del progress
         return batch

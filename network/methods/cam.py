@@ -61,7 +61,7 @@ class Cam(Method):
         return F.relu(self._score_map(batch["image"]).float())
 
     def classify(self, batch: Batch) -> Tensor:
-        """Compute the sigmoid of the logits, (N, K)."""
+        """Compute the image-level probabilities (N, K) of `image` (N, 3, H, W) in the batch."""
         return self._logit(batch["image"]).sigmoid()
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:

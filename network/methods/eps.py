@@ -60,7 +60,10 @@ class Eps(Method):
         return self.score_map(batch["image"]).softmax(dim=1)[:, 1:]
 
     def classify(self, batch: Batch) -> Tensor:
-        """Compute the sigmoid of the averaged score maps of the classes, (N, K)."""
+        """Compute the image-level probabilities (N, K) of `image` (N, 3, H, W) in the batch.
+
+        They are the sigmoid of the averaged score maps of the classes.
+        """
         return self.score_map(batch["image"]).mean(dim=(-2, -1))[:, 1:].sigmoid()
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:

@@ -82,7 +82,16 @@ class Fbr(NroiContrast, Ppc):
         self.add_background(self.backbone.taps["high"].channels)
 
     def losses(self, batch: Any, progress: Progress) -> dict[str, Tensor]:
-        """Compute the terms of the host, of the contrast and of the background."""
+        """Compute the terms of the host, of the background and of the contrast.
+
+        Args:
+            batch: `image` (N, 3, H, W), `label` (N, K), `saliency` and `valid` (N, 1, H, W).
+            progress: The step, which keys the draws.
+
+        Returns:
+            {name: scalar}, this rank's shares: the terms of `host_losses`, `background_losses` and
+            `contrast`.
+        """
         views = self.views(batch)
         background = [self.project_background(view.high).float() for view in views]
         terms = self.host_losses(views)
@@ -100,7 +109,7 @@ class Fbr(NroiContrast, Ppc):
         return self.pooled_logit(view.high)
 
     def classify(self, batch: Any) -> Tensor:
-        """Compute the sigmoid of the image-level logits of the classes, (N, K)."""
+        """Compute the image-level probabilities (N, K) of `image` (N, 3, H, W) in the batch."""
         high = self.backbone(batch["image"])["high"]
         return self.pooled_logit(high)[:, 1:].sigmoid()
 
@@ -152,7 +161,7 @@ class Fbr(NroiContrast, Ppc):
             views: The two views.
             background: (N, D, h, w) per view, the output of phi_bg before its ReLU.
             valid: (N, 1, H, W) bool, False on padding.
-            progress: The step.
+            progress: The step, which keys the draws.
 
         Returns:
             {name: scalar}, this rank's shares.

@@ -71,7 +71,16 @@ class FbrAmn(NroiContrast, Amn):
         self.add_background(channels)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Compute `pixel`, `bg_seg`, `bg_sim`, `nce_fg` and `nce_nroi`."""
+        """Compute `pixel`, `bg_seg`, `bg_sim`, `nce_fg` and `nce_nroi`.
+
+        Args:
+            batch: `image` (N, 3, H, W), `label` (N, K), `seed` (N, H, W) and `valid`
+                (N, 1, H, W).
+            progress: The step, which keys the draws.
+
+        Returns:
+            {name: scalar}, this rank's shares.
+        """
         # 1. The probabilities of AMN.
         label, valid = batch["label"], batch["valid"]
         feature = self.conditioned_features(batch["image"], label)  # (N, C, h, w)

@@ -123,7 +123,15 @@ class Ppc(Eps):
         self.correlation = PixelCorrelation(taps["low"].channels, taps["mid"].channels)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Compute the terms of the host and of the contrast, on both views."""
+        """Compute the terms of the host and of the contrast, on both views.
+
+        Args:
+            batch: `image` (N, 3, H, W), `label` (N, K), `saliency` and `valid` (N, 1, H, W).
+            progress: The step, which keys the draws.
+
+        Returns:
+            {name: scalar}, this rank's shares: the terms of `host_losses` and `contrast_losses`.
+        """
         views = self.views(batch)
         terms = self.host_losses(views)
         with full_precision(views[0].score):

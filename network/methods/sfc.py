@@ -239,6 +239,11 @@ class Sfc(Cam):
         the share of the CAMs' deviation that the pixel correlation leaves. If it is near 0, the
         refined CAMs are flat, and every map that is made of them covers the whole image.
 
+        Args:
+            batch: `image` (N, 3, H, W), `valid` (N, 1, H, W) and `label` (N, K), with the images of
+                the bank (see `before_losses`).
+            progress: Not used.
+
         Returns:
             {name: scalar}, this rank's shares.
 

@@ -121,7 +121,14 @@ class TwoDilated(nn.Module):
 def _normed(channels: int, width: int, *, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
     """Build a convolution without bias, a GroupNorm and a ReLU.
 
-    The weights have Kaiming's initialisation, scaled by the fan-out.
+    They keep the height and width of a map. The weights have Kaiming's initialisation, scaled by
+    the fan-out.
+
+    Args:
+        channels: Number of channels of the map.
+        width: Number of channels of the result; `GROUPS` must divide it.
+        kernel: Side of the convolution, odd.
+        dilation: Dilation of the convolution, in cells.
     """
     conv = nn.Conv2d(
         channels,

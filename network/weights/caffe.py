@@ -113,10 +113,10 @@ _FORMS = {
 
 
 def _remedy(name: str, caffe: bool) -> str:
-    """Return advice on which backbone to use instead of `name` for a file of the other form.
+    """Return the end of a message: which backbone to use for a file that `name` cannot take.
 
     Args:
-        name: The backbone.
+        name: The backbone of the run.
         caffe: Whether the file is of Caffe's form, and not of torchvision's.
     """
     other = _other_form(name, caffe)

@@ -84,7 +84,9 @@ def _our_heads(
     known: list[str] | None,
     class_names: tuple[str, ...] | None,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Choose the heads to take from a file of this codebase.
+    """Choose the heads to load from a file of this codebase.
+
+    If the file has other classes, weights that depend on the classes are left out.
 
     Args:
         method: The method that receives them.
@@ -105,7 +107,7 @@ def _our_heads(
 def _foreign_heads(
     method: Method, found: dict[str, Tensor], path: Path, background: str | None
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Choose the heads to take from a foreign file.
+    """Choose the heads to load from a foreign file.
 
     Args:
         method: The method that receives them.
