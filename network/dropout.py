@@ -9,13 +9,14 @@ from tool.progress import Progress
 
 
 class SeededDropout(nn.Module):
-    """Dropout whose mask is the same for any number of ranks and workers.
+    """Dropout whose mask does not depend on the number of ranks and workers.
 
     It does not use torch's global generator.
 
     Args:
-        probability: Of zeroing, in [0, 1).
-        channels: Zero whole channels, as `nn.Dropout2d` does, instead of single elements.
+        probability: Probability of zeroing, in [0, 1).
+        channels: Whether to zero whole channels, as `nn.Dropout2d` does, instead of single
+            elements.
     """
 
     def __init__(self, probability: float, *, channels: bool) -> None:
@@ -25,12 +26,17 @@ class SeededDropout(nn.Module):
         self.begin(Progress(), "dropout")
 
     def begin(self, progress: Progress, name: str) -> None:
-        """Set the step of the next calls; each call of a step gets a mask of its own."""
+        """Set the step of the next calls. Each call within a step gets a mask of its own.
+
+        Args:
+            progress: The step, which keys the masks.
+            name: Name of this module in the method, which keys them too.
+        """
         self._progress, self._name, self._calls = progress, name, 0
 
-    @torch.compiler.disable  # the key changes in every step: torch.compile would compile anew
+    @torch.compiler.disable  # the key changes in every step, so it would compile in every step
     def forward(self, feature: Tensor) -> Tensor:
-        """Apply dropout to a map (N, D, h, w); in `eval()` return it unchanged."""
+        """Apply dropout to a map (N, D, h, w); return it unchanged after `eval()`."""
         if not self.training or self.probability == 0:
             return feature
         num_images, *shape = feature.shape
@@ -39,7 +45,7 @@ class SeededDropout(nn.Module):
         self._calls += 1
         draw = self._progress.uniform_per_image(name, num_images, shape, feature.device)
         keep = (draw >= self.probability).to(feature.dtype)
-        return feature * (keep / (1 - self.probability))
+        return feature * (keep / (1 - self.probability))  # the expected value stays the same
 
 
 def begin_step(module: nn.Module, progress: Progress) -> None:

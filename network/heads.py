@@ -16,14 +16,19 @@ _EPS = 1e-5
 
 
 def classifier(channels: int, num_maps: int) -> nn.Conv2d:
-    """Build the 1x1 convolution that gives the score map, without bias, by Xavier's rule."""
+    """Build a 1x1 convolution without bias that computes score maps, with Xavier's initialisation.
+
+    Args:
+        channels: Number of channels of the feature map.
+        num_maps: Number of score maps.
+    """
     layer = nn.Conv2d(channels, num_maps, 1, bias=False)
     nn.init.xavier_uniform_(layer.weight)
     return layer
 
 
 def thresholded_average_pool(feature: Tensor, *, threshold: float) -> Tensor:
-    """Average each channel over its cells above a share of its maximum (TAP).
+    """Average each channel over the cells above a share of its maximum (TAP).
 
     Args:
         feature: (N, D, h, w), non-negative.
@@ -42,11 +47,11 @@ def thresholded_average_pool(feature: Tensor, *, threshold: float) -> Tensor:
 def attention_pool(feature: Tensor, *, sharpness: float) -> Tensor:
     """Average each channel over its cells, weighted by the softmax of its own values.
 
-    The weights are constants, so that every cell gets a gradient.
+    The weights are constants in the backward pass, so that every cell gets a gradient.
 
     Args:
         feature: (N, D, h, w).
-        sharpness: Factor on the values before the softmax over the cells; 0 for a plain average.
+        sharpness: Factor on the values before the softmax over the cells; 0 gives a plain average.
 
     Returns:
         (N, D, 1, 1) float32.
@@ -54,14 +59,18 @@ def attention_pool(feature: Tensor, *, sharpness: float) -> Tensor:
     Source: BES (L. Chen et al., ECCV 2020), attention pooling.
     """
     cells = feature.flatten(2).float()  # (N, D, h w)
-    weight = (sharpness * cells.detach()).softmax(dim=2)
+    weight = (sharpness * cells.detach()).softmax(dim=2)  # (N, D, h w)
     return (weight * cells).sum(dim=2)[..., None, None]
 
 
 def projection(channels: int, width: int) -> nn.Conv2d:
-    """Build a 1x1 projection to the embedding, without bias, by Xavier's rule.
+    """Build a 1x1 convolution without bias to the embedding, with Xavier's initialisation.
 
     The caller applies the ReLU.
+
+    Args:
+        channels: Number of channels of the feature map.
+        width: Number of channels of the embedding.
     """
     layer = nn.Conv2d(channels, width, 1, bias=False)
     nn.init.xavier_uniform_(layer.weight)
@@ -72,12 +81,12 @@ class BackgroundSegmentation(nn.Module):
     """The head phi_seg: one background logit per cell, from phi_bg's output before its ReLU.
 
     Args:
-        width: D, channels of phi_bg's output.
-        groups: Of the GroupNorm; divides `width`.
+        width: D, the number of channels of phi_bg's output.
+        groups: Number of groups of the GroupNorm; must divide `width`.
         dropout: Probability of zeroing an element.
 
-    Differs from the release: it has a BatchNorm frozen at its initial identity, here it is a
-    GroupNorm.
+    Differs from the release: there the norm is a BatchNorm frozen at its initial identity, here it
+    is a GroupNorm that trains.
     """
 
     def __init__(self, width: int, *, groups: int = 8, dropout: float = 0.5) -> None:
@@ -91,6 +100,9 @@ class BackgroundSegmentation(nn.Module):
 
         Args:
             projected: (N, D, h, w), phi_bg's output before its ReLU.
+
+        Returns:
+            (N, D, h, w), not negative.
         """
         return F.relu(self.norm(projected))
 
@@ -100,11 +112,13 @@ class BackgroundSegmentation(nn.Module):
 
 
 class LabelConditioning(nn.Module):
-    """A weighting of a feature map's channels by the image's label: f * Linear(label).
+    """A head that multiplies the channels of a feature map f by weights from the image's label.
+
+    It computes f * Linear(label), with one weight per channel.
 
     Args:
         num_classes: K.
-        channels: Of the feature map.
+        channels: Number of channels of the feature map.
 
     Source: AMN (M. Lee et al., CVPR 2022), section 3.3.
     """
@@ -114,17 +128,17 @@ class LabelConditioning(nn.Module):
         self.embed = nn.Linear(num_classes, channels)
 
     def forward(self, feature: Tensor, label: Tensor) -> Tensor:
-        """Weight the channels of `feature` (N, D, h, w) by `label` (N, K)."""
+        """Return `feature` (N, D, h, w), its channels weighted by `label` (N, K) in {0, 1}."""
         return feature * self.embed(label)[:, :, None, None].to(feature.dtype)
 
 
 class Aspp(nn.Module):
-    """An atrous spatial pyramid: the sum of dilated 3x3 convolutions of one map.
+    """An atrous spatial pyramid: the sum of several dilated 3x3 convolutions of one map.
 
     Args:
-        channels: Of the map.
-        num_maps: Channels of the result.
-        dilations: One convolution is made for each.
+        channels: Number of channels of the map.
+        num_maps: Number of channels of the result.
+        dilations: The dilation of each convolution.
 
     Source: DeepLab-v2 (L.-C. Chen et al., TPAMI 2018).
     """
@@ -146,11 +160,13 @@ class Aspp(nn.Module):
 
 
 class BoundaryHead(nn.Module):
-    """A head for the boundaries of classes, in cells of 4 pixels, from all taps of a backbone.
+    """A head that finds the boundaries of classes from all taps of a backbone.
+
+    Its cells have 4 pixels per side.
 
     Args:
-        taps: Channels and stride of each.
-        width: Channels of each branch.
+        taps: The channels and stride of each tap.
+        width: Number of channels of each branch; 4 must divide it.
 
     Source: IRN (J. Ahn et al., CVPR 2019), the boundary branch.
     """
@@ -162,11 +178,14 @@ class BoundaryHead(nn.Module):
         self.fuse = nn.Conv2d(width * len(taps), 1, 1)
 
     def forward(self, taps: Sequence[Tensor], size: tuple[int, int] | torch.Size) -> Tensor:
-        """Compute logits (N, 1, *size) from the taps.
+        """Compute the boundary logits from the taps.
 
         Args:
-            taps: (N, D, h, w) each, of different D, h and w.
-            size: Height and width in cells of 4 pixels.
+            taps: (N, D, h, w) each; D, h and w differ between taps.
+            size: Height and width of the result, in cells of 4 pixels.
+
+        Returns:
+            (N, 1, *size).
         """
         parts = zip(self.branches, taps, self.strides, strict=True)
         maps = [F.relu(on_grid(branch(tap), stride, 4, size)) for branch, tap, stride in parts]
@@ -174,11 +193,13 @@ class BoundaryHead(nn.Module):
 
 
 class DisplacementHead(nn.Module):
-    """A head for the vector from each cell to the centre of its object, in cells of 4 pixels.
+    """A head that finds the vector from each cell to the centre of its object.
+
+    Its cells have 4 pixels per side.
 
     Args:
-        taps: Channels and stride of all five taps, shallow first.
-        widths: Channels of each branch.
+        taps: The channels and stride of all five taps, shallow first.
+        widths: Number of channels of each branch; 16 must divide them.
 
     Source: IRN (J. Ahn et al., CVPR 2019), the displacement branch.
     """
@@ -196,20 +217,23 @@ class DisplacementHead(nn.Module):
         self.vector = nn.Conv2d(256, 2, 1, bias=False)
 
     def forward(self, taps: Sequence[Tensor], size: tuple[int, int] | torch.Size) -> Tensor:
-        """Compute vectors (N, 2, *size), (y, x), from the taps.
+        """Compute the vectors from the taps.
 
         Args:
-            taps: (N, D, h, w) each, of different D, h and w, shallow first.
-            size: Height and width in cells of 4 pixels.
+            taps: (N, D, h, w) each, shallow first; D, h and w differ between taps.
+            size: Height and width of the result, in cells of 4 pixels.
+
+        Returns:
+            (N, 2, *size), the vectors (y, x) in cells.
         """
-        # The three deep branches on the grid of the third tap, fused.
+        # Fuse the three deep branches on the grid of the third tap.
         maps = [branch(tap) for branch, tap in zip(self.branches, taps, strict=True)]
         middle, grid = self.strides[2], maps[2].shape[-2:]
         deep = [
             on_grid(m, s, middle, grid) for m, s in zip(maps[2:], self.strides[2:], strict=True)
         ]
-        deep = F.relu(self.deep(F.relu(torch.cat(deep, dim=1))))
-        # With them the two shallow branches, on cells of 4 pixels.
+        deep = F.relu(self.deep(F.relu(torch.cat(deep, dim=1))))  # (N, 256, *grid)
+        # Fuse the result with the two shallow branches, on cells of 4 pixels.
         shallow = [
             F.relu(on_grid(m, s, 4, size)) for m, s in zip(maps[:2], self.strides[:2], strict=True)
         ]
@@ -218,31 +242,43 @@ class DisplacementHead(nn.Module):
 
 
 def on_grid(maps: Tensor, stride: int, target: int, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Resize maps (N, D, h, w) of cells of `stride` pixels to cells of `target` pixels.
+    """Resize maps from cells of `stride` pixels to cells of `target` pixels.
+
+    Args:
+        maps: (N, D, h, w), on cells of `stride` pixels.
+        stride: Pixels per cell and side of the maps.
+        target: Pixels per cell and side of the result; divides `stride` or is above it.
+        size: Height and width of the result, in cells.
 
     Returns:
         (N, D, *size).
     """
-    if stride < target:
+    if stride < target:  # `enlarge` makes maps larger only
         return resize(maps, size)
     return enlarge(maps, stride // target, size)
 
 
 def _normed(channels: int, width: int, *, groups: int) -> nn.Sequential:
-    """Build a 1x1 convolution without bias, and its GroupNorm."""
+    """Build a 1x1 convolution without bias, followed by a GroupNorm.
+
+    Args:
+        channels: Number of channels of the map.
+        width: Number of channels of the result; `groups` must divide it.
+        groups: Number of groups of the norm.
+    """
     return nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.GroupNorm(groups, width))
 
 
 class PixelCorrelation(nn.Module):
-    """A pixel correlation module (PCM): it spreads a CAM over cells that look alike.
+    """A pixel correlation module (PCM), which spreads a CAM over cells that look alike.
 
-    Their affinity is learned on shallow features.
+    The affinity of cells is learned from the image and two shallow taps.
 
     Args:
-        low: Channels of the tap `low`.
-        mid: Channels of the tap `mid`.
-        low_width: Channels that `low` is projected to.
-        mid_width: Channels that `mid` is projected to.
+        low: Number of channels of the tap `low`.
+        mid: Number of channels of the tap `mid`.
+        low_width: Number of channels to which `low` is projected.
+        mid_width: Number of channels to which `mid` is projected.
 
     Source: SEAM (Y. Wang et al., CVPR 2020), section 3.3.
     """
@@ -263,53 +299,60 @@ class PixelCorrelation(nn.Module):
         """Refine a CAM.
 
         Args:
-            cam: (N, K+1, h, w), raw scores; a constant here.
-            label: (N, K).
+            cam: (N, K+1, h, w), raw scores, background first; gets no gradient.
+            label: (N, K), image-level {0, 1}.
             image: (N, 3, H, W), normalised.
-            low: The tap `low`, a constant here.
-            mid: The tap `mid`, a constant here.
+            low: (N, D, h', w'), the tap `low`; gets no gradient.
+            mid: (N, D, h', w'), the tap `mid`; gets no gradient.
 
         Returns:
-            (N, K+1, h, w) in [0, 1); 0 for absent classes. The gradient reaches the three
-            convolutions only.
+            (N, K+1, h, w) in [0, 1), background first; 0 for absent classes. The gradient reaches
+            the three convolutions only.
 
-        Differs from the release: absent classes are masked before, so that they win no cell.
+        Differs from the release: absent classes are masked before the winner of each cell is found,
+        so that they win none.
         """
-        # An embedding of each cell, from the image and the two taps.
+        # Embed each cell by the image and the two taps, reduced to the CAM's grid.
         size = cam.shape[-2:]
         parts = [
             resize(image, size),
             resize(F.relu(self.low(low.detach())), size),
             resize(F.relu(self.mid(mid.detach())), size),
         ]
-        affinity = pixel_affinity(self.embed(torch.cat(parts, dim=1)))
+        affinity = pixel_affinity(self.embed(torch.cat(parts, dim=1)))  # (N, h w, h w)
+        # Each cell gets the mean of the normalised CAM over all cells, weighted by affinity.
         return (_normal_cam(cam.detach(), label).flatten(2) @ affinity).unflatten(2, size)
 
 
 def pixel_affinity(embedding: Tensor) -> Tensor:
-    """Compute the positive cosines of all pairs of cells, the weights by which a PCM spreads maps.
+    """Compute the weights by which a PCM spreads maps: the positive cosines of all pairs of cells.
 
     Args:
         embedding: (N, D, h, w), need not be normalised.
 
     Returns:
-        (N, h w, h w): column j holds the weights of all cells in cell j, which sum to almost 1.
+        (N, h w, h w), not negative. Column j holds the weights of all cells for the new value of
+        cell j, which sum to almost 1.
 
     Source: SEAM (Y. Wang et al., CVPR 2020), section 3.3.
     """
     embedding = embedding.flatten(2)  # (N, D, h w)
     embedding = embedding / (embedding.norm(dim=1, keepdim=True) + _EPS)
-    affinity = F.relu(embedding.transpose(1, 2) @ embedding)
+    affinity = F.relu(embedding.transpose(1, 2) @ embedding)  # (N, h w, h w)
     return affinity / (affinity.sum(dim=1, keepdim=True) + _EPS)
 
 
 def _normal_cam(cam: Tensor, label: Tensor) -> Tensor:
-    """Normalise raw scores (N, K+1, h, w).
+    """Normalise raw scores, and keep the winning class of each cell only.
+
+    Args:
+        cam: (N, K+1, h, w), raw scores, background first, which is not read.
+        label: (N, K), image-level {0, 1}.
 
     Returns:
-        (N, K+1, h, w): present classes over their maximum, only the winner of each cell kept, and
-        as background 1 - the winner.
+        (N, K+1, h, w) in [0, 1]: each present class divided by its maximum, 0 where it does not
+        win, and as background 1 minus the winner.
     """
-    foreground = over_maximum(cam[:, 1:] * label[:, :, None, None])
-    best = foreground.amax(dim=1, keepdim=True)
+    foreground = over_maximum(cam[:, 1:] * label[:, :, None, None])  # (N, K, h, w)
+    best = foreground.amax(dim=1, keepdim=True)  # (N, 1, h, w)
     return torch.cat([1 - best, foreground * (foreground == best)], dim=1)

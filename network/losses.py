@@ -1,7 +1,7 @@
 """Losses and normalisations of maps for the hosts (EPS, SEAM, PPC, AMN).
 
 Letters: N batch, C channels, K foreground classes, H W pixels, h w cells. In maps with K+1 channels
-channel 0 is the background. `label` is (N, K) in {0, 1}, without background.
+channel 0 is the background. `label` is image-level, (N, K) in {0, 1}, without background.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def enlarge(maps: Tensor, stride: int, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Enlarge maps of cells to pixels.
+    """Enlarge maps from cells to pixels.
 
-    h = ceil(H / stride) cells can reach beyond the image. So the maps are enlarged to all pixels
-    that the cells cover, and then cropped. A resize straight to H would shift what lies at the
-    right and below.
+    The h = ceil(H / stride) cells of a column can reach beyond the image. So the maps are enlarged
+    to all pixels that the cells cover, and then cropped. If they were resized straight to H, their
+    content would be shifted, most at the right and bottom.
 
     Args:
-        maps: (N, C, h, w), cells of `stride` pixels.
-        stride: Pixels per cell.
-        size: (H, W), the pixels to return.
+        maps: (N, C, h, w), on cells of `stride` pixels.
+        stride: Pixels per cell and side.
+        size: (H, W), the size of the result in pixels. If the cells do not cover it, the maps are
+            resized straight to it.
 
     Returns:
         (N, C, H, W).
@@ -47,22 +48,22 @@ def enlarge(maps: Tensor, stride: int, size: tuple[int, int] | torch.Size) -> Te
 
 
 def resize_cells(maps: Tensor, stride: int, copy: Sequence[int], size: Sequence[int]) -> Tensor:
-    """Resize maps of the cells of a scaled copy of an image to the pixels of the image.
+    """Resize maps from the cells of a scaled copy of an image to the pixels of the image.
 
-    As for `enlarge`, the cells can reach beyond the copy, and what reaches beyond is cropped.
+    As in `enlarge`, the cells can reach beyond the copy, and what lies beyond it is cropped.
 
     Args:
-        maps: (N, C, h, w), cells of `stride` pixels of the copy.
-        stride: Pixels per cell.
+        maps: (N, C, h, w), on cells of `stride` pixels of the copy.
+        stride: Pixels of the copy per cell and side.
         copy: Height and width of the copy in pixels.
-        size: (H, W), those of the image.
+        size: (H, W), height and width of the image in pixels.
 
     Returns:
         (N, C, H, W).
     """
     if any(cells * stride < part for cells, part in zip(maps.shape[-2:], copy, strict=True)):
         return resize(maps, size)  # a backbone whose cells do not reach the end of the image
-    # The small excess keeps rounding from losing the last row or column.
+    # The factors are a little too large, so that rounding does not lose the last row or column.
     factors = tuple(
         (1 + 1e-6) * stride * whole / part for whole, part in zip(size, copy, strict=True)
     )
@@ -78,13 +79,15 @@ def resize_area(maps: Tensor, size: Sequence[int]) -> Tensor:
 def at_cells(seed: Tensor, stride: int) -> Tensor:
     """Reduce a seed to one value per cell: that of the pixel at the cell's centre.
 
+    Labels have no mean, so they cannot be averaged.
+
     Args:
-        seed: (N, H, W), labels that have no mean.
-        stride: Pixels per cell.
+        seed: (N, H, W), of any integer type.
+        stride: Pixels per cell and side.
 
     Returns:
-        (N, ceil(H / stride), ceil(W / stride)). Cell i takes pixel `stride` i + `stride` / 2, or
-        the last one if the cell reaches beyond it.
+        (N, ceil(H / stride), ceil(W / stride)). Cell i has the value of the pixel
+        `stride` * i + `stride` // 2, or of the last pixel if that lies outside.
     """
     rows, columns = (
         torch.arange(stride // 2, length + stride // 2, stride, device=seed.device).clamp(
@@ -109,7 +112,7 @@ def image_cells(valid: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def over_maximum(maps: Tensor) -> Tensor:
-    """Divide each channel of each image by its maximum + 1e-5, after a ReLU.
+    """Divide each channel of each image by its maximum plus 1e-5, after a ReLU.
 
     Args:
         maps: (N, C, h, w).
@@ -122,10 +125,11 @@ def over_maximum(maps: Tensor) -> Tensor:
 
 
 def sum_of_mirrors(maps: Tensor) -> Tensor:
-    """Add the mirror of an image, mirrored back, to the image's maps.
+    """Add the maps of an image and of its mirror, the latter mirrored back.
 
     Args:
-        maps: (2, C, h, w), the image and its mirror; or (1, C, h, w), the image alone.
+        maps: (2, C, h, w), those of the image and of its mirror; or (1, C, h, w), those of the
+            image alone.
 
     Returns:
         (C, h, w).
@@ -149,26 +153,29 @@ def min_max(maps: Tensor) -> Tensor:
 
 
 def with_background_label(label: Tensor) -> Tensor:
-    """Put a 1 for the background before a label (N, K), and return it as (N, K+1, 1, 1)."""
+    """Prepend a 1 for the background to a label (N, K); return (N, K+1, 1, 1)."""
     return F.pad(label, (1, 0), value=1.0)[:, :, None, None]
 
 
 def add_up(terms: Iterable[Tensor]) -> Tensor:
-    """Return the sum of tensors of one shape, of which there is at least one."""
+    """Return the sum of one or more tensors of the same shape."""
     return functools.reduce(torch.add, terms)
 
 
 def mean_of_views(terms: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the mean of each named term over the views."""
+    """Return {name: mean over the views} of the terms of one or more views."""
     return {name: add_up(view[name] for view in terms) / len(terms) for name in terms[0]}
 
 
 def classification(logit: Tensor, label: Tensor) -> Tensor:
-    """Compute the multi-label soft margin loss, the mean over images and classes.
+    """Compute the multi-label soft margin loss.
 
     Args:
-        logit: (N, K) of the foreground classes.
-        label: (N, K).
+        logit: (N, K), of the foreground classes.
+        label: (N, K), image-level {0, 1}.
+
+    Returns:
+        Scalar: the mean binary cross entropy over images and classes.
     """
     return F.multilabel_soft_margin_loss(logit, label)
 
@@ -176,33 +183,37 @@ def classification(logit: Tensor, label: Tensor) -> Tensor:
 def saliency_match(
     prob: Tensor, label: Tensor, saliency: Tensor, *, tau: float, lam: float
 ) -> Tensor:
-    """Compute EPS's saliency loss: foreground and inverted background should look like saliency.
+    """Compute EPS's saliency loss: foreground and inverted background should match the saliency.
+
+    The loss is the mean of (lam * foreground + (1 - lam) * (1 - background) - saliency)^2.
 
     Args:
-        prob: (N, K+1, h, w) in [0, 1], background first, summing to at most 1 over channels.
-        label: (N, K).
+        prob: (N, K+1, h, w) in [0, 1], background first, with a sum of at most 1 over channels.
+        label: (N, K), image-level {0, 1}.
         saliency: (N, 1, H, W) in [0, 1]; averaged down to the cells.
         tau: A present class counts as foreground if more than this share of its area is salient.
         lam: Weight of the foreground map, in [0, 1]; the inverted background map has 1 - `lam`.
 
     Returns:
-        Scalar, the mean over images and cells.
+        Scalar: the mean over images and cells.
 
     Source: EPS (S. Lee et al., CVPR 2021), eq. 3-6.
-    Differs from the release: area-averaged instead of nearest saliency; a class whose map is still
-    empty counts as foreground, so that a cold start can grow it.
+    Differs from the release: the saliency is averaged over each cell, where the release takes its
+    nearest pixel. A class whose map is still empty counts as foreground, so that it can grow from a
+    cold start.
     """
     saliency = resize_area(saliency, prob.shape[-2:])[:, 0]  # (N, h, w)
     foreground, present = prob[:, 1:], label[:, :, None, None]
-    # Which classes are salient enough to count as foreground.
+    # Find the classes that count as foreground: enough of their area, where the map rounds to 1, is
+    # salient, or they have no area yet.
     with torch.no_grad():
         area = foreground.round()  # (N, K, h, w)
         size = area.sum(dim=(-2, -1), keepdim=True)  # (N, K, 1, 1)
         overlap = (area * saliency[:, None].round()).sum(dim=(-2, -1), keepdim=True)
-        valid = ((overlap / (size + 1e-4) > tau) | (size == 0)).to(prob.dtype)
-    # The others are part of the background map.
+        valid = ((overlap / (size + 1e-4) > tau) | (size == 0)).to(prob.dtype)  # (N, K, 1, 1)
+    # Sum up the foreground map; the other present classes are part of the background map.
     foreground_map = (foreground * present * valid).sum(dim=1)  # (N, h, w)
-    background_map = prob[:, 0] + (foreground * present * (1 - valid)).sum(dim=1)
+    background_map = prob[:, 0] + (foreground * present * (1 - valid)).sum(dim=1)  # (N, h, w)
     estimate = lam * foreground_map + (1 - lam) * (1 - background_map)
     return F.mse_loss(estimate, saliency)
 
@@ -211,29 +222,31 @@ def min_pool(refined_cam: Tensor, label: Tensor) -> Tensor:
     """Compute SEAM's minimum pooling: the least active quarter of an image should be background.
 
     Args:
-        refined_cam: (N, K+1, h, w).
-        label: (N, K).
+        refined_cam: (N, K+1, h, w), background first.
+        label: (N, K), image-level {0, 1}.
 
     Returns:
-        Scalar: mean over that quarter of the cells' largest score of a present class.
+        Scalar: with the score of a cell as that of its best present class, the mean over the
+        quarter of each image's cells that score lowest.
 
     Source: SEAM (Y. Wang et al., CVPR 2020), the background term of its refined map.
     """
-    best = (refined_cam[:, 1:] * label[:, :, None, None]).amax(dim=1).flatten(1)
+    best = (refined_cam[:, 1:] * label[:, :, None, None]).amax(dim=1).flatten(1)  # (N, h w)
     quarter = max(1, best.shape[1] // 4)
     return F.relu(best.topk(quarter, dim=1, largest=False).values).mean()
 
 
 def equivariance(cam_1: Tensor, cam_2: Tensor, label: Tensor) -> Tensor:
-    """Compute SEAM's ER loss: the normalised CAMs of two views should agree, on view 2's cells.
+    """Compute SEAM's ER loss: the normalised CAMs of two views should agree on view 2's cells.
 
     Args:
-        cam_1: (N, K+1, h, w) of view 1, raw.
-        cam_2: (N, K+1, g, g) of view 2, raw.
-        label: (N, K).
+        cam_1: (N, K+1, h, w) of view 1, raw, background first.
+        cam_2: (N, K+1, g, g) of view 2, raw, background first.
+        label: (N, K), image-level {0, 1}.
 
     Returns:
-        Scalar: mean absolute difference over all foreground channels; absent classes count as 0.
+        Scalar: the mean absolute difference over images, cells and all K classes. The difference of
+        an absent class is 0.
 
     Source: SEAM (CVPR 2020), eq. for L_ER.
     """
@@ -246,10 +259,10 @@ def one_hot_max(maps: Tensor) -> Tensor:
     """Keep only the maximal foreground channel of each cell.
 
     Args:
-        maps: (N, K+1, h, w).
+        maps: (N, K+1, h, w), background first.
 
     Returns:
-        (N, K+1, h, w): the other foreground channels are 0, the background is as before.
+        (N, K+1, h, w): the other foreground channels are 0, the background is unchanged.
     """
     foreground = maps[:, 1:]
     return torch.cat([maps[:, :1], foreground * (foreground == foreground.amax(1, True))], dim=1)
@@ -259,20 +272,20 @@ def cross_refinement(cam: Tensor, refined_cam: Tensor, label: Tensor) -> Tensor:
     """Compute one direction of ECR: one view's refined map should look like the other's CAM.
 
     Args:
-        cam: (N, K+1, g, g) of view j, raw; a constant here.
-        refined_cam: (N, K+1, g, g) of view i; receives the gradient.
-        label: (N, K).
+        cam: (N, K+1, g, g) of view j, raw, background first; gets no gradient.
+        refined_cam: (N, K+1, g, g) of view i, background first; receives the gradient.
+        label: (N, K), image-level {0, 1}.
 
     Returns:
-        Scalar: this rank's share of the mean absolute difference over the cells of present classes
-        and background.
+        Scalar: this rank's share of the mean absolute difference over the cells of the background
+        and of the present classes.
 
     Source: SEAM (CVPR 2020), L_ECR.
-    Differs from the release: the mean is taken over those cells, not over the largest 20 % of all
+    Differs from the release: the mean is taken over these cells, not over the largest 20 % of all
     entries, and channel 0 really is the background.
     """
-    # The target: the winning class of each cell, and the background.
-    present = with_background_label(label)
+    # The target: the winning class of each cell, and 1 minus the winner as background.
+    present = with_background_label(label)  # (N, K+1, 1, 1)
     foreground = min_max(cam.detach())[:, 1:] * present[:, 1:]
     target = one_hot_max(torch.cat([1 - foreground.amax(1, True), foreground], dim=1))
     difference = (target - min_max(refined_cam) * present).abs()  # 0 for absent classes
@@ -281,30 +294,33 @@ def cross_refinement(cam: Tensor, refined_cam: Tensor, label: Tensor) -> Tensor:
 
 
 def balanced_cross_entropy(logit: Tensor, seed: Tensor, *, smoothing: float) -> Tensor:
-    """Compute the label-smoothed cross entropy of each pixel against a seed.
+    """Compute the label-smoothed cross entropy of pixels with a seed.
 
-    Background and foreground have the same weight.
+    All background pixels together weigh as much as all foreground pixels.
 
     Args:
         logit: (N, K+1, H, W), background first.
         seed: (N, H, W) int64 in 0..K, 255 for unknown.
-        smoothing: eps; the seed's class has the target 1 - eps, each other class eps / K.
+        smoothing: eps, in [0, 1]. The target is 1 - eps for the seed's class, and eps / K for each
+            of the K other ones.
 
     Returns:
-        Scalar: this rank's share of half the mean over background pixels plus half the mean over
-        foreground pixels of the global batch. If there are no pixels of one kind, its half is 0,
-        attached to the graph.
+        Scalar: this rank's share of half the mean over the background pixels plus half the mean
+        over the foreground pixels of the global batch. If there are no pixels of one kind, its half
+        is 0, attached to the graph.
 
     Source: AMN (M. Lee et al., CVPR 2022), balanced loss and label smoothing.
     """
+    # Unknown pixels get class 0 as a stand-in, and are left out of both means below.
     known = seed != 255
     target = seed.masked_fill(~known, 0)[:, None]  # (N, 1, H, W)
-    # The smoothed cross entropy of each pixel, from the seed's class and the mean of the others.
-    log_prob = logit.log_softmax(dim=1)
-    own = log_prob.gather(1, target)[:, 0]
+    # The cross entropy of each pixel: -(1 - eps) log p_seed - eps * mean of log p over the others.
+    log_prob = logit.log_softmax(dim=1)  # (N, K+1, H, W)
+    own = log_prob.gather(1, target)[:, 0]  # (N, H, W)
     num_others = logit.shape[1] - 1
-    others = (log_prob.sum(dim=1) - own) / num_others
+    others = (log_prob.sum(dim=1) - own) / num_others  # (N, H, W)
     loss = -((1 - smoothing) * own + smoothing * others)  # (N, H, W)
+    # The means over the pixels of each kind, of all ranks.
     background, foreground = known & (seed == 0), known & (seed > 0)
     halves = [
         global_mean((loss * part).sum(), part.sum().to(loss.dtype))
@@ -314,7 +330,7 @@ def balanced_cross_entropy(logit: Tensor, seed: Tensor, *, smoothing: float) -> 
 
 
 def full_precision(like: Tensor) -> torch.autocast:
-    """Return a context without autocast, on the device of `like`.
+    """Return a context manager that switches autocast off on the device of `like`.
 
     bf16 would be too coarse for cosines that are divided by temperatures as low as 0.1.
     """

@@ -1,4 +1,4 @@
-"""Norms whose statistics are constant and whose affine map trains."""
+"""Norms with constant statistics and a trained scale and shift."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from torch import Tensor, nn
 
 
 class FixedNorm2d(nn.Module):
-    """A BatchNorm that always takes its running statistics, in training too.
+    """A BatchNorm that normalises by its running statistics in training, too.
 
-    It has the tensors of the BatchNorm under the same names, except the count of batches.
+    It has the tensors of the BatchNorm under the same names, except `num_batches_tracked`.
+
+    Args:
+        norm: The BatchNorm, whose tensors are used and not copied.
 
     Source: IRN (J. Ahn et al., CVPR 2019), whose networks keep pretrained norms in this form.
     """
@@ -34,7 +37,7 @@ class FixedNorm2d(nn.Module):
 
 
 def fix_statistics(module: nn.Module) -> None:
-    """Replace every BatchNorm inside `module` by one with constant statistics."""
+    """Replace every `BatchNorm2d` inside `module`, in place, by one with constant statistics."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             setattr(module, name, FixedNorm2d(child))

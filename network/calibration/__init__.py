@@ -1,1 +1,1 @@
-"""The parts of SFC: a bank of images, and the calibration of two kinds of CAMs by each other."""
+"""The parts of SFC: the image bank, and the two kinds of CAMs that calibrate each other."""

@@ -23,9 +23,9 @@ class Crops:
 
     Attributes:
         image: (N, 3, S, S) uint8, not normalised.
-        rows: (N, S) bool, the rows that are not padding.
-        columns: (N, S) bool, the columns that are not padding.
-        label: (N, K) bool.
+        rows: (N, S) bool, False for the rows that are padding.
+        columns: (N, S) bool, False for the columns that are padding.
+        label: (N, K) bool, image-level.
     """
 
     image: Tensor
@@ -34,7 +34,7 @@ class Crops:
     label: Tensor
 
     def fields(self) -> tuple[Tensor, ...]:
-        """Return the four tensors in order."""
+        """Return the four tensors, in the order of the attributes."""
         return self.image, self.rows, self.columns, self.label
 
     def gathered(self) -> Crops:
@@ -44,28 +44,38 @@ class Crops:
 
 
 def joined(crops: Sequence[Crops]) -> Crops:
-    """Return several sets of crops as one."""
+    """Concatenate one or more sets of crops."""
     return Crops(*map(torch.cat, zip(*(one.fields() for one in crops), strict=True)))
 
 
 def newest(label: Tensor) -> Tensor:
-    """Return for each class the index of the last crop that has it, (K,) int64; -1 for none.
+    """Return the index of the last crop of each class.
 
     Args:
         label: (N, K) bool.
+
+    Returns:
+        (K,) int64; -1 for a class that no crop has.
     """
+    # Numbers from 1, so that the maximum over no crop is 0 and becomes -1.
     order = torch.arange(1, len(label) + 1, device=label.device)
     return (order[:, None] * label).amax(dim=0) - 1
 
 
 class ImageBank(nn.Module):
-    """The newest crop of each class, as it was augmented, saved and moved with the model.
+    """The newest training crop of each class, augmented as it was in training.
+
+    The bank has one slot per class. It is saved and moved with the model.
 
     Args:
         num_classes: K, the number of slots.
-        side: S, the largest side of a crop.
-        mean: Of each channel of the normalised images, in [0, 1].
-        std: Standard deviation of the same.
+        side: S, the largest side of a crop in pixels.
+        mean: Mean by which each channel of the images is normalised, in [0, 1].
+        std: Standard deviation by which it is normalised.
+
+    Attributes:
+        image, rows, columns, label: The fields of `Crops`, with one crop per class.
+        written: (K,) int64, how often each slot was written; 0 for an empty slot.
 
     Raises:
         ValueError: `side` is below 1.
@@ -95,12 +105,12 @@ class ImageBank(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def store(self, image: Tensor, valid: Tensor, label: Tensor) -> Crops:
-        """Return training images as crops.
+        """Convert training images to crops; the bank itself does not change.
 
         Args:
             image: (N, 3, H, W), normalised.
-            valid: (N, 1, H, W) bool, False on padding, which surrounds a rectangle.
-            label: (N, K).
+            valid: (N, 1, H, W) bool, False on padding; the rest must be a rectangle.
+            label: (N, K), image-level {0, 1}.
 
         Raises:
             ValueError: The images are larger than a slot.
@@ -111,6 +121,8 @@ class ImageBank(nn.Module):
                 f"a crop of {width}x{height} does not fit in the image bank: "
                 f"give --bank-side {max(height, width)}"
             )
+        # Undo the normalisation, and round to 8 bits. A rectangle is stored as its rows and
+        # columns. Everything is padded to the side of a slot.
         right, below = self.side - width, self.side - height
         eight_bit = ((image * self.std + self.mean) * 255).round().clamp(0, 255).to(torch.uint8)
         return Crops(
@@ -121,11 +133,15 @@ class ImageBank(nn.Module):
         )
 
     def restore(self, crops: Crops, size: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return crops as a batch has them: `image`, `valid` and `label` of `store`.
+        """Convert crops back to fields of a batch, the reverse of `store`.
 
         Args:
-            crops: The crops.
-            size: (H, W) of the images.
+            crops: The N crops.
+            size: (H, W), height and width of the images, at most the side of a slot.
+
+        Returns:
+            `image` (N, 3, H, W), normalised and 0 on padding; `valid` (N, 1, H, W) bool; and
+            `label` (N, K) in {0, 1}.
         """
         height, width = size
         valid = (crops.rows[:, :height, None] & crops.columns[:, None, :width])[:, None]
@@ -133,33 +149,38 @@ class ImageBank(nn.Module):
         return image * valid, valid, crops.label.float()
 
     def draw(self, crops: Crops, uniform: Tensor) -> Crops:
-        """Draw from the bank as it will be after `write(crops)`.
+        """Draw crops from the bank as it will be after `write(crops)`.
 
-        Every slot that is filled is equally likely. While none is, because no image had a class
-        yet, the crops themselves are drawn.
+        Every filled slot is equally likely, so that every class is. If none is filled, because no
+        image had a class yet, the crops of this step are drawn instead.
 
         Args:
-            crops: Those of this step, of all ranks.
-            uniform: (M,) in [0, 1).
+            crops: The crops of this step, of all ranks.
+            uniform: (M,) in [0, 1), one random number per draw.
 
         Returns:
             M crops.
         """
+        # 1. Which slots will be filled: those that were, and those of the classes of this step.
         fresh = newest(crops.label)  # (K,)
-        filled = (self.written > 0) | (fresh >= 0)
+        filled = (self.written > 0) | (fresh >= 0)  # (K,)
         count = filled.sum()
-        # The slot is the first one up to which more slots are filled than the number drawn.
-        drawn = (uniform * count).long()
-        slot = (filled.cumsum(dim=0) <= drawn[:, None]).sum(dim=1).clamp(max=len(fresh) - 1)
-        crop = (uniform * len(crops.image)).long()
+        # 2. Each number in [0, 1) becomes the rank i of a filled slot. That slot is the first one
+        # with more than i filled slots up to and including it.
+        drawn = (uniform * count).long()  # (M,)
+        slot = (filled.cumsum(dim=0) <= drawn[:, None]).sum(dim=1).clamp(max=len(fresh) - 1)  # (M,)
+        # 3. Take the newest crop of the slot's class: one of this step, or that in the slot.
+        crop = (uniform * len(crops.image)).long()  # (M,), for an empty bank
         return self._taken(crops, torch.where(count > 0, fresh[slot], crop), slot)
 
     @torch.no_grad()
     def write(self, crops: Crops) -> None:
-        """Put each crop into the slots of all its classes; of several, the last one stays.
+        """Put each crop into the slots of all its classes.
+
+        Of several crops of a class the last one stays.
 
         Args:
-            crops: Those of a step, of all ranks in image order.
+            crops: The crops of a step, of all ranks in image order.
         """
         fresh = newest(crops.label)
         taken = self._taken(crops, fresh, torch.arange(len(fresh), device=fresh.device))
@@ -171,7 +192,13 @@ class ImageBank(nn.Module):
         return Crops(self.image, self.rows, self.columns, self.label)
 
     def _taken(self, crops: Crops, crop: Tensor, slot: Tensor) -> Crops:
-        """Return M crops: number `crop` (M,) of `crops`, or where it is -1, that in `slot` (M,)."""
+        """Return M crops, each a new one or one of the bank.
+
+        Args:
+            crops: The new crops.
+            crop: (M,) int64, the index of a new crop, or -1 to take the one in the slot.
+            slot: (M,) int64, the slots.
+        """
         from_slots = [
             torch.where(
                 (crop >= 0).view(-1, *[1] * (new.dim() - 1)), new[crop.clamp(min=0)], old[slot]
@@ -182,19 +209,21 @@ class ImageBank(nn.Module):
 
 
 def interleaved(images: int, draws: int, device: torch.device) -> Tensor:
-    """Return an order of images and draws that does not depend on the number of ranks.
+    """Return an order of a batch's images and draws that does not depend on the number of ranks.
 
-    The draws lie at equal distances among the images. So the images of all ranks, one rank after
-    another, are in the order that they have in one process, which keys the dropout of each.
+    The draws are distributed evenly among the images. So the batches of all ranks, one after
+    another, are in the same order as the one batch of a single process. Dropout depends on it,
+    because its masks are drawn per position in the global batch.
 
     Args:
-        images: Of this rank, numbered first.
-        draws: Of this rank, numbered after them.
-        device: Of the result.
+        images: Number of this rank's images, which have the numbers 0..images - 1.
+        draws: Number of this rank's draws, which have the numbers after them.
+        device: Device of the result.
 
     Returns:
-        (images + draws,) int64.
+        (images + draws,) int64, the number at each position.
     """
+    # Image i has the odd place 2 i + 1, and draw j the even place behind the image that it follows.
     place = torch.arange(images, device=device) * 2 + 1
     after = torch.arange(1, draws + 1, device=device) * images // max(draws, 1) * 2
     return torch.cat([place, after]).argsort(stable=True)

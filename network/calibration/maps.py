@@ -29,24 +29,24 @@ def aligned(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def distribution_coefficient(counts: Tensor, *, offset: float) -> Tensor:
-    """Compute how much a class needs calibration: how far its count is from those of the others.
+    """Compute how much each class needs calibration, from how far its count is from the others'.
 
-    Only classes that have images are compared and averaged. A class without images has no CAM to
-    calibrate, and would have the largest coefficient, which takes from those of all others.
+    The coefficient of class c is sum_j |n_c - n_j| / (n_c + offset), scaled to a mean of 1. Only
+    classes with images count in the sum and in the mean. A class without images has no CAM to
+    calibrate. Its coefficient would be the largest, and lower all others through the mean.
 
     Args:
-        counts: (K,) number of training images of each class.
-        offset: Added to each count in the denominator: the images that the bank adds.
+        counts: (K,), the number n of training images of each class.
+        offset: Number of images that the bank adds to each class.
 
     Returns:
-        (K,) sum_j |n_c - n_j| / (n_c + offset), scaled to a mean of 1; all 1 if the counts are
-        equal, and 1 for a class without images.
+        (K,) float32; 1 for all classes if the counts are equal, and for a class without images.
 
     Source: SFC, the distribution coefficient.
     """
     counts = counts.float()
-    occurs = (counts > 0).float()
-    distance = ((counts[:, None] - counts).abs() * occurs).sum(dim=1)
+    occurs = (counts > 0).float()  # (K,)
+    distance = ((counts[:, None] - counts).abs() * occurs).sum(dim=1)  # (K,)
     coefficient = distance / (counts + offset).clamp(min=1)
     mean = (coefficient * occurs).sum() / occurs.sum().clamp(min=1)
     scaled = coefficient / mean.clamp(min=1e-12)
@@ -54,14 +54,15 @@ def distribution_coefficient(counts: Tensor, *, offset: float) -> Tensor:
 
 
 def normal_cam(score: Tensor, present: Tensor | None) -> Tensor:
-    """Normalise raw scores, and put the background before them.
+    """Normalise raw scores, and prepend the background.
 
     Args:
-        score: (N, K, h, w).
-        present: Leaves classes out; None for none.
+        score: (N, K, h, w), raw.
+        present: Where it is 0, the map of a class is set to 0. None for no such masking.
 
     Returns:
-        (N, K+1, h, w) in [0, 1]: each class over its maximum, and as background 1 - the largest.
+        (N, K+1, h, w) in [0, 1]: each class divided by its maximum, and as background 1 minus the
+        best class.
     """
     foreground = over_maximum(score)
     if present is not None:
@@ -70,18 +71,20 @@ def normal_cam(score: Tensor, present: Tensor | None) -> Tensor:
 
 
 def unit_features(feature: Tensor) -> Tensor:
-    """Divide each cell of (N, D, h, w) by its norm + 1e-5."""
+    """Divide the vector of each cell of a map (N, D, h, w) by its norm plus 1e-5."""
     return feature / (feature.norm(dim=1, keepdim=True) + _EPS)
 
 
 @torch.no_grad()
 def seed_cells(cam: Tensor, present: Tensor, *, bg_factor: float) -> Tensor:
-    """Return the cells that make each prototype: those where its map is the largest.
+    """Find the seeds of each channel: the cells of which its prototype is made.
+
+    They are the cells where its map is the largest of all.
 
     Args:
-        cam: (N, K+1, h, w), not negative.
-        present: A cell that another channel wins is no seed.
-        bg_factor: On the background's map.
+        cam: (N, K+1, h, w), not negative, background first.
+        present: (N, K+1, h, w) or (N, K+1, 1, 1) in {0, 1}. A cell whose winner has 0 is no seed.
+        bg_factor: Factor on the background's map.
 
     Returns:
         (N, K+1, h, w) in {0, 1}.
@@ -92,12 +95,15 @@ def seed_cells(cam: Tensor, present: Tensor, *, bg_factor: float) -> Tensor:
 
 
 def with_peaks(seed: Tensor, cam: Tensor, present: Tensor) -> Tensor:
-    """Return the seeds, and for a present class without any, the cells of its map's maximum.
+    """Give each present channel without a seed the cells of its map's maximum as seeds.
 
     Args:
         seed: (N, K+1, h, w) in {0, 1}.
         cam: (N, K+1, h, w), not negative; a map of zeros gives no seed.
-        present: Other channels get no seed.
+        present: (N, K+1, h, w) or (N, K+1, 1, 1) in {0, 1}. No seed is added where it is 0.
+
+    Returns:
+        (N, K+1, h, w) in {0, 1}.
     """
     peak = (cam == cam.amax(dim=(-2, -1), keepdim=True)) & (cam > 0)
     missing = seed.sum(dim=(-2, -1), keepdim=True) == 0
@@ -105,32 +111,33 @@ def with_peaks(seed: Tensor, cam: Tensor, present: Tensor) -> Tensor:
 
 
 def prototype_cam(feature: Tensor, seed: Tensor) -> Tensor:
-    """Compute the positive cosine of each cell to the prototype of each class in its image.
+    """Compute the positive cosine of each cell with the prototype of each channel in its image.
 
     Args:
-        feature: (N, D, h, w); receives the gradient, through the prototypes too.
+        feature: (N, D, h, w); receives the gradient, also through the prototypes.
         seed: (N, K+1, h, w) in {0, 1}.
 
     Returns:
-        (N, K+1, h, w) in [0, 1], but for rounding; 0 for a class without seeds.
+        (N, K+1, h, w) in [0, 1], but for rounding; 0 for a channel without seeds.
 
     Source: SIPE, image-specific prototypes.
     """
     cells = feature.flatten(2)  # (N, D, h w)
+    # A prototype is the sum of its seeds over the number of all cells. Its length does not matter.
     prototype = seed.flatten(2) @ cells.transpose(1, 2) / cells.shape[2]  # (N, K+1, D)
     cosine = F.normalize(prototype, dim=2, eps=1e-8) @ F.normalize(cells, dim=1, eps=1e-8)
     return F.relu(cosine).unflatten(2, feature.shape[-2:])
 
 
 def over_shifted_background(maps: Tensor, *, bg_shift: float) -> Tensor:
-    """Divide each map by its maximum, and raise the background over the classes.
+    """Divide each map by its maximum, and shift the background against the classes.
 
-    The release doubles the classes and adds `bg_shift` to the background. Half of that is in [0, 1]
-    and has the same largest channel everywhere.
+    The background b becomes (b + bg_shift) / 2. The release returns twice these maps. Halved, they
+    are in [0, 1], and the largest channel of each pixel is the same.
 
     Args:
         maps: (P+1, H, W), not negative, background first.
-        bg_shift: In [0, 1].
+        bg_shift: Shift of the background, in [0, 1].
 
     Returns:
         (P+1, H, W) in [0, 1].
@@ -141,14 +148,14 @@ def over_shifted_background(maps: Tensor, *, bg_shift: float) -> Tensor:
 
 @torch.no_grad()
 def contrast_kept(refined: Tensor, cam: Tensor) -> Tensor:
-    """Compute the mean over maps of the standard deviation of a refined CAM over that of the CAM.
+    """Compute the standard deviation of refined CAMs over that of the CAMs, averaged over maps.
 
     Args:
         refined: (N, C, h, w).
-        cam: (N, C, h, w); a constant map, such as that of an absent class, does not count.
+        cam: (N, C, h, w). A constant map, such as that of an absent class, does not count.
 
     Returns:
-        Scalar, this rank's share of the mean; 0 if there is no map.
+        Scalar: this rank's share of the mean over the maps of the global batch; 0 if no map counts.
     """
     before, after = (maps.flatten(2).std(dim=2, correction=0) for maps in (cam, refined))
     varies = before > 1e-6
@@ -157,11 +164,14 @@ def contrast_kept(refined: Tensor, cam: Tensor) -> Tensor:
 
 
 def weighted_distance(cam: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Compute the mean over all elements of weight |cam - target|.
+    """Compute the weighted mean absolute difference of two sets of maps.
 
     Args:
         cam: (N, C, h, w); receives the gradient.
         target: (N, C, h, w); receives the gradient, too.
-        weight: (C,), of each channel.
+        weight: (C,), the factor of each channel.
+
+    Returns:
+        Scalar: the mean over all elements of weight * |cam - target|.
     """
     return ((cam - target).abs() * weight[:, None, None]).mean()

@@ -1,6 +1,6 @@
 """SFC's layers beside its classifier: side features, and the pixel correlation on deep features.
 
-Source: SIPE (Q. Chen et al., CVPR 2022) and SEAM (Y. Wang et al., CVPR 2020), as SFC has them.
+Source: SIPE (Q. Chen et al., CVPR 2022) and SEAM (Y. Wang et al., CVPR 2020), as SFC uses them.
 """
 
 from __future__ import annotations
@@ -15,18 +15,20 @@ from network.calibration.maps import unit_features
 from network.heads import pixel_affinity
 from network.losses import full_precision, resize
 
-WIDTHS = (128, 128, 256, 256)  # of the last taps, shallow first
+WIDTHS = (128, 128, 256, 256)  # channels to which the last four taps are projected, shallow first
 
 
 class SideFeatures(nn.Module):
-    """Projections of a backbone's last four taps, or of all that it has, in one map.
+    """Projections of a backbone's last four taps, concatenated to one map.
+
+    A backbone with fewer taps has all of them projected.
 
     Args:
-        taps: All taps of a backbone, shallow first, `high` last.
+        taps: All taps of a backbone, shallow first, `high` last. A tap of affinities is ignored.
 
     Attributes:
         names: The taps that are projected.
-        width: Channels of the result.
+        width: Number of channels of the result.
     """
 
     def __init__(self, taps: Mapping[str, Tap]) -> None:
@@ -40,7 +42,14 @@ class SideFeatures(nn.Module):
         )
 
     def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
-        """Compute features (N, width, h, w) on the cells of `high`; the taps are constants."""
+        """Compute the side features of images.
+
+        Args:
+            taps: (N, D, h, w) each, of which at least `names`; get no gradient.
+
+        Returns:
+            (N, width, h, w) on the cells of `high`. Each tap's projection is normalised per cell.
+        """
         size = taps["high"].shape[-2:]
         parts = [
             resize(unit_features(layer(taps[name].detach()).float()), size)
@@ -50,15 +59,17 @@ class SideFeatures(nn.Module):
 
 
 class DeepCorrelation(nn.Module):
-    """A pixel correlation (PCM) on the deepest features, whose gradient reaches all it is given.
+    """A pixel correlation (PCM) on the deepest features.
 
-    `network.heads.PixelCorrelation` is the one on shallow features.
+    Unlike in `network.heads.PixelCorrelation`, which works on shallow features, the gradient
+    reaches the CAM and the features.
 
     Args:
-        channels: D.
-        centred: Compare cells by how they differ from the mean of their image. The features are
-            not negative and share most of their length, so that without it a new layer finds any
-            two cells alike, and two applications average a CAM over the whole image.
+        channels: D, the number of channels of the features.
+        centred: Whether to subtract the mean of the image's cells from each cell before cells are
+            compared. The features are not negative, so all cells have a large part in common. If it
+            is not subtracted, an untrained layer finds any two cells alike, and two applications
+            average a CAM over the whole image.
     """
 
     def __init__(self, channels: int, *, centred: bool = False) -> None:
@@ -74,8 +85,12 @@ class DeepCorrelation(nn.Module):
         Args:
             cam: (N, C, h, w).
             high: (N, D, h, w), the tap `high`.
-            image: (N, 3, h, w), the normalised image at this size.
-            inside: (N, 1, h, w) in {0, 1}, 0 on padding, which no mean counts; None for all cells.
+            image: (N, 3, h, w), the normalised image, resized to the cells.
+            inside: (N, 1, h, w) in {0, 1}, 0 on padding, which does not count in the mean that
+                `centred` subtracts. None if there is no padding.
+
+        Returns:
+            (N, C, h, w).
         """
         embedding = self.embed(torch.cat([image, high], dim=1)).float()
         with full_precision(embedding):
@@ -86,11 +101,14 @@ class DeepCorrelation(nn.Module):
 
 
 def mean_of_cells(feature: Tensor, inside: Tensor | None) -> Tensor:
-    """Return the mean (N, D, 1, 1) of each image's cells.
+    """Return the mean over each image's cells.
 
     Args:
         feature: (N, D, h, w).
-        inside: (N, 1, h, w) in {0, 1}, the cells that count; None for all.
+        inside: (N, 1, h, w) in {0, 1}, 1 for the cells that count; None for all.
+
+    Returns:
+        (N, D, 1, 1).
     """
     if inside is None:
         return feature.mean(dim=(-2, -1), keepdim=True)

@@ -30,24 +30,24 @@ class NroiConfig:
     """FBR's hyper-parameters that do not depend on the host.
 
     Attributes:
-        temperature: Temperature T of nce_fg and nce_nroi, at least 0.03. A smaller one weighs the
+        temperature: Temperature T of nce_fg and nce_nroi, at least 0.03. A lower one weighs the
             hardest negatives more.
-        quantile: Cells that score above this quantile of their class are confident, not hard
+        quantile: Cells that score above this quantile of their class are confident and cannot be
             queries.
         floor: Only scores above this count for the quantile.
-        max_queries: Queries per class and view at most.
-        num_negatives: Negatives per class and view.
-        num_clusters: NROIs per image: the clusters of k-means.
+        max_queries: Largest number of queries per class and view.
+        num_negatives: Number of negatives per class and view.
+        num_clusters: Number of NROIs per image, which are the clusters of k-means.
         kmeans_iterations: Iterations of k-means.
-        bank_size: NROIs that the bank keeps at most. The oldest go first.
-        bank_share: It keeps no more than this share of the NROIs that the run can make, so that
-            those of the first steps do not stay. 0 for no such limit, as in the release.
+        bank_size: Largest number of NROIs in the bank. The oldest are overwritten first.
+        bank_share: Largest share of all NROIs of the run that the bank may hold, so that those of
+            the first steps do not stay. 0 for no such limit, as in the release.
         nroi_space: Space of the NROIs. With bg they are the centroids that k-means finds in Z_bg,
-            of both views on the contrast grid, as in the release. With fg they are the mean Z_fg
-            of the cells of each cluster, of the first view on its own grid: then queries and NROIs
-            are in one space. With f the clusters are found in the features, as the gate finds its
-            own, and the rest is as with fg.
-        bg_threshold_seg: Cells whose CAM sums to less are background for bg_seg.
+            of both views on the contrast grid, as in the release. With fg each is the mean Z_fg of
+            the cells of a cluster, of the first view on its own grid. Then queries and NROIs are in
+            one space. With f the clusters are found in the features, as those of the gate are, and
+            the rest is as with fg.
+        bg_threshold_seg: Cells whose CAMs sum to less than this are background for bg_seg.
         weight_nce_fg: Weight of the contrast within the foreground.
         weight_nce_nroi: Weight of the contrast of pixels to NROIs.
         weight_bg_seg: Weight of the background segmentation.
@@ -73,10 +73,10 @@ class NroiConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RegionView:
-    """The cells of one view in which NROIs are found; constants.
+    """The cells of one view in which NROIs are found, without gradient.
 
     Attributes:
-        feature: (N, D, h, w), what is clustered: Z_bg, or the normalised features.
+        feature: (N, C, h, w), the vectors to cluster: Z_bg, or the normalised features.
         background: (N, h, w) bool, the cells to cluster.
         embedding: (N, D, h, w), Z_fg.
     """
@@ -87,18 +87,27 @@ class RegionView:
 
 
 def background_cells(cells: Cells, progress: Progress) -> Tensor:
-    """Return which of this rank's cells are background and not padding, (N g g,) bool."""
+    """Return which of this rank's cells are background and not padding.
+
+    Args:
+        cells: One view of the global batch.
+        progress: The step, which holds the rank.
+
+    Returns:
+        (N g g,) bool.
+    """
     return cells.local((cells.pseudo == 0) & cells.inside, progress)
 
 
 class NroiContrast(nn.Module):
     """The part of a method that computes `nce_fg`, `nce_nroi`, `bg_seg` and `bg_sim`.
 
-    It owns the background projection phi_bg, the background segmentation phi_seg and the bank. The
-    method's `config` has the fields of `NroiConfig`. Its constructor calls `add_background`.
+    It owns the background projection phi_bg, the background segmentation phi_seg and the bank. A
+    method that inherits from it has the fields of `NroiConfig` in its `config`, and calls
+    `add_background` in its `build`.
 
     Attributes:
-        two_views: The method contrasts two views of each image.
+        two_views: Whether the method contrasts two views of each image.
     """
 
     two_views = True
@@ -107,12 +116,12 @@ class NroiContrast(nn.Module):
         """Add the heads and the empty bank.
 
         Args:
-            channels: Of the feature map that phi_bg reads.
+            channels: Number of channels of the feature map that phi_bg reads.
 
         Raises:
-            ValueError: The temperature is so low that the exponentials of `info_nce` overflow; the
-                number of queries, negatives, clusters or rows of the bank is below 1; or
-                `bank_share` is not in [0, 1].
+            ValueError: The number of queries, negatives, clusters or rows of the bank is below 1;
+                `bank_share` is not in [0, 1]; or `temperature` is below 0.03, where the
+                exponentials of `info_nce` could overflow.
         """
         for name in ("max_queries", "num_negatives", "num_clusters"):
             if getattr(self.config, name) < 1:
@@ -124,14 +133,21 @@ class NroiContrast(nn.Module):
         self.project_background = projection(channels, self.config.width)
         self.segment_background = BackgroundSegmentation(self.config.width)
         self.bank = NROIBank(self.config.bank_size, self.config.width)
-        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._pending: list[tuple[Tensor, Tensor]] = []  # NROIs of this step, and which are valid
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Return the host's maps of the first image, the gate of its CAM, and the gated CAM.
 
-        The NROIs of the gate are those of the batch's other images; in inference they come from a
-        sample of the training list.
+        The NROIs are those of the batch's other images. In inference they come from a sample of the
+        training list instead.
+
+        Args:
+            batch: A training batch.
+
+        Returns:
+            {name: (K, h, w) in [0, 1]}: the host's maps, `gate` and `gated CAM`.
         """
+        # The host makes maps of the first image only, so it gets one image at a time.
         count = len(batch["image"])
         first, *others = (
             super(NroiContrast, self).pictures(part(batch, slice(i, i + 1)))  # type: ignore[misc]
@@ -148,49 +164,56 @@ class NroiContrast(nn.Module):
         """Compute `bg_seg`: phi_seg finds the cells where hardly any class of the image is active.
 
         Args:
-            normalised: (N, D, h, w), from `BackgroundSegmentation.normalised`.
-            activation: (N, K, h, w) of the classes; a constant here.
-            label: (N, K).
-            valid: (N, 1, H, W) bool, the pixels that are not padding.
+            normalised: (N, D, h, w), the result of `BackgroundSegmentation.normalised`.
+            activation: (N, K, h, w), score maps of the classes; gets no gradient.
+            label: (N, K), image-level {0, 1}.
+            valid: (N, 1, H, W) bool, False on padding.
 
         Returns:
-            Scalar, this rank's share of the mean over the cells that are not padding.
+            Scalar: this rank's share of the mean binary cross entropy over the cells that are not
+            padding.
+
+        Source: FBR (TCSVT 2024), background segmentation.
         """
-        # Background: the CAMs of the classes of the image sum to less than the threshold.
+        # Background is where the CAMs of the image's classes sum to less than the threshold.
         cam = over_maximum(activation.detach()) * label[:, :, None, None]  # (N, K, h, w)
         target = (cam.sum(dim=1, keepdim=True) < self.config.bg_threshold_seg).float()
         logit = self.segment_background(normalised).float()  # (N, 1, h, w)
         loss = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
-        inside = image_cells(valid, logit.shape[-2:])
+        inside = image_cells(valid, logit.shape[-2:])  # (N, 1, h, w)
         return global_mean((loss * inside).sum(), inside.sum())
 
     def background_similarity(self, embedding: Tensor, normalised: Tensor, valid: Tensor) -> Tensor:
-        """Compute `bg_sim`: the mean cosine of Z_fg and the normalised Z_bg of a cell.
+        """Compute `bg_sim`: the mean over cells of the cosine between Z_fg and the normalised Z_bg.
 
         Args:
             embedding: (N, D, h, w), Z_fg.
-            normalised: (N, D, h, w), from `BackgroundSegmentation.normalised`.
-            valid: (N, 1, H, W) bool, the pixels that are not padding.
+            normalised: (N, D, h, w), the result of `BackgroundSegmentation.normalised`.
+            valid: (N, 1, H, W) bool, False on padding.
 
         Returns:
-            Scalar, this rank's share of the mean over the cells that are not padding.
+            Scalar: this rank's share of the mean over the cells that are not padding.
 
         Source: the released code; the paper's figure does not have it.
         """
         similarity = F.cosine_similarity(embedding, normalised.float(), dim=1, eps=1e-4)
-        inside = image_cells(valid, similarity.shape[-2:])[:, 0]
+        inside = image_cells(valid, similarity.shape[-2:])[:, 0]  # (N, h, w)
         return global_mean((similarity * inside).sum(), inside.sum())
 
     def region_view(
         self, background: Tensor, high: Tensor, member: Tensor, embedding: Tensor
     ) -> RegionView:
-        """Return the cells in which NROIs are found, by `nroi_space`.
+        """Return the cells in which NROIs are found, with the vectors that `nroi_space` clusters.
 
         Args:
             background: (N, D, h, w), the output of phi_bg before its ReLU.
-            high: (N, C, h, w), the features that it reads.
+            high: (N, C, h, w), the features that phi_bg reads.
             member: (N, h, w) bool, the background cells.
             embedding: (N, D, h, w), Z_fg.
+
+        Returns:
+            The cells. Their `feature` is `high`, normalised per cell, if `nroi_space` is f; else it
+            is Z_bg, the ReLU of `background`.
         """
         if self.config.nroi_space == "f":
             feature = F.normalize(high.detach().float(), dim=1)
@@ -215,28 +238,31 @@ class NroiContrast(nn.Module):
 
         Args:
             embeddings: (N, D, g, g) per view; receive the gradient.
-            cells: Of the same views.
-            label: (N, K).
+            cells: The cells of the same views.
+            label: (N, K), image-level {0, 1}.
             background: (N, D, h, w) per view, the output of phi_bg before its ReLU.
-            first: The first view on its own grid, for its NROIs. If None, they are those of both
-                views on the contrast grid, as in the release.
+            first: The first view on its own grid, of which the NROIs are made. If None, they are
+                made of both views on the contrast grid, as in the release.
             progress: The step.
-            eligible: (N, 1, g, g) bool per view, the cells that may be queries and negatives of
-                `nce_fg`; None for all.
+            eligible: (N, 1, g, g) bool per view, the cells that may be queries of both terms and
+                negatives of `nce_fg`. None for all cells.
 
         Returns:
-            The two terms, each the mean of the views.
+            {`nce_fg`, `nce_nroi`: scalar}, this rank's shares, each the mean of the views.
         """
         self.limit_bank(len(label), progress)
         class_ids = class_ids_of(label)  # (P,)
         views = range(len(embeddings))
+        # Per view, the eligible cells of all ranks, (T,), or None.
         may = [None if eligible is None else gather(one).flatten() for one in eligible or cells]
+        # The terms and the metrics of each view. The bank has NROIs of earlier steps only.
         both = [
             self.fbr_losses(embeddings[i], cells[i], class_ids, progress, i, eligible=may[i])
             for i in views
         ]
         self._metrics = mean_of_views([metrics for _, metrics in both])
-        if progress.micro == 0:  # later micro-batches add to the NROIs of the same step
+        # The NROIs of this step. The later micro-batches of a step add to those of the first.
+        if progress.micro == 0:
             self._pending = []
         if first is not None:
             regions = [first]
@@ -254,13 +280,18 @@ class NroiContrast(nn.Module):
         return mean_of_views([terms for terms, _ in both])
 
     def limit_bank(self, images: int, progress: Progress) -> None:
-        """Let the bank keep at most `bank_share` of the rows that the run can make.
+        """Limit the bank to `bank_share` of the NROIs that the run can make.
+
+        The limit is at least one row, and at most the size of the bank. If `bank_share` is 0, it
+        remains the size of the bank.
 
         Args:
-            images: Of this rank's micro-batch.
-            progress: The step.
+            images: Number of images in this rank's micro-batch.
+            progress: The step, which knows the number of steps and of ranks.
         """
         if self.config.bank_share > 0:
+            # A step makes `num_clusters` rows per image of the global batch and per view that makes
+            # NROIs.
             views = 2 if self.config.nroi_space == "bg" and self.two_views else 1
             batch = images * progress.accumulate * progress.world_size
             rows = progress.steps * batch * views * self.config.num_clusters
@@ -278,43 +309,55 @@ class NroiContrast(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute `nce_fg` and `nce_nroi` of one view, and the mean cosines of their queries.
 
+        Both terms are the InfoNCE loss of the same queries, the hard cells of a class, with the
+        prototype of the class as positive. The negatives of `nce_fg` are cells of other classes,
+        and those of `nce_nroi` are NROIs of the bank.
+
         Args:
             embedding: (N, D, g, g); receives the gradient.
-            cells: The view.
-            class_ids: (P,) 0-based classes to compute for.
+            cells: The cells of the view, of all ranks.
+            class_ids: (P,) 0-based classes for which the terms are computed.
             progress: The step, which keys the draws.
-            index: Of the view; names its draws.
-            eligible: (T,) bool, as for `fbr_contrast`.
+            index: Index of the view, which names its draws.
+            eligible: (T,) bool, the cells that may be queries of both terms and negatives of
+                `nce_fg`. None for all cells.
 
         Returns:
-            The terms by name, and the metrics by name: the mean cosine of each term's queries to
-            their positive and to their negatives.
+            {term: scalar}, this rank's shares, and {metric: scalar}: the mean cosines of each
+            term's queries with their positive and with their negatives.
+
+        Source: FBR (TCSVT 2024), intra-foreground and pixel-to-NROI contrast.
         """
         config, name = self.config, f"view{index}"
-        # Queries: hard cells of each class, of all ranks.
+        # 1. Find the hard cells of each class. A cell that is not eligible counts as background
+        # from here on, so that it is no negative either.
         hard = hard_cells(cells, class_ids, quantile=config.quantile, floor=config.floor)  # (P, T)
         if eligible is not None:
             hard &= eligible
-            cells = dataclasses.replace(cells, pseudo=cells.pseudo * eligible)  # for negatives
+            cells = dataclasses.replace(cells, pseudo=cells.pseudo * eligible)
+        # 2. Sample the queries among them. This changes the order of the classes.
         queries = draw_queries(
             cells, hard, class_ids, progress, f"query.{name}", cap=config.max_queries
         )
-        class_ids = queries.class_ids  # sorted anew
+        class_ids = queries.class_ids
         query, is_local = query_embedding(embedding, queries, progress)  # (P, M, D), (P, M)
-        # The positive of a class is its prototype.
+        # 3. The positive of a class is its prototype. Sample n negatives per class and term.
         positive = l2_normalize(cells.prototype[class_ids + 1])  # (P, D)
         negatives, has_negatives = self.negatives(cells, class_ids, progress, name)
-        # Both losses of every query at once, then their means and, to log, the mean cosines.
+        # 4. Compute both losses of every query, one (P, M) per term. The blocks leave out rows
+        # without a query.
         mean, blocks = mean_query(query.detach(), is_local, queries), queries.blocks()
-        # Two of (P, M).
         losses = info_nce(query, positive, negatives, temperature=config.temperature, blocks=blocks)
+        # 5. Average them over the queries of each class, then over the classes.
         terms, metrics = {}, {}
         for term, loss, negative, has_negative in zip(
             ("nce_fg", "nce_nroi"), losses, negatives, has_negatives, strict=True
         ):
             terms[term] = class_balanced_mean(loss, is_local, queries, has_negative, progress)
+            # To log: the mean cosine of several vectors with a unit vector is the product of their
+            # mean with it.
             for side, other in (("positive", positive), ("negative", negative.mean(dim=1))):
-                cosine = (mean * other).sum(dim=1)
+                cosine = (mean * other).sum(dim=1)  # (P,)
                 metrics[f"{term}_cos_{side}"] = class_mean(cosine, queries, has_negative, progress)
         return terms, metrics
 
@@ -324,15 +367,16 @@ class NroiContrast(nn.Module):
         """Sample the negatives of `nce_fg` and of `nce_nroi` for each class.
 
         Args:
-            cells: The view.
+            cells: The cells of the view, of all ranks.
             class_ids: (P,) 0-based classes.
             progress: The step, which keys the draws.
-            name: Of the view.
+            name: Name of the view, which names its draws.
 
         Returns:
-            Per term, (P, n, D) unit vectors, and (P,) bool: which classes have any.
+            Two lists with one entry per term: (P, n, D) unit vectors, and (P,) bool, which classes
+            have negatives. The vectors of the other classes mean nothing.
         """
-        # Of `nce_fg`: cells of other classes.
+        # Of `nce_fg`: cells of other classes, of similar classes more often.
         count = self.config.num_negatives
         cell, has_other = foreground_negatives(
             cells,
@@ -342,27 +386,28 @@ class NroiContrast(nn.Module):
             count=count,
             temperature=self.config.temperature,
         )
-        # Of `nce_nroi`: rows of the bank. The draw is made for all K classes, so that that of a
-        # class does not depend on the others.
-        shape = (len(cells.valid) - 1, count)
+        # Of `nce_nroi`: rows of the bank. The draw is made for all K classes, so that the rows of a
+        # class do not depend on which other classes are present.
+        shape = (len(cells.valid) - 1, count)  # (K, n)
         nroi = self.bank.sample(shape, progress, f"nroi.{name}", rows=class_ids)  # (P, n, D)
-        has_nroi = (self.bank.filled > 0).expand(len(class_ids))
+        has_nroi = (self.bank.filled > 0).expand(len(class_ids))  # (P,)
         vectors = [l2_normalize(take(cells.embedding, cell)), l2_normalize(nroi)]
         return vectors, [has_other, has_nroi]
 
     def image_nrois(
         self, views: Sequence[RegionView], progress: Progress
     ) -> list[tuple[Tensor, Tensor]]:
-        """Compute the NROIs of each view and image: the regions of its background cells.
+        """Compute the NROIs of each view and image: the clusters of its background cells.
 
         Args:
-            views: Of one grid.
+            views: The V views, all on grids of one size (h, w).
             progress: The step, which keys the draws.
 
         Returns:
             Per view, (N, k, D) NROIs and (N, k) bool: which of them stand for cells.
         """
-        # Per view: Z_bg (N, T, D), background cells and random priorities (N, T).
+        # Flatten the cells of each view: the vectors to cluster (N, h w, C), which cells are
+        # background (N, h w), and random priorities (N, h w), which choose the first centroids.
         images = len(views[0].background)
         feature, member, priority = [], [], []
         for index, view in enumerate(views):
@@ -373,21 +418,23 @@ class NroiContrast(nn.Module):
                     f"kmeans.view{index}", images, member[-1].shape[1:], member[-1].device
                 )
             )
-        every, cells = torch.cat(feature), torch.cat(member)
-        vector, found = kmeans(  # all views at once
+        # Cluster all views at once, as if they were V N images.
+        every, cells = torch.cat(feature), torch.cat(member)  # (V N, h w, C), (V N, h w)
+        vector, found = kmeans(
             every,
             cells,
             torch.cat(priority),
             clusters=self.config.num_clusters,
             iterations=self.config.kmeans_iterations,
         )
+        # In Z_bg the NROIs are the centroids. Otherwise they are the mean Z_fg of each cluster.
         if self.config.nroi_space != "bg":
-            embedding = torch.cat([view.embedding.flatten(2) for view in views])
+            embedding = torch.cat([view.embedding.flatten(2) for view in views])  # (V N, D, h w)
             vector, found = region_means(every, cells, vector, found, embedding.transpose(1, 2))
         return list(zip(vector.split(images), found.split(images), strict=True))
 
     def after_step(self, progress: Progress) -> None:
-        """Put the step's NROIs of all ranks into the bank, in image order."""
+        """Put the step's NROIs of all ranks into the bank, in the order of views and images."""
         del progress
         for vector, valid in self._pending:
             vector, valid = gather(vector), gather(valid)

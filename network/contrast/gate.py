@@ -1,11 +1,16 @@
-"""The NROI gate: each cell of a CAM is compared with background regions and with other classes.
+"""The NROI gate: a factor in [0, 1] per cell and class by which a CAM is multiplied.
 
-A cell of a class's CAM is kept as far as its feature is nearer to the class than to the background
-regions of other images, and than to the other classes of its image. Nothing is trained, and no
-ground truth is used.
+For a cell with the normalised feature z and a class with the prototype p, the gate is
+
+    sigmoid((z . p - other) / temperature),
+
+where `other` is the larger of two cosines: the mean of z with its nearest background regions
+(NROIs) of other images, and that of z with the most similar other class of the image. So a cell is
+kept to the degree that it is nearer to the class than to both. Nothing is trained, and no ground
+truth is used.
 
 Source: both kinds of negatives are FBR's (TCSVT 2024), which uses them in training only. Their use
-here is this project's own.
+in inference is this project's own.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from network.losses import add_up, over_maximum, resize
 from tool.formats.regions import Regions
 from tool.progress import derive_seed
 
-LARGEST = 512  # images whose NROIs are kept, so that the similarities stay cheap
+LARGEST = 512  # NROIs are kept of this many images at most, so that the similarities stay cheap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +36,16 @@ class GateSettings:
     """The constants of the gate.
 
     Attributes:
-        foreground: A cell supports its class if the class's CAM is above this there.
-        of_maximum: If no cell does, the cells above this share of the CAM's maximum do.
+        foreground: A cell supports a class if the class is the best there, and above this.
+        of_maximum: If no cell supports a class, those with at least this share of its maximum do.
         background: Cells whose best class is below this are background.
-        fewest: If fewer cells are background, the lowest `lowest` of all cells are.
-        lowest: Share of the cells.
-        clusters: NROIs per image.
-        iterations: Of k-means.
-        nearest: The background similarity of a cell is its mean over this many nearest NROIs.
-        rivals: The other classes of the image count like the background.
+        fewest: If fewer cells than this are background, those with the lowest CAM are taken
+            instead.
+        lowest: Share of all cells that are taken then, in (0, 1].
+        clusters: Largest number of NROIs per image.
+        iterations: Iterations of k-means.
+        nearest: Number of nearest NROIs; the mean of their cosines is the background similarity.
+        rivals: Whether the other classes of the image count like the background.
         temperature: Divides the difference of the two similarities.
     """
 
@@ -56,13 +62,14 @@ class GateSettings:
 
 
 def sum_features(features: Sequence[Tensor]) -> Tensor:
-    """Combine the features of an image at several scales.
+    """Combine the features of an image at several scales into one map.
 
     Args:
         features: One (D, h, w) per scale.
 
     Returns:
-        (D, h, w) on the largest grid: the sum of the normalised features, normalised.
+        (D, h, w) on the largest of the grids: the sum over scales of the features, each normalised
+        per cell. The sum is normalised again.
     """
     grid = max((feature.shape[-2:] for feature in features), key=lambda size: size[0] * size[1])
     sized = (resize(F.normalize(feature.float(), dim=0)[None], grid)[0] for feature in features)
@@ -72,20 +79,24 @@ def sum_features(features: Sequence[Tensor]) -> Tensor:
 def class_prototypes(z: Tensor, cam: Tensor, settings: GateSettings) -> Tensor:
     """Compute the prototype of each class in an image: the mean feature of its confident cells.
 
+    The mean is weighted by the CAM.
+
     Args:
-        z: (D, h, w), normalised.
-        cam: (P, h, w) in [0, 1], the present classes; P may be 0.
+        z: (D, h, w), normalised per cell.
+        cam: (P, h, w) in [0, 1], the CAMs of the present classes; P may be 0.
+        settings: The constants of the gate.
 
     Returns:
-        (P, D), normalised; zeros for a class whose CAM is 0 everywhere.
+        (P, D), normalised; 0 for a class whose CAM is 0 everywhere.
     """
     cells, flat = z.flatten(1), cam.flatten(1)  # (D, T), (P, T)
     if not len(flat):
         return z.new_zeros(0, len(cells))
-    # The cells that a class owns: it is the best there, and above the threshold.
-    best = flat.argmax(dim=0) == torch.arange(len(flat), device=flat.device)[:, None]
+    # A class owns the cells where it is the best class and above the threshold.
+    best = flat.argmax(dim=0) == torch.arange(len(flat), device=flat.device)[:, None]  # (P, T)
     owned = best & (flat > settings.foreground)
-    highest = flat.amax(dim=1, keepdim=True)
+    # A class that owns none gets the cells near its maximum, unless its CAM is 0 everywhere.
+    highest = flat.amax(dim=1, keepdim=True)  # (P, 1)
     fallback = (flat >= settings.of_maximum * highest) & (highest > 0)
     owned = torch.where(owned.any(dim=1, keepdim=True), owned, fallback)
     return F.normalize((flat * owned) @ cells.T, dim=1)
@@ -95,20 +106,24 @@ def background_regions(z: Tensor, cam: Tensor, key: int, settings: GateSettings)
     """Find the NROIs of an image: the clusters of its background cells.
 
     Args:
-        z: (D, h, w), normalised.
-        cam: (P, h, w) in [0, 1], the present classes; P may be 0.
-        key: Seed of the first centroids.
+        z: (D, h, w), normalised per cell.
+        cam: (P, h, w) in [0, 1], the CAMs of the present classes; P may be 0.
+        key: Seed of the draw of the first centroids.
+        settings: The constants of the gate.
 
     Returns:
-        (R, D), normalised, with R at most `settings.clusters`.
+        (R, D), normalised, with R in 1..`settings.clusters`.
     """
     cells = z.flatten(1).T  # (T, D)
+    # A cell is background if no present class is active there.
     best = cam.flatten(1).amax(dim=0) if len(cam) else z.new_zeros(len(cells))  # (T,)
     member = best < settings.background
+    # Where the CAMs leave too few of them, take the least active share of all cells.
     if int(member.sum()) < settings.fewest:
         count = max(1, round(settings.lowest * len(cells)))
         member = torch.zeros_like(member)
         member[best.topk(count, largest=False).indices] = True
+    # The draw is made on the CPU, so that every device has the same first centroids.
     generator = torch.Generator().manual_seed(key)
     priority = torch.rand(len(cells), generator=generator).to(z.device)
     centroid, valid = kmeans(
@@ -129,22 +144,26 @@ def gate_of(
     *,
     own: Tensor | None = None,
 ) -> Tensor:
-    """Compute how far each cell is nearer to each class than to what is not the class.
+    """Compute the gate: how much nearer each cell is to each class than to what is not the class.
 
-    That is the background, or another class of the image if the cell is nearer to it.
+    The gate is sigmoid((near - other) / temperature). `near` is the cosine of the cell with the
+    prototype of the class. `other` is its similarity to the background or, if that is larger and
+    `settings.rivals` is set, its cosine with the nearest other class of the image.
 
     Args:
-        z: (D, h, w), normalised.
-        prototype: (P, D), normalised; a row of zeros leaves its class as it is.
-        region: (R, D), normalised, at least one.
-        settings: The constants.
-        own: (R,) bool, the regions to leave out, not all of them; None to leave out none.
+        z: (D, h, w), normalised per cell.
+        prototype: (P, D), normalised; a row of zeros gives its class a gate of 1.
+        region: (R, D), normalised NROIs, with R at least 1.
+        settings: The constants of the gate.
+        own: (R,) bool, True for the NROIs to leave out, which must not be all of them. None to
+            leave out none.
 
     Returns:
         (P, h, w) in [0, 1].
     """
     cells = z.flatten(1)  # (D, T)
-    # A row per cell: the largest of values side by side are found three times as fast.
+    # The similarity to the background: the mean cosine with the nearest NROIs. The matrix has one
+    # row per cell, because `topk` is three times as fast along contiguous values.
     similarity = cells.T @ region.T  # (T, R)
     count = len(region)
     if own is not None:
@@ -152,8 +171,10 @@ def gate_of(
         count -= int(own.sum())
     nearest = similarity.topk(min(settings.nearest, count), dim=1, sorted=False).values
     ground = nearest.mean(dim=1)  # (T,)
+    # The similarity to the class. A class without a prototype is neither gated nor a rival.
     known = prototype.any(dim=1)[:, None]  # (P, 1)
     near = prototype @ cells  # (P, T)
+    # What the cell must be nearer to the class than: the background or the best rival.
     other = ground.expand_as(near)
     if settings.rivals and len(near) > 1:
         other = torch.maximum(ground, best_of_others(near.masked_fill(~known, -torch.inf)))
@@ -162,18 +183,27 @@ def gate_of(
 
 
 def best_of_others(values: Tensor) -> Tensor:
-    """Return for each row of (P, T), P at least 2, the largest value of the other rows, (P, T)."""
-    first, second = values.topk(2, dim=0).values  # (T,) each; equal if two rows share the maximum
+    """Return, per row and column, the largest value that the other rows have in the column.
+
+    Args:
+        values: (P, T), with P at least 2.
+
+    Returns:
+        (P, T).
+    """
+    # For the row with the maximum it is the second largest value, for all other rows the largest.
+    # If two rows share the maximum, both values are equal.
+    first, second = values.topk(2, dim=0).values  # (T,) each
     return torch.where(values == first, second, first)
 
 
 class _Refinement:
-    """What the two passes share: the features and the CAM of an image on one grid.
+    """What the two passes of the gate share: an image's features and CAM on one grid.
 
     Args:
-        has_background: The maps have a background row, first.
+        has_background: Whether the first row of the maps is the background.
         seed: Keys the k-means of each image.
-        settings: The constants.
+        settings: The constants of the gate; None for the defaults.
     """
 
     def __init__(
@@ -187,16 +217,17 @@ class _Refinement:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Put the features and the CAM of an image on one grid.
 
-        Maps with a background row are scores that compare with it, and stay as they are. Others are
-        divided by their maximum.
+        Maps without a background row are divided by their maximum. Maps with one are not, because
+        their scores must stay comparable with the background's.
 
         Args:
             features: One (D, h, w) per scale.
-            cam: (C, H, W).
+            cam: (C, H, W); C is K, or K + 1 with a background row.
             label: (K,), 1 for the classes of the image.
 
         Returns:
-            z (D, h, w), the CAM of the P present classes (P, h, w), and their indices (P,).
+            The features (D, h, w), normalised per cell; the CAMs of the P present classes
+            (P, h, w); and the 0-based indices of these classes (P,).
         """
         z = sum_features(features)
         present = label.to(cam.device).nonzero()[:, 0]
@@ -211,7 +242,15 @@ class _Refinement:
 
 
 class RegionCollector(_Refinement):
-    """The first pass: collects NROIs and class prototypes of a sample of images."""
+    """The first pass: collects the NROIs and class prototypes of a sample of images.
+
+    Args:
+        num_classes: K.
+        settings: The keyword arguments of both passes: `has_background`, `seed`, `settings`.
+
+    Attributes:
+        found: Per image id: NROIs (R, D), class prototypes (P, D) and 0-based classes (P,).
+    """
 
     def __init__(self, num_classes: int, **settings: object) -> None:
         super().__init__(**settings)  # type: ignore[arg-type]
@@ -221,7 +260,17 @@ class RegionCollector(_Refinement):
     def __call__(
         self, image_id: str, features: Sequence[Tensor], maps: dict[str, Tensor], label: Tensor
     ) -> dict[str, Tensor]:
-        """Collect from an image; return its maps, unchanged."""
+        """Collect the NROIs and prototypes of an image.
+
+        Args:
+            image_id: The image.
+            features: Its features, one (D, h, w) per scale.
+            maps: {name: (C, H, W)}, of which the first one shows where classes are.
+            label: (K,), 1 for the classes of the image.
+
+        Returns:
+            The maps, unchanged.
+        """
         z, cam, present = self.cells(features, next(iter(maps.values())), label)
         region = background_regions(z, cam, self.key(image_id), self.settings)
         prototype = class_prototypes(z, cam, self.settings)
@@ -230,15 +279,24 @@ class RegionCollector(_Refinement):
         return maps
 
     def regions(self, order: Sequence[str]) -> Regions:
-        """Return what was found: NROIs, and the mean prototype of each class over images.
+        """Return the collected NROIs, and the mean prototype of each class over the images.
+
+        At least one image must have been collected.
 
         Args:
-            order: The images in the order of the sample. The NROIs of the first `LARGEST` count.
+            order: The image ids in the order of the sample. Only the NROIs of the first `LARGEST`
+                collected images are kept; all images count for the prototypes.
+
+        Returns:
+            The regions, with images in the order of their ids. Prototypes are normalised, and 0 for
+            a class that no image has.
         """
         ids = sorted(self.found)
+        # The NROIs of the kept images, and none of the others.
         kept = set([image_id for image_id in order if image_id in self.found][:LARGEST])
         rows = [self.found[i][0] if i in kept else self.found[i][0][:0] for i in ids]
         width = rows[0].shape[1]
+        # The sum of each class's prototypes has the direction of their mean.
         total = np.zeros((self.num_classes, width), np.float64)
         for image_id in ids:
             _, prototype, present = self.found[image_id]
@@ -253,9 +311,9 @@ class NroiGate(_Refinement):
     """The second pass: multiplies the CAMs of an image by its gate.
 
     Args:
-        regions: Of a sample of images; those of the image itself are left out.
+        regions: The result of the first pass. The NROIs of an image are not used for its own gate.
         device: The device of the features.
-        settings: As for both passes.
+        settings: The keyword arguments of both passes: `has_background`, `seed`, `settings`.
     """
 
     def __init__(self, regions: Regions, device: torch.device, **settings: object) -> None:
@@ -268,13 +326,20 @@ class NroiGate(_Refinement):
     def gate(
         self, image_id: str, features: Sequence[Tensor], cam: Tensor, label: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Compute the gate of the present classes of a map.
+        """Compute the gate of an image for its present classes.
+
+        Args:
+            image_id: The image.
+            features: Its features, one (D, h, w) per scale.
+            cam: (C, H, W), which shows where classes are; C is K, or K + 1 with a background row.
+            label: (K,), 1 for the classes of the image.
 
         Returns:
-            The gate (P, h, w), and the indices of the P classes.
+            The gate (P, h, w) in [0, 1] on the largest grid of the features, and the 0-based
+            indices of the P present classes.
 
         Raises:
-            ValueError: The regions have another number of channels or classes.
+            ValueError: The regions have another number of channels or classes than the image.
         """
         if (len(features[0]), len(label)) != (self.region.shape[1], len(self.prototype)):
             raise ValueError(
@@ -282,29 +347,38 @@ class NroiGate(_Refinement):
                 f"{len(self.prototype)} classes, the method {len(features[0])} and {len(label)}"
             )
         z, small, present = self.cells(features, cam, label)
-        own_prototype = class_prototypes(z, small, self.settings)
-        known = own_prototype.any(dim=1, keepdim=True)  # a class without a cell has no gate
+        # The prototype of a class: the sum of that in this image and that of the sample. It stays 0
+        # if the class has no cell in this image, and the class is not gated.
+        own_prototype = class_prototypes(z, small, self.settings)  # (P, D)
+        known = own_prototype.any(dim=1, keepdim=True)  # (P, 1)
         prototype = F.normalize(own_prototype + self.prototype[present] * known, dim=1)
+        # The NROIs of all other images. If the sample has this image only, use its own.
         region, own = self.region, None
         if image_id in self.index:
-            own = self.owner == self.index[image_id]
-            if own.all():  # the only image: its own regions have to do
+            own = self.owner == self.index[image_id]  # (R,)
+            if own.all():
                 region, own = background_regions(z, small, self.key(image_id), self.settings), None
         return gate_of(z, prototype, region, self.settings, own=own), present
 
     def __call__(
         self, image_id: str, features: Sequence[Tensor], maps: dict[str, Tensor], label: Tensor
     ) -> dict[str, Tensor]:
-        """Gate the foreground rows of all maps of an image; a background row stays as it is.
+        """Gate the rows of the present classes in all maps of an image.
+
+        A background row is not changed.
 
         Args:
             image_id: The image.
             features: Its features, one (D, h, w) per scale.
-            maps: {name: (C, H, W)}, of which the first decides where classes are.
+            maps: {name: (C, H, W)}, of which the first one shows where classes are.
             label: (K,), 1 for the classes of the image.
 
         Returns:
-            Maps of the same shapes. Without a background row each class keeps its maximum.
+            New maps of the same names and shapes; the given ones if no class is present. If there
+            is no background row, each class is scaled to the maximum that it had before.
+
+        Raises:
+            ValueError: The regions have another number of channels or classes than the image.
         """
         gate, present = self.gate(image_id, features, next(iter(maps.values())), label)
         if not len(present):
@@ -312,8 +386,10 @@ class NroiGate(_Refinement):
         gated = {}
         for name, values in maps.items():
             rows, whole = present + self.first, values.clone()
-            before = values[rows]
+            before = values[rows]  # (P, H, W)
             after = before * resize(gate[None], values.shape[-2:])[0].to(values.dtype)
+            # A gate below 1 lowers the whole map. Restore its maximum, unless the scores must stay
+            # comparable with the background's.
             if not self.first:
                 after = over_maximum(after) * before.amax(dim=(-2, -1), keepdim=True)
             whole[rows] = after
@@ -323,12 +399,12 @@ class NroiGate(_Refinement):
 
 @torch.no_grad()
 def gate_of_first(features: Tensor, cams: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Compute the gate of the first image of a batch, by the regions of the other images.
+    """Compute the gate of the first image of a batch with the NROIs of the other images.
 
     Args:
         features: (N, D, h, w).
-        cams: One (K, h, w) in [0, 1] per image.
-        labels: (N, K).
+        cams: One (K, h', w') in [0, 1] per image.
+        labels: (N, K), image-level {0, 1}.
 
     Returns:
         (K, h, w) in [0, 1], 0 for absent classes.

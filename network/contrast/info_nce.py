@@ -22,19 +22,21 @@ def info_nce(
     temperature: float,
     blocks: Sequence[tuple[int, int, int]] | None = None,
 ) -> tuple[Tensor, ...]:
-    """Compute the InfoNCE loss of each query, once for each set of negatives.
+    """Compute the InfoNCE loss of each query, once per set of negatives.
 
-    A query is compared with the positive of its class and with the negatives of its class.
+    A query is compared with the positive and the negatives of its own class:
+
+        loss = -log(exp(q . p / T) / (exp(q . p / T) + sum_r exp(q . n_r / T))).
 
     Args:
         query: (P, M, D), unit vectors, as `query_embedding` returns them; receives the gradient.
-        positive: (P, D), unit vectors, constant.
-        negatives: The sets, each (P, n, D), unit vectors, constant.
-        temperature: Divides the cosines; at least 0.03, so that no exponential overflows.
+        positive: (P, D), unit vectors; gets no gradient.
+        negatives: The sets, each (P, n, D), unit vectors; get no gradient.
+        temperature: T, which divides the cosines; at least 0.03, so that no exponential overflows.
         blocks: The rows to compute, as `Queries.blocks` returns them; None computes all.
 
     Returns:
-        (P, M) losses per set. Outside the blocks their values mean nothing.
+        One (P, M) per set, the losses. Outside the blocks their values mean nothing.
 
     Source: FBR (TCSVT 2024), pixel-to-NROI and intra-foreground contrast.
     Differs from the release: there the cosine runs over the wrong axis and the queries are
@@ -47,11 +49,12 @@ def info_nce(
 
 
 class _InfoNCE(torch.autograd.Function):
-    """The loss softplus(log sum_r exp(query . negative_r / T) - query . positive / T) per set.
+    """InfoNCE as softplus(log sum_r exp(query . negative_r / T) - query . positive / T).
 
-    Cosines over T are within +-1/0.03 (see `info_nce`), so no maximum has to be subtracted. The
-    softmax over the negatives, which autograd would store once more, is never formed. Instead, the
-    product of the exponentials with the negatives is scaled row by row.
+    This equals the loss of `info_nce`. Cosines over T are within +-1/0.03, so the exponentials
+    cannot overflow and no maximum is subtracted. The softmax over the negatives, which autograd
+    would store beside the exponentials, is never formed. Instead, `backward` multiplies the
+    exponentials with the negatives and scales the rows of the product.
     """
 
     @staticmethod
@@ -59,7 +62,7 @@ class _InfoNCE(torch.autograd.Function):
         """Compute the losses.
 
         Args:
-            ctx: Keeps what `backward` needs.
+            ctx: Keeps the tensors for `backward`.
             query: (P, M, D).
             positive: (P, D).
             others: S sets of negatives (P, n, D), the temperature T, and the blocks.
@@ -69,7 +72,8 @@ class _InfoNCE(torch.autograd.Function):
         """
         *negatives, temperature, blocks = others
         scaled = query / temperature
-        # Sums of exponentials; the ones outside the blocks keep the logarithm finite.
+        # Sum the exponentials over the negatives of each set, block by block. The initial ones
+        # remain outside the blocks and keep the logarithm finite.
         total = query.new_ones(len(negatives), *query.shape[:2])  # (S, P, M)
         weights = []  # the exponentials, one tensor per block and set
         for first, last, classes in blocks:
@@ -87,15 +91,22 @@ class _InfoNCE(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Turn the gradient (S, P, M) of the losses into that of the queries, (P, M, D).
+        """Compute the gradient of the queries from that of the losses.
 
-        Positives and negatives are constants and get none.
+        Args:
+            ctx: Holds the tensors that `forward` kept.
+            gradient: (S, P, M), of the losses.
+
+        Returns:
+            (P, M, D) for the queries, and None for every other input: they are constants.
         """
         positive, total, loss, *rest = ctx.saved_tensors
         negatives, weights = rest[: len(total)], iter(rest[len(total) :])
-        # 1 - exp(-loss) is the softmax share of all negatives together, the slope of the softplus.
+        # With s = log(total) - q . p / T, d loss / d s = sigmoid(s) = 1 - exp(-loss). It is the
+        # softmax share of all negatives together.
         share = -gradient * torch.expm1(-loss) / ctx.temperature  # (S, P, M)
-        # A query is pulled to its positive and pushed from the weighted mean of its negatives.
+        # d s / d q = (sum_r exp(q . n_r / T) n_r / total - p) / T: descent pulls a query to its
+        # positive and pushes it from the weighted mean of its negatives.
         scale, pull = (share / total)[..., None], share.sum(dim=0)[..., None]
         result = positive.new_zeros(*loss.shape[1:], positive.shape[1])  # (P, M, D)
         for first, last, classes in ctx.blocks:
@@ -110,36 +121,36 @@ class _InfoNCE(torch.autograd.Function):
 def class_balanced_mean(
     value: Tensor, is_local: Tensor, queries: Queries, has_negative: Tensor, progress: Progress
 ) -> Tensor:
-    """Compute this rank's share of the mean over each class's queries, then over classes.
+    """Average a value over each class's queries, then over the classes.
 
-    The mean of all ranks' shares is the mean over the global batch. Classes without queries or
-    negatives do not count.
+    Classes without queries or without negatives do not count.
 
     Args:
-        value: (P, M), of every query.
-        is_local: (P, M) bool, this rank's queries.
+        value: (P, M), one value per query.
+        is_local: (P, M) bool, True for the queries of this rank.
         queries: The queries of all ranks.
-        has_negative: (P,) bool, classes with negatives.
-        progress: The step.
+        has_negative: (P,) bool, which classes have negatives.
+        progress: The step, which holds the number of ranks.
 
     Returns:
-        Scalar; exactly 0, attached to the graph, if no class has negatives.
+        Scalar: this rank's share. The mean of the shares over the ranks is the mean over the global
+        batch. It is exactly 0, attached to the graph, if no class counts.
     """
     kept = torch.where(is_local & has_negative[:, None], value, torch.zeros_like(value))
     return class_mean(kept.sum(dim=1) / queries.count.clamp(min=1), queries, has_negative, progress)
 
 
 def class_mean(value: Tensor, queries: Queries, has_negative: Tensor, progress: Progress) -> Tensor:
-    """Compute this rank's share of the mean of `value` over classes with negatives and queries.
+    """Average a value over the classes with queries and negatives.
 
     Args:
         value: (P,), this rank's part of each class's value.
         queries: The queries of all ranks.
-        has_negative: (P,) bool, classes with negatives.
-        progress: The step.
+        has_negative: (P,) bool, which classes have negatives.
+        progress: The step, which holds the number of ranks.
 
     Returns:
-        Scalar; 0 when no class counts.
+        Scalar: this rank's share of the mean, as for `class_balanced_mean`; 0 if no class counts.
     """
     counted = has_negative & (queries.count > 0)
     return (value * (counted / counted.sum().clamp(min=1))).sum() * progress.world_size
@@ -149,16 +160,16 @@ def class_mean(value: Tensor, queries: Queries, has_negative: Tensor, progress: 
 def mean_query(query: Tensor, is_local: Tensor, queries: Queries) -> Tensor:
     """Compute this rank's part of the mean of each class's queries.
 
-    The mean cosine of a class's queries to a unit vector is the product of that vector with the
-    mean, summed over all ranks.
+    The parts of all ranks sum to the mean. The product of the mean with a unit vector is the mean
+    cosine of the queries with that vector.
 
     Args:
         query: (P, M, D), unit vectors.
-        is_local: (P, M) bool, this rank's queries.
+        is_local: (P, M) bool, True for the queries of this rank.
         queries: The queries of all ranks.
 
     Returns:
-        (P, D).
+        (P, D); 0 for a class without queries of this rank.
     """
     share = is_local / queries.count[:, None].clamp(min=1)
     return (share[:, None] @ query)[:, 0]

@@ -18,17 +18,23 @@ def prototype_cross_entropy(
     temperature: float,
     ranks: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the cross entropy of each cell over cosines to class prototypes.
+    """Compute the cross entropy of each cell over its cosines with the class prototypes.
 
-    One prototype is the cell's positive; the other valid ones, or some of them, are its negatives.
+    With the prototypes p_c and the positive class y of a cell z, the loss is
+
+        -log(exp(z . p_y / T) / sum_c exp(z . p_c / T)),
+
+    where c runs over y and over the negatives: all other valid classes, or those of some ranks.
 
     Args:
         embedding: (N, D, g, g) of this rank; receives the gradient.
         cells: The view whose prototypes are used.
-        positive: (N g g,) int64, the positive class of each of this rank's cells; -1 for none.
-        temperature: Divides the cosines.
-        ranks: First and last rank of the negatives, from 1 for the prototype that is most similar
-            to the cell, not counting its positive. None for all others, as where there are fewer.
+        positive: (N g g,) int64 in -1..K, the positive class of each of this rank's cells; -1 for
+            none.
+        temperature: T, which divides the cosines.
+        ranks: First and last rank of the negatives, where rank 1 is the other class that is most
+            similar to the cell. If there are fewer classes than the last rank, or if this is None,
+            all others are negatives.
 
     Returns:
         (N g g,) losses, 0 for cells without a valid positive, and (N g g,) bool: which cells have
@@ -37,18 +43,20 @@ def prototype_cross_entropy(
     Source: PPC (CVPR 2022), cross-view and intra-view contrast.
     """
     flat = flatten_cells(embedding.float())  # (N g g, D)
-    # The positive of each cell, and the prototypes in its denominator.
+    # 1. Which cells have a positive with a prototype, and which classes are in the denominator.
     index = positive.clamp(min=0)
     has_positive = (positive >= 0) & cells.valid[index]
     allowed = cells.valid.expand(len(flat), -1)  # (N g g, K+1)
+    # 2. The cosines over T. A class that is left out has -inf, so that its exponential is 0.
     logit = l2_normalize(flat) @ l2_normalize(cells.prototype).T / temperature  # (N g g, K+1)
     if ranks is not None:
-        own = F.one_hot(index, len(cells.valid)).bool()
+        own = F.one_hot(index, len(cells.valid)).bool()  # (N g g, K+1)
         allowed = own | of_ranks(logit.detach(), allowed & ~own, *ranks)
     logit = logit.masked_fill(~allowed, -torch.inf)
-    # A row without a positive could be -inf throughout, and its gradient NaN.
+    # A row without a positive could be -inf throughout, which would make its gradient NaN.
     logit = torch.where(has_positive[:, None], logit, torch.zeros_like(logit))
-    loss = logit.logsumexp(dim=1) - logit.gather(1, index[:, None])[:, 0]
+    # 3. The cross entropy.
+    loss = logit.logsumexp(dim=1) - logit.gather(1, index[:, None])[:, 0]  # (N g g,)
     return torch.where(has_positive, loss, torch.zeros_like(loss)), has_positive
 
 
@@ -56,40 +64,51 @@ def prototype_cross_entropy(
 def intra_weights(cells: Cells, progress: Progress, name: str) -> Tensor:
     """Count how often each cell is a query of PPC's intra-view contrast.
 
-    Half of each class's cells are drawn at random. The hard half is added to them: the 60 % least
-    similar to their prototype, without the hardest 10 %.
+    One half of each class's cells is drawn at random. Another half is added, the hard cells: the
+    60 % least similar to the prototype, without the hardest 10 %. A cell can be in both halves.
 
     Args:
         cells: The view.
         progress: The step, which keys the draw.
-        name: Of the draw.
+        name: Name of the draw.
 
     Returns:
         (T,) float, each value 0, 1 or 2; 0 on padding.
 
     Source: PPC (CVPR 2022), section 3.4.
     """
-    # Padding counts as a class of its own, so that it is in no share of another.
+    # Padding counts as a class of its own, so that it does not count in the shares of others.
     classes = len(cells.valid)
     pseudo = torch.where(cells.inside, cells.pseudo, classes)  # (T,) in 0..K+1
     size = class_sizes(pseudo, classes)  # (K+2,)
-    # The cosine of each cell to the prototype of its pseudo class.
+    # The cosine of each cell with the prototype of its pseudo class.
     own = l2_normalize(cells.prototype)[cells.pseudo]  # (T, D)
     similarity = (l2_normalize(cells.embedding) * own).sum(dim=1)  # (T,)
-    # Shares of a class become ranks inside it: by the draw, and by cosine, hardest first.
+    # A share of a class is a range of ranks within it: ranks by the random draw for one half, and
+    # by cosine, hardest first, for the other.
     draw = progress.uniform(name, (len(pseudo),), pseudo.device)
-    count = size[pseudo]  # (T,)
-    hardness = _rank_in_class(similarity, pseudo, size)
+    count = size[pseudo]  # (T,), the size of each cell's class
+    hardness = _rank_in_class(similarity, pseudo, size)  # (T,), 0 is the hardest
     chosen = (_rank_in_class(draw, pseudo, size) < 0.5 * count).float()
     hard = (hardness >= 0.1 * count) & (hardness < 0.6 * count)
     return (chosen + hard.float()) * cells.inside
 
 
 def _rank_in_class(value: Tensor, pseudo: Tensor, size: Tensor) -> Tensor:
-    """Return the position (T,) of each cell among those of its class, by ascending `value` (T,)."""
-    # Two stable sorts: by value, then by class.
+    """Return the position of each cell among those of its class, by ascending value.
+
+    Args:
+        value: (T,).
+        pseudo: (T,) int64, the class of each cell.
+        size: Per class, its number of cells.
+
+    Returns:
+        (T,) int64, from 0.
+    """
+    # Sort by value, then stably by class: cells are in the order of classes, and by value in each.
     order = value.argsort(stable=True)
     order = order[pseudo[order].argsort(stable=True)]
+    # The position of each cell in that order, minus where its class begins.
     place = torch.arange(len(order), device=order.device)
     rank = torch.empty_like(order)
     rank[order] = place
@@ -97,26 +116,30 @@ def _rank_in_class(value: Tensor, pseudo: Tensor, size: Tensor) -> Tensor:
 
 
 def of_ranks(similarity: Tensor, others: Tensor, first: int, last: int) -> Tensor:
-    """Choose the entries of each row whose value has a rank in a range.
+    """Choose in each row the entries whose values have the ranks `first` to `last`.
 
     Args:
         similarity: (T, C).
-        others: (T, C) bool, the entries that count.
-        first: Rank of the largest value to choose, from 1.
-        last: Rank of the smallest value to choose. A row of fewer entries keeps all of them.
+        others: (T, C) bool, the entries that count. Only they have ranks, from 1 for the largest.
+        first: Rank of the largest value to choose.
+        last: Rank of the smallest value to choose. In a row with fewer entries that count, all of
+            them are chosen.
 
     Returns:
         (T, C) bool.
     """
+    # Sorting twice turns values into ranks.
     order = similarity.masked_fill(~others, -torch.inf).argsort(dim=1, descending=True)
-    rank = order.argsort(dim=1) + 1
+    rank = order.argsort(dim=1) + 1  # (T, C)
     ranked = others & (rank >= first) & (rank <= last)
     return torch.where(others.sum(dim=1, keepdim=True) < last, others, ranked)
 
 
 @torch.no_grad()
 def class_balanced(weight: Tensor, pseudo: Tensor, num_classes: int) -> Tensor:
-    """Scale weights of cells so that those of each class sum to the same, and all of them to 1.
+    """Scale the weights of cells so that each class has the same sum, and all sums add up to 1.
+
+    Classes whose weights are all 0 do not count.
 
     Args:
         weight: (T,), not negative.
@@ -127,5 +150,5 @@ def class_balanced(weight: Tensor, pseudo: Tensor, num_classes: int) -> Tensor:
         (T,); zeros if all weights are 0.
     """
     total = weight.new_zeros(num_classes + 1).scatter_add(0, pseudo, weight)  # (K+1,)
-    classes = (total > 0).sum().clamp(min=1)
+    classes = (total > 0).sum().clamp(min=1)  # number of classes with a weight
     return weight / total.clamp(min=1e-6)[pseudo] / classes

@@ -1,4 +1,4 @@
-"""Hard queries, and the negatives that FBR samples for them."""
+"""The hard queries of FBR, and the negatives that it samples among cells of other classes."""
 
 from __future__ import annotations
 
@@ -12,44 +12,47 @@ from network.contrast.cells import Cells, class_sizes, cosine, flatten_cells, l2
 from tool.parallel.machine import reading_is_free
 from tool.progress import Progress
 
-_BLOCK = 32  # rows of queries: on the CPU a matrix product takes a multiple of these
+_BLOCK = 32  # the rows of a block of queries on the CPU are a multiple of this
 
 
 @torch.no_grad()
 def hard_cells(cells: Cells, class_ids: Tensor, *, quantile: float, floor: float) -> Tensor:
     """Find the foreground cells of each class that are not confident.
 
-    A cell is confident if its score exceeds a quantile. The quantile is taken over the cells of the
-    same image with the same pseudo label and a score above `floor`.
+    A cell is confident if its score is above a quantile. The quantile is taken over the cells of
+    the same image that have the same pseudo label and a score above `floor`.
 
     Args:
         cells: The view.
         class_ids: (P,) 0-based classes.
-        quantile: In [0, 1].
+        quantile: Which quantile, in [0, 1].
         floor: Scores up to this do not count for the quantile.
 
     Returns:
         (P, T) bool.
+
+    Source: FBR (TCSVT 2024), hard queries.
     """
     own = cells.pseudo[None] == class_ids[:, None] + 1  # (P, T)
-    # The quantile of each image and class, in the scores that count.
+    # The quantile of each class and image, over the scores that count.
     score = cells.score.expand_as(own).unflatten(1, (cells.images, -1))  # (P, G, g g)
-    counted = own.unflatten(1, (cells.images, -1)) & (score > floor)
+    counted = own.unflatten(1, (cells.images, -1)) & (score > floor)  # (P, G, g g)
     scores = torch.where(counted, score, torch.nan)
     limit = torch.nanquantile(scores, quantile, dim=2, keepdim=True)  # (P, G, 1)
-    # Without any score that counts the limit is NaN, and every cell is hard.
+    # If no score counts, the limit is NaN, no score is above it, and every cell is hard.
     return own & ~(score > limit).flatten(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
-    """Chosen query cells, M for each of P classes.
+    """The query cells of P classes, up to M per class.
 
-    `draw_queries` puts the chosen cells of a class first, and the classes with most of them first.
+    Classes with more queries come before those with fewer. In each class the entries that are
+    queries come first.
 
     Attributes:
         class_ids: (P,) 0-based classes.
-        cell: (P, M) int64, indices into the global cells.
+        cell: (P, M) int64, indices into the cells of the global batch.
         chosen: (P, M) bool, which entries of `cell` are queries.
     """
 
@@ -59,25 +62,26 @@ class Queries:
 
     @functools.cached_property
     def count(self) -> Tensor:
-        """Number of chosen cells of each slot, (P,)."""
+        """Number of queries of each class, (P,) int64."""
         return self.chosen.sum(dim=1)
 
     def blocks(self) -> list[tuple[int, int, int]]:
-        """Return blocks of (P, M) that hold every chosen query.
+        """Return blocks of the (P, M) entries that together hold every query.
 
-        On an accelerator the number of chosen queries is not read. There the only block holds
-        everything.
+        On an accelerator, where the number of queries is not read, there is one block of all
+        entries.
 
         Returns:
-            (first, last, classes) of each block: it spans entries `first` to `last` - 1 of M, in
-            the first `classes` of P.
+            (first, last, classes) per block, which spans the entries `first` to `last` - 1 of the
+            first `classes` classes.
         """
         classes, rows = self.chosen.shape
         if not reading_is_free(self.chosen):
             return [(0, rows, classes)]
-        # How many classes still have queries at the beginning of each run of _BLOCK rows.
+        # Cut M into runs of _BLOCK entries. A class with a query in a run has one at its beginning,
+        # and the classes that do are the first ones. So this is their number per run.
         counts = self.chosen[:, ::_BLOCK].sum(dim=0).tolist()
-        # Runs with the same number form one block.
+        # Adjacent runs with the same number form one block.
         starts = [i * _BLOCK for i, n in enumerate(counts) if not i or n != counts[i - 1]]
         ends = [*starts[1:], rows]
         return [(s, e, counts[s // _BLOCK]) for s, e in zip(starts, ends, strict=True)]
@@ -91,27 +95,31 @@ def draw_queries(
 
     Args:
         cells: The view.
-        candidates: (P, T) bool.
+        candidates: (P, T) bool, the cells that may be queries of a class.
         class_ids: (P,) 0-based classes.
         progress: The step, which keys the draw.
-        name: Of the draw.
-        cap: Queries per class at most.
+        name: Name of the draw.
+        cap: Largest number of queries per class, at least 1.
 
     Returns:
-        The queries; the classes with most of them come first.
+        The queries. Classes with more of them come first, so `class_ids` is in a new order.
     """
-    # The candidates with the highest random priorities; all others have 0.
+    # Choose the candidates with the highest random priorities. All other cells have 0.
     priority = progress.uniform(name, (len(cells.pseudo),), cells.pseudo.device)
     priority = torch.where(candidates, priority + 1, 0.0)  # (P, T)
     value, cell = priority.topk(min(cap, _most(candidates)), dim=1)  # (P, M)
     chosen = value > 0
-    # `Queries.blocks` relies on this order.
-    order = chosen.sum(dim=1).argsort(descending=True, stable=True)
+    # Sort the classes by their number of queries, on which `Queries.blocks` relies.
+    order = chosen.sum(dim=1).argsort(descending=True, stable=True)  # (P,)
     return Queries(class_ids[order], cell[order], chosen[order])
 
 
 def _most(candidates: Tensor) -> int:
-    """Return how many candidates (P, T) a class has at most, or T on an accelerator."""
+    """Return the largest number of candidates of a class, at least 1; on an accelerator T.
+
+    Args:
+        candidates: (P, T) bool.
+    """
     if reading_is_free(candidates) and len(candidates):
         return max(1, int(candidates.sum(dim=1).max()))
     return candidates.shape[1]
@@ -129,42 +137,54 @@ def foreground_negatives(
 ) -> tuple[Tensor, Tensor]:
     """Sample cells of other classes, of similar classes more often: FBR's active sampling.
 
+    For a class c, each negative is drawn in two stages: first another class o, with the probability
+
+        softmax over o of cos(prototype_c, prototype_o) / temperature,
+
+    then one of the cells of o, uniformly. Both draws are with replacement.
+
     Args:
         cells: The view.
-        class_ids: (P,) 0-based classes that need negatives; only they are sampled from, too.
+        class_ids: (P,) 0-based classes that need negatives. The negatives come from the same
+            classes.
         progress: The step, which keys the draw.
-        name: Of the draw.
-        count: n, negatives per class.
-        temperature: Divides the cosines of prototypes; a softmax over them gives the chances.
+        name: Name of the draw.
+        count: n, the number of negatives per class.
+        temperature: Divides the cosines; a lower one prefers similar classes more.
 
     Returns:
-        (P, n) cell indices, and (P,) bool: False if no other class has both a cell and a valid
-        prototype.
+        (P, n) int64 cell indices, and (P,) bool: False if no other class has both a cell and a
+        valid prototype. The indices of such a class mean nothing.
 
     Source: FBR (TCSVT 2024), intra-foreground contrast; the sampling follows ReCo (S. Liu et al.,
     2022).
     """
     num_classes = len(cells.valid) - 1
     device = cells.pseudo.device
-    # The cells sorted by pseudo label, and where each label begins among them.
+    # 1. Sort the cells by pseudo label, so that those of a label are adjacent; `start` is where
+    # each label begins.
     size = class_sizes(cells.pseudo, num_classes)  # (K+1,)
     start, order = size.cumsum(0) - size, cells.pseudo.argsort(stable=True)  # (K+1,), (T,)
-    # The chance of each other class, by the cosine of the prototypes.
+    # 2. Compute the probability of each other class. The class itself, and classes without a cell
+    # or a prototype, get 0.
     has_prototype = (size[class_ids + 1] > 0) & cells.valid[class_ids + 1]  # (P,)
-    prototype = cells.prototype[class_ids + 1]
+    prototype = cells.prototype[class_ids + 1]  # (P, D)
     similarity = cosine(prototype, prototype) / temperature  # (P, P)
     same = torch.eye(len(class_ids), dtype=torch.bool, device=device)
     similarity = similarity.masked_fill(same | ~has_prototype[None], -torch.inf)
-    any_other = (has_prototype[None] & ~same).any(dim=1)  # (P,); without any, the row would be -inf
-    chance = torch.where(any_other[:, None], similarity, 0.0).softmax(dim=1)
-    # The draws are made for all K classes, so that those of a class do not depend on the others.
+    # A row without any other class would be -inf throughout and its softmax NaN.
+    any_other = (has_prototype[None] & ~same).any(dim=1)  # (P,)
+    chance = torch.where(any_other[:, None], similarity, 0.0).softmax(dim=1)  # (P, P)
+    # 3. Draw for all K classes, so that the numbers of a class do not depend on which other classes
+    # are present.
     draw = progress.uniform(name, (2, num_classes, count), device)[:, class_ids]  # (2, P, n)
-    # The first draw picks the class, on the cumulated chances.
-    ladder = chance.cumsum(1)
+    # 4. The first number picks the class: the first whose cumulative probability is above it. The
+    # division makes the last one exactly 1 in spite of rounding.
+    ladder = chance.cumsum(1)  # (P, P)
     column = torch.searchsorted(ladder / ladder[:, -1:], draw[0].contiguous(), right=True)
     other = class_ids[column.clamp(max=len(class_ids) - 1)] + 1  # (P, n) in 1..K
-    # The second one picks a cell of that class.
-    offset = (draw[1] * size[other]).long().clamp(max=(size[other] - 1).clamp(min=0))
+    # 5. The second number picks a cell of that class.
+    offset = (draw[1] * size[other]).long().clamp(max=(size[other] - 1).clamp(min=0))  # (P, n)
     position = (start[other] + offset).clamp(max=len(order) - 1)
     return order[position], any_other
 
@@ -175,13 +195,13 @@ def query_embedding(
     """Return the embeddings of this rank's queries as unit vectors, with gradient.
 
     Args:
-        embedding: (N, D, g, g) of this rank.
+        embedding: (N, D, g, g) of this rank; receives the gradient.
         queries: The queries of all ranks.
-        progress: The step, which knows the rank.
+        progress: The step, which holds the rank.
 
     Returns:
-        (P, M, D) vectors, and (P, M) bool: which of them are chosen queries of this rank. The
-        others mean nothing.
+        (P, M, D) vectors, and (P, M) bool: which of them are queries of this rank. The other
+        vectors mean nothing.
     """
     flat = flatten_cells(embedding.float())  # (N g g, D)
     local = queries.cell - progress.rank * len(flat)  # index in this rank's cells

@@ -1,8 +1,8 @@
-"""The contract of a method, and how one is found: by its file name in this folder.
+"""The contract of a method, and how a method is found: by its file name in this folder.
 
 To add a method, add `network/methods/NAME.py` with one subclass of `Method`. No other Python file
-changes: train_fbr.py makes a flag of every field of its `Config`, infer_cam.py takes the method
-from the checkpoint, and the tests of the contract find it by its file.
+changes: train_fbr.py makes a flag of every field of its `Config`, infer_cam.py builds the method
+that the checkpoint names, and the tests of the contract find it by its file.
 """
 
 from __future__ import annotations
@@ -31,34 +31,35 @@ from tool.train.batch import part
 
 
 class Method(nn.Module):
-    """What the stages know of a method.
+    """A method, as the stages see it.
 
     Attributes:
-        inputs: Keys of the training batch that it needs; without "label" a run needs no labels.
-        infer_inputs: The same of inference.
+        inputs: Keys of the batch that the method needs in training. Without "label" a run needs no
+            labels.
+        infer_inputs: Keys of the batch that it needs in inference.
         maps: Names of the maps that `merge` returns. Stage 2 writes and checks all of them. The
-            first goes to the output folder and is what masks are made of; each other one goes to a
-            folder of its name inside.
-        has_background: The maps have K + 1 channels, background first.
-        conditioned: `score` reads the label, so that maps exist of given classes only.
-        trained: train_fbr.py trains it. Else stage 2 makes it from a pretrained backbone alone, and
-            it has no `losses` and `weights`.
-        whole_cams: The CAMs of a previous stage are read at full size in inference, and with their
+            first one goes to the output folder, and masks are made of it. Each other one goes to a
+            subfolder of its name.
+        has_background: Whether the maps have K + 1 channels, background first.
+        conditioned: Whether `score` reads the label, so that there are maps of given classes only.
+        trained: Whether train_fbr.py trains the method. If not, stage 2 makes it from a pretrained
+            backbone alone, and it has no `losses` and `weights`.
+        whole_cams: Whether inference reads the CAMs of a previous stage at full size and with their
             background row, if they have one. Stage 2 sets `has_background` accordingly.
         recipe: Defaults of the flags.
-        released: Name in the released code's files -> name here, of the heads.
+        released: {name in the released code's files: name here} of the heads.
         released_unused: Beginnings of names in those files that have no counterpart here.
-        released_background: A place ("first" or "last") and names: a released file with all of them
-            has its background there.
-        training_only: Beginnings of names that inference does not need; a foreign file may lack
-            them.
+        released_background: A place ("first" or "last") and a set of names. A released file that
+            has all these names has its background at that place.
+        training_only: Beginnings of the names of weights that inference does not need. A foreign
+            file may lack them.
 
     Args:
-        backbone: With its weights already in, and frozen if they are pretrained.
+        backbone: The backbone, with its weights loaded, and frozen if they are pretrained.
         num_classes: K, without background.
-        config: This method's hyper-parameters, an instance of `Config`.
-        pretrained: The weights of the backbone were pretrained. Else every parameter takes the rate
-            of new layers.
+        config: The method's hyper-parameters, an instance of its `Config`.
+        pretrained: Whether the backbone's weights were pretrained. If not, every parameter has the
+            learning rate of new layers.
     """
 
     inputs: tuple[str, ...] = ("image", "label")
@@ -90,62 +91,84 @@ class Method(nn.Module):
         self.build()
 
     def build(self) -> None:
-        """Make the modules beside the backbone, and check the hyper-parameters.
+        """Build the modules beside the backbone, and check the hyper-parameters.
 
         Raises:
-            ValueError: A hyper-parameter or the backbone is not possible.
+            ValueError: A hyper-parameter is out of range, or the method cannot use the backbone.
         """
 
     def study(self, labels: Tensor) -> None:
-        """Look at the labels of the training list, once, before the first step or a resumed one.
+        """Study the labels of the training list.
+
+        This is called once, before the first step of a new or resumed run, and not at all if
+        `inputs` does not name "label".
 
         Args:
-            labels: (n, K) float32 {0, 1}, in the order of the list. The hook is not called if
-                `inputs` does not name "label".
+            labels: (n, K) float32 {0, 1}, in the order of the list.
         """
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Return the named, unweighted scalar terms of a batch.
+        """Compute the named, unweighted terms of a batch.
 
-        With several ranks each term is this rank's share: the mean over ranks is the global term.
+        Args:
+            batch: The keys that `inputs` names.
+            progress: The step, which keys random draws.
+
+        Returns:
+            {name: scalar}. With several ranks each term is this rank's share, so that the mean over
+            the ranks is the term of the global batch.
         """
         raise NotImplementedError
 
     def forward(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Return `losses` with this step's random draws, called so that DDP's hooks see it."""
+        """Return `losses`, after setting the step of every dropout.
+
+        Training calls this in place of `losses`, because DDP's hooks see calls of the module only.
+        """
         begin_step(self, progress)
         return self.losses(batch, progress)
 
     def weights(self) -> dict[str, float]:
-        """Return the coefficient of every term of `losses`: the same names."""
+        """Return {name: coefficient}, with the same names as `losses`."""
         raise NotImplementedError
 
     def score(self, batch: Batch) -> Tensor:
-        """Return the maps of images at one scale.
+        """Compute the maps of images at one scale.
 
         Args:
-            batch: `image` (2B, 3, H, W): B images of one size, each followed by its mirror; or
-                (B, 3, H, W) without mirrors. Also what `infer_inputs` names, (B, ...).
+            batch: `image` (2B, 3, H, W), B images of one size, each followed by its mirror; or
+                (B, 3, H, W), without mirrors. Also the other keys that `infer_inputs` names,
+                (B, ...).
 
         Returns:
-            (2B, C, h, w) or (B, C, h, w), non-negative for the `merge` below; C is K, or K + 1 with
-            `has_background`.
+            (2B, C, h, w) or (B, C, h, w), where C is K, or K + 1 if `has_background`. They must not
+            be negative unless the method overrides `merge`.
         """
         raise NotImplementedError
 
     def embed(self, batch: Batch) -> Tensor | None:
-        """Return the features of images at one scale, (2B, D, h, w): by default the high tap.
+        """Return the features in which the gate seeks NROIs, by default the high tap.
 
-        It gets the batch of `score`. The backbone computes each image once for both
-        (`tool.infer.multiscale.score_and_embed`). None if the method has no such features.
+        The backbone computes each image once for both this and `score`
+        (`tool.infer.multiscale.score_and_embed`).
+
+        Args:
+            batch: The batch of `score`.
+
+        Returns:
+            (2B, D, h, w) or (B, D, h, w), like `score`; None if the method has no such features.
         """
         return self.backbone(batch["image"])["high"]
 
     def classify(self, batch: Batch) -> Tensor | None:
-        """Return image-level probabilities (N, K) of `image` (N, 3, H, W).
+        """Compute the image-level probabilities of the classes.
 
-        None, the default, if the method cannot: then `network.predict` must be given the classes,
-        unless the method reads no label.
+        Args:
+            batch: `image` (N, 3, H, W).
+
+        Returns:
+            (N, K) in [0, 1]. None, the default, if the method cannot classify. In that case
+            `network.predict` must be given the classes, unless the method reads no label.
         """
         del batch
         return None
@@ -153,17 +176,19 @@ class Method(nn.Module):
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Merge the scores of one image over scales and mirrors into named maps.
 
+        By default each scale is resized to the image, mirrors are mirrored back, and all are added.
+        Maps of absent classes are 0. Without a background, each map is divided by its maximum. With
+        a background, the maps are the mean, so that they remain comparable with it.
+
         Args:
             scores: One (2, C, h, w) per scale, or (1, C, h, w) without mirrors.
-            batch: `size` (H, W) of the maps, `sizes` (h, w) of the scaled images, and what
-                `infer_inputs` names, (1, ...).
+            batch: `size` (H, W) of the maps, `sizes` (h, w) of the scaled images, and the keys that
+                `infer_inputs` names, (1, ...). Without `label` all classes count as present.
 
         Returns:
-            The maps that `maps` names. Here {"cam": (C, H, W)} in [0, 1]: each scale is resized to
-            the image, mirrors are mirrored back, all are summed and masked by the label. Without a
-            background, each map is divided by its maximum; with one, the maps are the mean, so that
-            they stay comparable. Without a label every class counts as present.
+            {name: (C, H, W)} with the names in `maps`; by default {"cam": (C, H, W)} in [0, 1].
         """
+        # Only the P channels of the background and the present classes are resized.
         kept = self._kept(scores[0], batch)
         total = scores[0].new_zeros((len(kept), *batch["size"]))
         for score in scores if len(kept) else ():
@@ -176,7 +201,15 @@ class Method(nn.Module):
         return {"cam": cam}
 
     def _kept(self, score: Tensor, batch: Batch) -> Tensor:
-        """Return the channels of the background and of the present classes."""
+        """Return the channels of the background, if there is one, and of the present classes.
+
+        Args:
+            score: (2, C, h, w) or (1, C, h, w).
+            batch: `label` (1, K); without it every channel is returned.
+
+        Returns:
+            (P,) int64, ascending.
+        """
         if "label" not in batch:
             return torch.arange(score.shape[1], device=score.device)
         present = batch["label"][0].nonzero()[:, 0]
@@ -185,26 +218,39 @@ class Method(nn.Module):
         return torch.cat([present.new_zeros(1), present + 1])
 
     def before_losses(self, batch: Batch, progress: Progress) -> Batch:
-        """Return the batch that `losses` sees; SFC's image bank adds images here."""
+        """Return the batch that `losses` gets: by default the same one.
+
+        SFC's image bank adds images here.
+
+        Args:
+            batch: The batch as it was loaded, with the keys that `inputs` names.
+            progress: The step, which keys random draws.
+        """
         del progress
         return batch
 
     def after_step(self, progress: Progress) -> None:
-        """Write what `losses` left pending (bank, EMA) after the optimizer's step.
+        """Write the values that `losses` left pending (bank, EMA) after the optimizer's step.
 
-        With `--accumulate` it follows several calls of `losses`: pending values are collected, and
-        those of an earlier step dropped when `progress.micro` is 0.
+        With `--accumulate` this follows several calls of `losses`. So `losses` must collect pending
+        values over the calls, and drop those of an earlier step if `progress.micro` is 0.
+
         State that is not weights belongs in a module of its own with `is_state = True`.
         """
 
     def metrics(self) -> dict[str, Tensor]:
-        """Return detached scalars of the last `losses`, logged beside the terms, never summed."""
+        """Return {name: detached scalar} of the last `losses`: logged, but no part of the loss."""
         return self._metrics
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Return {name: (K or K+1, h, w) in [0, 1]} of the batch's first image, for the log.
+        """Return maps of the batch's first image to draw in the log.
 
-        By default its scores, if the batch has what `score` reads.
+        Args:
+            batch: A training batch.
+
+        Returns:
+            {name: (C, h, w) in [0, 1]}. By default `cam`, from the image's scores; nothing if the
+            batch lacks a key that `infer_inputs` names.
         """
         if not set(self.infer_inputs) <= set(batch):
             return {}
@@ -215,9 +261,18 @@ class Method(nn.Module):
         return {"cam": cam * batch["label"][0, :, None, None] if "label" in batch else cam}
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Return four groups, each with its factor of the recipe's `rates` on the learning rate.
+        """Return the optimizer's groups of parameters that train.
 
-        Weight decay acts on weights only. Norm scales count as biases.
+        There are up to four groups: weights and biases, of the backbone and of new layers. Each has
+        its factor of the recipe's `rates` on the learning rate. Only weights decay. The scales of
+        norms count as biases. A backbone that was not pretrained counts as new.
+
+        Args:
+            lr: Learning rate.
+            weight_decay: Weight decay of the groups that decay.
+
+        Returns:
+            {"params", "lr", "weight_decay"} per group that is not empty.
         """
         old = {id(p) for p in self.backbone.parameters()} if self.pretrained else set()
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
@@ -236,20 +291,21 @@ class Method(nn.Module):
 
 
 def method_names() -> list[str]:
-    """Return the names of all methods: the files of this folder."""
+    """Return the names of all methods, sorted: the files of this folder."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def trained_names() -> list[str]:
-    """Return the names of the methods that train_fbr.py trains."""
+    """Return the names of the methods that train_fbr.py trains, sorted."""
     return [name for name in method_names() if find_method(name).trained]
 
 
 def find_method(name: str) -> type[Method]:
-    """Return the method class in `network/methods/NAME.py`.
+    """Return the class of the method in `network/methods/NAME.py`.
 
     Raises:
-        ValueError: There is none, or the file does not define one method; lists the known ones.
+        ValueError: There is no such file, in which case the message lists the known methods; or the
+            file does not define exactly one `Method`.
     """
     if name not in method_names():
         raise ValueError(f"unknown method {name!r}: there are {', '.join(method_names())}")
@@ -270,11 +326,15 @@ def build_method(config: dict[str, Any]) -> Method:
     """Build the method of a configuration, with random weights keyed by its `seed`.
 
     Args:
-        config: `method`, `backbone`, `output_stride`, `num_classes`, `pretrained`, `method_config`,
-            and `seed`, 0 if missing.
+        config: `method`, `backbone`, `output_stride`, `num_classes`, `pretrained`, `method_config`
+            (the hyper-parameters that differ from the defaults), and `seed`, 0 if missing.
+
+    Returns:
+        The method. If `pretrained`, its backbone is frozen, but its weights are still random.
 
     Raises:
-        ValueError: The method, the backbone or a hyper-parameter is unknown or not possible.
+        ValueError: The method, the backbone or a hyper-parameter is unknown; a value is out of
+            range; or the network is too large for memory.
     """
     method = find_method(config["method"])
     known = {field.name: field for field in dataclasses.fields(method.Config)}
@@ -286,6 +346,7 @@ def build_method(config: dict[str, Any]) -> Method:
         )
     for name, value in config["method_config"].items():
         check_option(known[name], value)
+    # Layers draw their weights from torch's global generator. Seed it, and restore it afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(config.get("seed", 0), "weights"))
         backbone = build_backbone(config["backbone"], output_stride=config["output_stride"])
@@ -294,7 +355,7 @@ def build_method(config: dict[str, Any]) -> Method:
         hyper = method.Config(**config["method_config"])
         try:
             built = method(backbone, config["num_classes"], hyper, pretrained=config["pretrained"])
-        except RuntimeError as error:  # torch's word for sizes that no memory holds
+        except RuntimeError as error:  # torch raises it if a size is too large for memory
             raise ValueError(
                 f"method {config['method']!r} cannot be made with these sizes: {error}"
             ) from error
@@ -304,7 +365,7 @@ def build_method(config: dict[str, Any]) -> Method:
 
 @functools.cache
 def released_heads() -> dict[str, str]:
-    """Return {name in the released files: name here} of the heads of all methods."""
+    """Return {name in the released code's files: name here} of the heads of all methods."""
     heads: dict[str, str] = {}
     for name in method_names():
         heads |= find_method(name).released
@@ -313,12 +374,15 @@ def released_heads() -> dict[str, str]:
 
 @functools.cache
 def released_unused() -> tuple[str, ...]:
-    """Return the beginnings of names in released files that no method here has."""
+    """Return the beginnings of names in the released code's files that no method here has."""
     return tuple(sorted({n for name in method_names() for n in find_method(name).released_unused}))
 
 
 def released_background(names: Collection[str]) -> str | None:
-    """Return where a released file has its background, by the names of its tensors.
+    """Find where a released file has its background, by the names of its tensors.
+
+    Args:
+        names: The names of the file's tensors.
 
     Returns:
         "first" or "last"; None if the names do not show it.

@@ -1,4 +1,4 @@
-"""`amn`: per-pixel classification of label-conditioned features against confident seeds.
+"""`amn`: per-pixel classification of label-conditioned features, trained on confident seeds.
 
 Source: AMN, Activation Manipulation Network (M. Lee et al., CVPR 2022).
 Differs from the release: background is channel 0; the loss is exact under several ranks; a crop
@@ -30,11 +30,11 @@ from network.methods import Batch, Method, Recipe
 from tool.crf.post import Post
 from tool.progress import Progress
 
-SEED_STRIDE = 4  # as in IRN; logits at every pixel would take 16 times the memory
+SEED_STRIDE = 4  # pixels per cell of the loss, as in IRN; 1 would take 16 times the memory
 
 
 class Amn(Method):
-    """A per-pixel classifier: features times an embedding of the label, then ASPP to K+1 maps."""
+    """A per-pixel classifier: features weighted by the label, then an ASPP to K+1 maps."""
 
     inputs = ("image", "label", "seed")
     infer_inputs = ("image", "label", "seed")
@@ -70,15 +70,16 @@ class Amn(Method):
         """The hyper-parameters of AMN.
 
         Attributes:
-            smoothing: Label smoothing: the share of the target that the other classes divide.
-            dropout: Share of the label-conditioned features that is dropped in training.
+            smoothing: Label smoothing, which is the share of the target that goes to the classes
+                other than the seed's, in equal parts.
+            dropout: Probability of zeroing an element of the label-conditioned features.
         """
 
         smoothing: float = 0.4
         dropout: float = 0.1
 
     def build(self) -> None:
-        """Make the conditioning on the label, and the classifier."""
+        """Build the conditioning on the label, and the classifier."""
         config, channels = self.config, self.backbone.taps["high"].channels
         for name in ("smoothing", "dropout"):
             if not 0 <= getattr(config, name) < 1:
@@ -102,7 +103,7 @@ class Amn(Method):
 
         Args:
             image: (N, 3, H, W), normalised.
-            label: (N, K).
+            label: (N, K), image-level {0, 1}.
 
         Returns:
             (N, D, h, w).
@@ -110,21 +111,24 @@ class Amn(Method):
         return self.condition(self.backbone(image)["high"], label)
 
     def pixel_loss(self, logit: Tensor, seed: Tensor) -> Tensor:
-        """Compute the balanced loss at the centre of every cell of 4 pixels.
+        """Compute the balanced cross entropy on cells of 4 pixels.
 
         Args:
-            logit: (N, K+1, h, w), background first; resized to these cells.
+            logit: (N, K+1, h, w), background first.
             seed: (N, H, W) int64 in 0..K, 255 for unknown.
 
         Returns:
-            Scalar, as for `balanced_cross_entropy`.
+            Scalar: this rank's share, as for `balanced_cross_entropy`.
+
+        Source: AMN (CVPR 2022), balanced cross entropy with label smoothing.
         """
-        seed = at_cells(seed, SEED_STRIDE)
+        # The seed has the value at the centre of each cell; the logits are resized to the cells.
+        seed = at_cells(seed, SEED_STRIDE)  # (N, ceil(H / 4), ceil(W / 4))
         logit = resize(logit, seed.shape[-2:])
         return balanced_cross_entropy(logit, seed, smoothing=self.config.smoothing)
 
     def score(self, batch: Batch) -> Tensor:
-        """Return logits (2B, K+1, h, w), background first."""
+        """Compute the logits (2B, K+1, h, w), background first, of images given their labels."""
         copies = len(batch["image"]) // len(batch["label"])  # 2 with mirrors
         label = batch["label"].repeat_interleave(copies, dim=0)
         return self.classifier(self.conditioned_features(batch["image"], label)).float()
@@ -132,22 +136,23 @@ class Amn(Method):
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Average the logits, apply the softmax, and stretch each present class to [0, 1].
 
-        A class keeps its probability, unstretched, where the seed is 0 (confident background).
+        On confident background, where the seed is 0, the probabilities are not stretched.
 
         Args:
             scores: One (2, K+1, h, w) per scale, or (1, K+1, h, w) without mirrors.
-            batch: `size` (H, W), `sizes` (h, w) of the copies, `label` (1, K) and `seed` (1, H, W).
+            batch: `size` (H, W), `sizes` (h, w) of the scaled images, `label` (1, K) and `seed`
+                (1, H, W).
 
         Returns:
             {"cam": (K, *size)} in [0, 1], 0 for absent classes.
         """
-        # The mean logits of all scales and mirrors, on the pixels of the image.
+        # Average the logits over all scales and mirrors, on the pixels of the image.
         label, size = batch["label"][0], batch["size"]
         stride = self.backbone.taps["high"].stride
         copies = zip(scores, batch["sizes"], strict=True)
         total = add_up(resize_cells(both, stride, copy, size) for both, copy in copies)
         logit = sum_of_mirrors(total) / sum(map(len, scores))  # (K+1, H, W)
-        # The probabilities of the P present classes, stretched except on confident background.
+        # Stretch the probabilities of the P present classes, except on confident background.
         present = label.nonzero()[:, 0]
         prob = logit.softmax(dim=0)[1:][present]  # (P, H, W)
         seed = batch["seed"][:, None].float()
@@ -157,7 +162,7 @@ class Amn(Method):
         return {"cam": cam}
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the CAM of the first image."""
+        """Return {"cam": (K, h, w) in [0, 1]} of the first image; 0 for absent classes."""
         label = batch["label"][:1]
         logit = self.classifier(self.conditioned_features(batch["image"][:1], label)).float()
         return {"cam": over_maximum(logit.softmax(dim=1)[:, 1:])[0] * label[0, :, None, None]}

@@ -18,9 +18,9 @@ from tool.progress import Progress
 
 
 class Cam(Method):
-    """A classifier: features, a 1x1 convolution to K score maps, their average as logits.
+    """A classifier: features, a 1x1 convolution to K score maps, and their average as logits.
 
-    The CAMs are the score maps, however the logits are pooled.
+    The CAMs are the score maps, whichever way the logits are pooled.
     """
 
     @dataclasses.dataclass(frozen=True)
@@ -28,16 +28,17 @@ class Cam(Method):
         """The hyper-parameters of the pooling.
 
         Attributes:
-            pooling: How cells become logits: by their average, or with attention, where cells with
-                large features count more, as in BES and SBE.
-            sharpness: How much more they count with attention; 0 for the average.
+            pooling: Pooling of the cells to logits. With average all cells count equally, with
+                attention those with large features count more, as in BES and SBE.
+            sharpness: How much more cells with large features count with attention; 0 for the
+                average.
         """
 
         pooling: str = option("average", choices=("average", "attention"))
         sharpness: float = 1e-3
 
     def build(self) -> None:
-        """Make the classifier, and freeze what a plain classifier leaves as it is."""
+        """Build the classifier, and freeze the shallow parts of a pretrained backbone."""
         if self.config.sharpness < 0:
             raise ValueError(f"sharpness {self.config.sharpness} is below 0")
         if self.pretrained:
@@ -56,20 +57,20 @@ class Cam(Method):
         return {"cls": 1.0}
 
     def score(self, batch: Batch) -> Tensor:
-        """Return the positive part of the score maps, (2B, K, h, w)."""
+        """Compute the positive part of the score maps, (2B, K, h, w)."""
         return F.relu(self._score_map(batch["image"]).float())
 
     def classify(self, batch: Batch) -> Tensor:
-        """Return the sigmoid of the pooled score maps, (N, K)."""
+        """Compute the image-level probabilities (N, K) of `image` (N, 3, H, W) in the batch."""
         return self._logit(batch["image"]).sigmoid()
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the CAM of the first image."""
+        """Return {"cam": (K, h, w) in [0, 1]} of the first image; 0 for absent classes."""
         cam = over_maximum(self._score_map(batch["image"][:1]).float())
         return {"cam": cam[0] * batch["label"][0, :, None, None]}
 
     def _logit(self, image: Tensor) -> Tensor:
-        """Return the logits (N, K) of images (N, 3, H, W)."""
+        """Compute the logits (N, K) of images (N, 3, H, W), pooled as the config says."""
         if self.config.pooling == "average":
             return self._score_map(image).float().mean(dim=(-2, -1))
         feature = self.backbone(image)["high"]
@@ -77,5 +78,5 @@ class Cam(Method):
         return self.classifier(pooled).float()[:, :, 0, 0]
 
     def _score_map(self, image: Tensor) -> Tensor:
-        """Return the score maps (N, K, h, w) of images (N, 3, H, W)."""
+        """Compute the raw score maps (N, K, h, w) of images (N, 3, H, W)."""
         return self.classifier(self.backbone(image)["high"])

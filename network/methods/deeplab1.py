@@ -2,8 +2,8 @@
 
 Source: L.-C. Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully
 Connected CRFs", ICLR 2015, in the recipe of seamv1, which SEAM, TransCAM and PPC train.
-Differs from the release: pretrained norms keep their statistics, where the release by mistake uses
-those of the batch; new norms are GroupNorms; the colours of a crop do not change.
+Differs from the release: pretrained norms keep their statistics, where the release uses those of
+the batch by mistake; new norms are GroupNorms; the colours of a crop are not changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tool.progress import Progress
 
 
 class Deeplab1(Method):
-    """A wide dilated convolution on the deepest tap; its logits are enlarged to the crop."""
+    """A dilated convolution on the deepest tap, whose logits are enlarged to the crop."""
 
     inputs = ("image", "mask")
     infer_inputs = ("image",)
@@ -61,12 +61,13 @@ class Deeplab1(Method):
         """The hyper-parameters of DeepLab-v1.
 
         Attributes:
-            head: The published one is largefov; MCTformer's, two dilated convolutions, is mct.
+            head: Head of the network: largefov is the published one, mct is MCTformer's, with two
+                dilated convolutions.
             rate: Dilation of the head in pixels.
-            loss: The mean over pixels is plain; with balanced, background and foreground of an
-                image have the same weight.
-            frozen: Pretrained weights that stay as they are: the norms, or also the stem, or also
-                the first two stages. For a few hundred images take shallow.
+            loss: Loss over the pixels of a mask: plain is the mean over all of them. With balanced,
+                background and foreground of an image have the same weight.
+            frozen: Pretrained weights that do not train: the norms, or also the stem, or also the
+                first two stages. Use shallow for a few hundred images.
         """
 
         head: str = option("largefov", choices=("largefov", "mct"))
@@ -75,7 +76,7 @@ class Deeplab1(Method):
         frozen: str = option("norms", choices=FROZEN)
 
     def build(self) -> None:
-        """Make the head, and choose what is trained."""
+        """Build the head, and choose which pretrained weights train."""
         config, tap = self.config, self.backbone.taps["high"]
         if not 1 <= config.rate <= 1000:
             raise ValueError(f"rate {config.rate} is not in 1..1000 pixels")
@@ -99,14 +100,21 @@ class Deeplab1(Method):
         return {"seg": 1.0}
 
     def score(self, batch: Batch) -> Tensor:
-        """Return the logits (2B, K+1, h, w)."""
+        """Compute the logits (2B, K+1, h, w), background first."""
         return self.classifier(self.backbone(batch["image"])["high"]).float()
 
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Merge logits: the mean over scales and mirrors, or MCTformer's maximum of probabilities.
+        """Merge logits to probabilities.
+
+        They are the softmax of the mean logits over scales and mirrors. With MCTformer's head they
+        are the maximum over scales of the softmax.
+
+        Args:
+            scores: One (2, K+1, h, w) per scale, or (1, K+1, h, w) without mirrors.
+            batch: `size` (H, W).
 
         Returns:
-            {"cam": (K+1, H, W)}, in [0, 1]. MCTformer's do not sum to 1.
+            {"cam": (K+1, H, W) in [0, 1]}. With MCTformer's head they do not sum to 1.
         """
         logits = [sum_of_mirrors(at_corners(score, batch["size"])) / len(score) for score in scores]
         if self.config.head == "mct":
@@ -114,10 +122,13 @@ class Deeplab1(Method):
         return {"cam": (add_up(logits) / len(logits)).softmax(dim=0)}
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the probabilities of the first image."""
+        """Return {"prob": (K+1, h, w)}, the probabilities of the first image."""
         return {"prob": self.score({"image": batch["image"][:1]})[0].softmax(dim=0)}
 
 
 def at_corners(maps: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Resize maps (N, C, h, w) bilinearly; the outermost cells lie at the outermost pixels."""
+    """Resize maps (N, C, h, w) to (N, C, *size), bilinearly, with `align_corners` True.
+
+    The centres of the outermost cells lie at the outermost pixels.
+    """
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=True)

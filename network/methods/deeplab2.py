@@ -3,7 +3,7 @@
 Source: L.-C. Chen et al., "DeepLab", TPAMI 2018, in the recipe of deeplab-pytorch, with which the
 field reports val and test.
 Differs from the release: the learning rate falls at every step, not at every tenth; in inference
-the copies at the inner scales are made from the photograph, bicubically.
+the photograph itself is resized to the inner scales, bicubically.
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ class Deeplab2(Method):
         """The hyper-parameters of DeepLab-v2.
 
         Attributes:
-            head: The branches of the pyramid are added with sum; concat is PPC's head.
-            rate: Dilation of the first branch in pixels; the others have 2, 3 and 4 times as much.
-            loss: The mean over pixels is plain; with balanced, background and foreground of an
-                image have the same weight.
-            inner_scale: Smallest of the inner scales of training, which go down from 1 in steps of
-                0.25. With 1 there is no other. Those of inference are `--scales`.
-            frozen: Pretrained weights that stay as they are: the norms, or also the stem, or also
-                the first two stages. For a few hundred images take shallow.
+            head: Head of the network: sum adds the branches of the pyramid, concat is PPC's head.
+            rate: Dilation of the first branch in pixels. The others have 2, 3 and 4 times as much.
+            loss: Loss over the pixels of a mask: plain is the mean over all of them. With balanced,
+                background and foreground of an image have the same weight.
+            inner_scale: Smallest inner scale in training. The inner scales go down from 1 in steps
+                of 0.25; with 1 there is no other. Inference uses `--scales` instead.
+            frozen: Pretrained weights that do not train: the norms, or also the stem, or also the
+                first two stages. Use shallow for a few hundred images.
         """
 
         head: str = option("sum", choices=("sum", "concat"))
@@ -96,7 +96,7 @@ class Deeplab2(Method):
         frozen: str = option("norms", choices=FROZEN)
 
     def build(self) -> None:
-        """Make the head, and choose what is trained."""
+        """Build the head, and choose which pretrained weights train."""
         config, tap = self.config, self.backbone.taps["high"]
         self.scales = inner_scales(config.inner_scale)
         if not 1 <= config.rate <= 1000:
@@ -108,10 +108,12 @@ class Deeplab2(Method):
         self.classifier = head(tap.channels, self.num_classes + 1, dilations=dilations)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Compute the loss at each inner scale and of their maximum, at the logits' resolution.
+        """Compute the loss of the logits at each inner scale, and of their maximum.
+
+        The mask is reduced to the resolution of the logits.
 
         Returns:
-            `seg_S` for each inner scale S, and `seg_max` if there are several.
+            {name: scalar}: `seg_S` for each inner scale S, and `seg_max` if there are several.
         """
         del progress
         stride = self.backbone.taps["high"].stride
@@ -125,27 +127,33 @@ class Deeplab2(Method):
         }
 
     def weights(self) -> dict[str, float]:
-        """Return the weights of the terms: the terms are added."""
+        """Return the weights of the terms, all 1."""
         names = [f"seg_{scale:g}" for scale in self.scales]
         return dict.fromkeys(names + ["seg_max"] * (len(names) > 1), 1.0)
 
     def logit(self, image: Tensor) -> Tensor:
-        """Return the logits (N, K+1, h, w) of images (N, 3, H, W) at one scale."""
+        """Compute the logits (N, K+1, h, w) of images (N, 3, H, W) at one scale."""
         return self.classifier(self.backbone(image)["high"])
 
     def score(self, batch: Batch) -> Tensor:
-        """Return the logits (2B, K+1, h, w)."""
+        """Compute the logits (2B, K+1, h, w), background first."""
         return self.logit(batch["image"]).float()
 
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Merge logits: the mean of an image and its mirror, the maximum over scales.
+        """Merge logits to probabilities.
+
+        They are the softmax of the maximum over scales of the mean of an image and its mirror.
+
+        Args:
+            scores: One (2, K+1, h, w) per scale, or (1, K+1, h, w) without mirrors.
+            batch: `size` (H, W).
 
         Returns:
-            {"cam": (K+1, H, W)}, probabilities.
+            {"cam": (K+1, H, W) in [0, 1]}, which sum to 1.
         """
         logits = (sum_of_mirrors(resize(score, batch["size"])) / len(score) for score in scores)
         return {"cam": functools.reduce(torch.maximum, logits).softmax(dim=0)}
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the probabilities of the first image."""
+        """Return {"prob": (K+1, h, w)}, the probabilities of the first image."""
         return {"prob": self.score({"image": batch["image"][:1]})[0].softmax(dim=0)}

@@ -1,4 +1,4 @@
-"""`deeplab2_advcam`: DeepLab-v2 in the recipe of AdvCAM, RIB and AMN: balanced loss, 30k steps.
+"""`deeplab2_advcam`: DeepLab-v2 in the recipe of AdvCAM, RIB and AMN, with the balanced loss.
 
 Source: AdvCAM (J. Lee et al., CVPR 2021), its segmentation network.
 """
@@ -24,7 +24,8 @@ class Deeplab2Advcam(Deeplab2):
         """The hyper-parameters of DeepLab-v2.
 
         Attributes:
-            loss: As for deeplab2; here it is balanced.
+            loss: Loss over the pixels of a mask: plain is the mean over all of them. With balanced,
+                background and foreground of an image have the same weight.
         """
 
         loss: str = option("balanced", choices=LOSSES)

@@ -39,7 +39,7 @@ class Eps(Method):
         weight_sal: float = 1.0
 
     def build(self) -> None:
-        """Make the classifier, background first."""
+        """Build the classifier of K + 1 maps, background first."""
         self.classifier = classifier(self.backbone.taps["high"].channels, self.num_classes + 1)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
@@ -56,20 +56,23 @@ class Eps(Method):
         return {"cls": 1.0, "sal": self.config.weight_sal}
 
     def score(self, batch: Batch) -> Tensor:
-        """Return the foreground channels of the softmax, (2B, K, h, w)."""
+        """Compute the foreground channels of the softmax, (2B, K, h, w) in [0, 1]."""
         return self.score_map(batch["image"]).softmax(dim=1)[:, 1:]
 
     def classify(self, batch: Batch) -> Tensor:
-        """Return the sigmoid of the averaged score maps of the classes, (N, K)."""
+        """Compute the image-level probabilities (N, K) of `image` (N, 3, H, W) in the batch.
+
+        They are the sigmoid of the averaged score maps of the classes.
+        """
         return self.score_map(batch["image"]).mean(dim=(-2, -1))[:, 1:].sigmoid()
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the CAM of the first image."""
+        """Return {"cam": (K, h, w) in [0, 1]} of the first image; 0 for absent classes."""
         cam = over_maximum(self.score({"image": batch["image"][:1]}))
         return {"cam": cam[0] * batch["label"][0, :, None, None]}
 
     def score_map(self, image: Tensor) -> Tensor:
-        """Return raw scores (N, K+1, h, w) of images (N, 3, H, W), background first."""
+        """Compute the raw scores (N, K+1, h, w) of images (N, 3, H, W), background first."""
         return self.classifier(self.backbone(image)["high"]).float()
 
     def saliency_loss(self, prob: Tensor, label: Tensor, saliency: Tensor) -> Tensor:
@@ -77,7 +80,10 @@ class Eps(Method):
 
         Args:
             prob: (N, K+1, h, w) in [0, 1], background first.
-            label: (N, K).
+            label: (N, K), image-level {0, 1}.
             saliency: (N, 1, H, W) in [0, 1].
+
+        Returns:
+            Scalar, as for `saliency_match`.
         """
         return saliency_match(prob, label, saliency, tau=self.config.tau, lam=self.config.lam)

@@ -3,7 +3,8 @@
 Source: FBR (X. Yin et al., IEEE TCSVT 2024, arXiv 2406.15755).
 Differs from the released code: the queries of `nce_nroi` carry a gradient, and its cosine runs over
 the embedding. Prototypes come from images that have the class. There is no background prototype.
-There is one bank, written after the step and saved with the checkpoint. The README lists the rest.
+There is one bank, written after the step and saved with the checkpoint. The documentation lists the
+other differences.
 """
 
 from __future__ import annotations
@@ -58,16 +59,16 @@ class Fbr(NroiContrast, Ppc):
         """The hyper-parameters of EPS, of PPC without `nce_intra`, and of FBR.
 
         Attributes:
-            pseudo_source: Maps that give the pseudo labels and prototypes of cells: the refined
-                CAM, as in the release, or the CAM itself. A correlation that has not learned yet
+            pseudo_source: Maps of which pseudo labels and prototypes are made: the refined CAM, as
+                in the release, or the CAM itself. A pixel correlation that has not learned yet
                 spreads the CAM over the whole image.
-            pooling: How the classifier pools: tap averages each channel over its active cells, as
+            pooling: Pooling of the classifier: tap averages each channel over its active cells, as
                 in the release, average over all cells, as in EPS. The gradient of `cls` is twice as
-                long with tap. If a recipe limits the length of a step, that is at the cost of the
-                other terms.
+                long with tap. If a recipe clips the gradient, that is at the cost of the other
+                terms.
             tap_threshold: TAP averages the cells above this share of a channel's maximum.
-            query_saliency: Only cells whose mean saliency is above this are queries and negatives
-                of nce_fg. With 0 all cells may be, as in the release.
+            query_saliency: Only cells whose mean saliency is above this can be queries, or
+                negatives of nce_fg. With 0 all cells can, as in the release.
         """
 
         pseudo_source: str = option("refined", choices=("refined", "cam"))
@@ -76,12 +77,21 @@ class Fbr(NroiContrast, Ppc):
         query_saliency: float = 0.5
 
     def build(self) -> None:
-        """Make the heads of PPC, and those of the background."""
+        """Build the heads of PPC, and those of the background."""
         super().build()
         self.add_background(self.backbone.taps["high"].channels)
 
     def losses(self, batch: Any, progress: Progress) -> dict[str, Tensor]:
-        """Compute the terms of the host, of the contrast and of the background."""
+        """Compute the terms of the host, of the background and of the contrast.
+
+        Args:
+            batch: `image` (N, 3, H, W), `label` (N, K), `saliency` and `valid` (N, 1, H, W).
+            progress: The step, which keys the draws.
+
+        Returns:
+            {name: scalar}, this rank's shares: the terms of `host_losses`, `background_losses` and
+            `contrast`.
+        """
         views = self.views(batch)
         background = [self.project_background(view.high).float() for view in views]
         terms = self.host_losses(views)
@@ -95,16 +105,23 @@ class Fbr(NroiContrast, Ppc):
             return terms | self.contrast(views, background, batch["valid"], progress)
 
     def image_logit(self, view: View) -> Tensor:
-        """Return the image-level logits (N, K+1), by `pooling`."""
+        """Compute the image-level logits (N, K+1) of a view, by `pooling`."""
         return self.pooled_logit(view.high)
 
     def classify(self, batch: Any) -> Tensor:
-        """Return the sigmoid of the image-level logits, (N, K)."""
+        """Compute the image-level probabilities (N, K) of `image` (N, 3, H, W) in the batch."""
         high = self.backbone(batch["image"])["high"]
         return self.pooled_logit(high)[:, 1:].sigmoid()
 
     def pooled_logit(self, high: Tensor) -> Tensor:
-        """Return the image-level logits (N, K+1) of the high tap (N, D, h, w), by `pooling`."""
+        """Compute the image-level logits by `pooling`.
+
+        Args:
+            high: (N, D, h, w), the high tap.
+
+        Returns:
+            (N, K+1), background first.
+        """
         if self.config.pooling == "tap":
             pooled = thresholded_average_pool(high, threshold=self.config.tap_threshold)
         else:
@@ -117,7 +134,10 @@ class Fbr(NroiContrast, Ppc):
         Args:
             view: The view.
             background: (N, D, h, w), the output of phi_bg before its ReLU.
-            valid: (N, 1, H, W) bool, the pixels that are not padding.
+            valid: (N, 1, H, W) bool, False on padding.
+
+        Returns:
+            {name: scalar}, this rank's shares.
         """
         normalised = self.segment_background.normalised(background)
         activation = view.score[:, 1:]
@@ -140,8 +160,11 @@ class Fbr(NroiContrast, Ppc):
         Args:
             views: The two views.
             background: (N, D, h, w) per view, the output of phi_bg before its ReLU.
-            valid: (N, 1, H, W) bool, the pixels that are not padding.
-            progress: The step.
+            valid: (N, 1, H, W) bool, False on padding.
+            progress: The step, which keys the draws.
+
+        Returns:
+            {name: scalar}, this rank's shares.
         """
         embeddings, cells = self.cells(views, valid)
         terms = self.prototype_losses(embeddings, cells, progress)
@@ -159,7 +182,15 @@ class Fbr(NroiContrast, Ppc):
         )
 
     def pseudo_score(self, view: View, grid: Sequence[int]) -> Tensor:
-        """Return the maps that `pseudo_source` names, as `Ppc.pseudo_score` does."""
+        """Return the maps of which pseudo labels and prototypes are made, by `pseudo_source`.
+
+        Args:
+            view: The view.
+            grid: Height and width of the result in cells.
+
+        Returns:
+            (N, K, *grid) in [0, 1), stretched per image and class.
+        """
         if self.config.pseudo_source == "refined":
             return super().pseudo_score(view, grid)
         return min_max(resize(view.score.softmax(dim=1)[:, 1:], grid))
@@ -167,22 +198,33 @@ class Fbr(NroiContrast, Ppc):
     def eligible(
         self, views: tuple[View, View], grid: tuple[int, int] | torch.Size
     ) -> list[Tensor] | None:
-        """Return which cells of each view may be queries, (N, 1, *grid) bool; None for all."""
+        """Find the cells of each view that may be queries, by their saliency.
+
+        Args:
+            views: The two views.
+            grid: Height and width of the contrast grid in cells.
+
+        Returns:
+            (N, 1, *grid) bool per view; None if all cells may be queries.
+        """
         if self.config.query_saliency == 0:
             return None
         salient = [resize_area(view.saliency, grid) for view in views]
         return [one > self.config.query_saliency for one in salient]
 
     def first_region_view(self, view: View, background: Tensor, valid: Tensor) -> RegionView:
-        """Return the first view on its own grid, with its background by pseudo labels.
+        """Return the cells of the first view, on its own grid, in which NROIs are found.
 
         Args:
-            view: The view.
+            view: The first view.
             background: (N, D, h, w), the output of phi_bg before its ReLU.
-            valid: (N, 1, H, W) bool, the pixels that are not padding.
+            valid: (N, 1, H, W) bool, False on padding.
+
+        Returns:
+            The cells; background are those with the pseudo label 0 that are not padding.
         """
         score = self.pseudo_score(view, view.score.shape[-2:]).detach()  # (N, K, h, w)
-        pseudo = pseudo_labels(score, view.label, bg_score=self.config.bg_score)
+        pseudo = pseudo_labels(score, view.label, bg_score=self.config.bg_score)  # (N, h, w)
         inside = image_cells(valid, pseudo.shape[-2:])[:, 0]
         member = (pseudo == 0) & inside
         return self.region_view(background, view.high, member, view.embedding)

@@ -1,9 +1,9 @@
 """`fbr_amn`: FBR on the AMN host, with image labels alone.
 
 Source: FBR (X. Yin et al., IEEE TCSVT 2024), the setting without saliency.
-Differs from the released code: both contrastive terms carry a gradient; pseudo labels are only
-classes of the image; a batch of one class does not cause an error; background segmentation is on,
-as in the paper's figure. The README lists the rest.
+Differs from the released code: both contrastive terms carry a gradient; only classes of the image
+are pseudo labels; a batch of one class does not cause an error; background segmentation is on, as
+in the paper's figure. The documentation lists the other differences.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from tool.progress import Progress
 
 
 def above_floor(prob: Tensor, inside: Tensor) -> Tensor:
-    """Subtract the least probability of each class in each image.
+    """Subtract from each class of an image its smallest probability in the image.
 
-    AMN's label smoothing leaves eps / K to every class in every cell. At K = 8 and eps = 0.4 this
-    is 8 % of a class's maximum, more than the 5 % below which `bg_seg` counts a cell as background.
+    AMN's label smoothing gives every class eps / K in every cell. At K = 8 and eps = 0.4 this is
+    8 % of a class's maximum, above the 5 % below which `bg_seg` counts a cell as background.
 
     Args:
         prob: (N, K, h, w) in [0, 1].
-        inside: (N, 1, h, w) bool, the cells that are not padding.
+        inside: (N, 1, h, w) bool, False on padding.
 
     Returns:
         (N, K, h, w) in [0, 1]; 0 on padding.
@@ -51,9 +51,10 @@ class FbrAmn(NroiContrast, Amn):
         """The hyper-parameters of AMN, and those of FBR with the defaults for this host.
 
         Attributes:
-            width: Channels D of the embedding.
-            query_seed: Only cells that are mostly no confident background in the seed are queries
-                and negatives of nce_fg. Else all cells may be, as in the release.
+            width: Number of channels D of the embedding.
+            query_seed: Exclude cells from the queries, and from the negatives of nce_fg, if at
+                least half of their pixels are confident background in the seed. Without it all
+                cells may be, as in the release.
         """
 
         width: int = 128
@@ -63,24 +64,33 @@ class FbrAmn(NroiContrast, Amn):
         weight_nce_nroi: float = 0.05
 
     def build(self) -> None:
-        """Make the heads of AMN, the projection, and the heads of the background."""
+        """Build the heads of AMN, the projection, and the heads of the background."""
         super().build()
         channels = self.backbone.taps["high"].channels
         self.project_foreground = projection(channels, self.config.width)
         self.add_background(channels)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Compute `pixel`, `bg_seg`, `bg_sim`, `nce_fg` and `nce_nroi`."""
-        # The probabilities of AMN, (N, K+1, h, w); the projections read features before dropout.
+        """Compute `pixel`, `bg_seg`, `bg_sim`, `nce_fg` and `nce_nroi`.
+
+        Args:
+            batch: `image` (N, 3, H, W), `label` (N, K), `seed` (N, H, W) and `valid`
+                (N, 1, H, W).
+            progress: The step, which keys the draws.
+
+        Returns:
+            {name: scalar}, this rank's shares.
+        """
+        # 1. The probabilities of AMN.
         label, valid = batch["label"], batch["valid"]
-        feature = self.conditioned_features(batch["image"], label)
-        logit = self.classifier(self.dropout(feature)).float()
+        feature = self.conditioned_features(batch["image"], label)  # (N, C, h, w)
+        logit = self.classifier(self.dropout(feature)).float()  # (N, K+1, h, w)
         prob = logit.softmax(dim=1)
-        inside = image_cells(valid, logit.shape[-2:])
-        # On padding the probabilities mean nothing, because there is no seed.
+        inside = image_cells(valid, logit.shape[-2:])  # (N, 1, h, w)
+        # On padding the probabilities mean nothing, because padding has no seed.
         foreground = prob[:, 1:] * inside
-        # The terms without contrast.
-        background = self.project_background(feature).float()
+        # 2. The terms without contrast. The projections read the features before dropout.
+        background = self.project_background(feature).float()  # (N, D, h, w)
         embedding = F.relu(self.project_foreground(feature)).float()  # (N, D, h, w)
         normalised = self.segment_background.normalised(background)
         terms = {
@@ -90,11 +100,12 @@ class FbrAmn(NroiContrast, Amn):
             ),
             "bg_sim": self.background_similarity(embedding, normalised, valid),
         }
-        # The contrast, on every cell of the only view.
+        # 3. The contrast, on the cells of the only view. Cells that are mostly confident background
+        # are not eligible.
         eligible = None
         if self.config.query_seed:
             ground = resize_area((batch["seed"] == 0)[:, None].float(), inside.shape[-2:])
-            eligible = [ground < 0.5]
+            eligible = [ground < 0.5]  # (N, 1, h, w)
         with full_precision(embedding):
             cells = self.cells(embedding, prob, label, inside)
             member = background_cells(cells, progress).view_as(inside[:, 0])
@@ -109,10 +120,10 @@ class FbrAmn(NroiContrast, Amn):
         """Return the cells of the global batch, with the probabilities as their scores.
 
         Args:
-            embedding: (N, D, h, w).
+            embedding: (N, D, h, w) of this rank.
             prob: (N, K+1, h, w) in [0, 1], background first.
-            label: (N, K).
-            inside: (N, 1, h, w) bool, the cells that are not padding.
+            label: (N, K), image-level {0, 1}.
+            inside: (N, 1, h, w) bool, False on padding.
         """
         return view_cells(
             embedding,

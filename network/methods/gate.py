@@ -1,8 +1,8 @@
 """`gate`: the NROI gate alone, on the CAMs of any method or codebase, with a frozen backbone.
 
-`infer_cam.py --method gate --cam-dir CAMS --backbone NAME --weights W` multiplies CAMs that lie on
-disk, in any layout that `tool.formats.cam` reads, by the gate of `network.contrast.gate`. A
-background row stays as it is. The features are those of a pretrained backbone. There is no
+`infer_cam.py --method gate --cam-dir CAMS --backbone NAME --weights W` reads CAMs from disk, in any
+layout that `tool.formats.cam` reads, and multiplies them by the gate of `network.contrast.gate`. A
+background row is not changed. The features are those of a pretrained backbone. There is no
 checkpoint, and nothing is trained.
 """
 
@@ -17,7 +17,7 @@ from network.recipe import Recipe
 
 
 class Gate(Method):
-    """The CAMs of a previous stage, for the gate of stage 2."""
+    """The CAMs of a previous stage, which stage 2 multiplies by the gate."""
 
     trained = False
     infer_inputs = ("image", "label", "cam")
@@ -32,7 +32,13 @@ class Gate(Method):
         return torch.stack([cam, cam.flip(-1)], dim=1).flatten(0, 1)
 
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Return {"cam": (C, H, W)}: the previous CAMs; 0 for absent classes."""
+        """Return {"cam": (C, H, W)}: the previous CAMs, resized to the image; 0 if absent.
+
+        Args:
+            scores: Not used.
+            batch: `size` (H, W), `cam` (1, C, h, w) with or without a background row, and `label`
+                (1, K).
+        """
         del scores
         cam, label = resize(batch["cam"].float(), batch["size"])[0], batch["label"][0]
         background = label.new_ones(len(cam) - len(label))

@@ -1,9 +1,9 @@
 """`irn`: class boundaries from confident seeds, and a random walk of previous CAMs within them.
 
 Source: IRN (J. Ahn, S. Cho, S. Kwak, CVPR 2019), for semantic segmentation.
-Differs from the release: the displacement branch only serves as an auxiliary loss (no mean shift,
-no instances); the walk covers the whole image, whatever its size; the walk is sparse; pairs near
-the border count.
+Differs from the release: displacements are learned, but not used in inference (no mean shift, no
+instances); the walk covers the whole image, whatever its size; the walk is sparse; pairs near the
+border count.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tool.crf.post import Post
 from tool.formats.cam import strided_size
 from tool.progress import Progress
 
-STRIDE = 4
+STRIDE = 4  # pixels per cell of the boundaries and of the walk
 
 
 class Irn(Method):
@@ -71,8 +71,8 @@ class Irn(Method):
             beta: Exponent of the affinity in the walk. A smaller one lets the CAMs spread further.
             exponent: The walk has 2 to this power steps. Fewer steps keep small objects.
             power: Exponent of the previous CAM before the walk; AMN takes 1.3.
-            pad: In inference a smaller image is padded to this many pixels per side, as in
-                training: the norms of the heads see the padding.
+            pad: Pixels per side to which smaller images are padded in inference. The norms of the
+                heads count padding, so there should be as much of it as in training.
         """
 
         radius: int = 10
@@ -83,7 +83,7 @@ class Irn(Method):
         pad: int = option(512, inference=True)
 
     def build(self) -> None:
-        """Freeze the backbone, and make the two branches."""
+        """Freeze the backbone, and build the two branches."""
         config, backbone = self.config, self.backbone
         self._padded: tuple[Tensor, Tensor] | None = None
         for name in ("radius", "walk_radius"):
@@ -115,16 +115,17 @@ class Irn(Method):
         """Compute the losses of the boundaries and of the displacements.
 
         Returns:
-            `aff_background`, `aff_foreground`, `aff_different`, `dp_foreground` and
-            `dp_background`.
+            {name: scalar}, this rank's shares: `aff_background`, `aff_foreground` and
+            `aff_different` of `affinity_losses`, `dp_foreground` and `dp_background` of
+            `displacement_losses`.
         """
         del progress
-        # The seed, the edges and the displacements, all at a stride of 4.
+        # The seed, the edges and the displacements, on cells of 4 pixels.
         seed = at_cells(batch["seed"], STRIDE)  # (N, h, w)
         taps = self.taps(batch["image"])
         edge = self.boundary(taps, seed.shape[-2:]).float().sigmoid()[:, 0]  # (N, h, w)
         displacement = self.displacement(taps, seed.shape[-2:]).float()  # (N, 2, h, w)
-        # The kinds of the pairs, and the losses on them.
+        # The kind of each pair of near cells, and the losses of the pairs.
         pairs = pairs_within(self.config.radius)
         labels = pair_labels(seed, pairs)
         with full_precision(edge):
@@ -134,8 +135,8 @@ class Irn(Method):
     def weights(self) -> dict[str, float]:
         """Return the weights of the terms.
 
-        Pairs of one label and pairs of different labels count half each, and so do the two
-        displacement terms.
+        Pairs of equal labels together count as much as pairs of different labels. The two terms of
+        the displacements count equally.
         """
         return {
             "aff_background": 0.25,
@@ -146,29 +147,36 @@ class Irn(Method):
         }
 
     def taps(self, image: Tensor) -> list[Tensor]:
-        """Return the five taps of images (N, 3, H, W), without gradient."""
+        """Compute the five taps of images (N, 3, H, W), shallow first, without gradient."""
         with torch.no_grad():
             taps = self.backbone(image, TAP_NAMES)
         return [taps[name] for name in TAP_NAMES]
 
     def score(self, batch: Batch) -> Tensor:
-        """Return logits of the boundary, (2B, 1, ceil(H / 4), ceil(W / 4))."""
+        """Compute the logits of the boundary, (2B, 1, ceil(H / 4), ceil(W / 4))."""
         image = self.padded(batch["image"])
         logit = self.boundary(self.taps(image), strided_size(image.shape[-2:], STRIDE)).float()
         h, w = strided_size(batch["image"].shape[-2:], STRIDE)
         return logit[..., :h, :w]
 
     def embed(self, batch: Batch) -> Tensor:
-        """Return the high tap (2B, D, h, w) of the padded images, without the padding."""
+        """Return the high tap (2B, D, h, w) of the padded images, with the padding cut off."""
         h, w = strided_size(batch["image"].shape[-2:], self.backbone.taps["high"].stride)
         high = self.backbone(self.padded(batch["image"]))["high"][..., :h, :w]
         self._padded = None
         return high
 
     def padded(self, image: Tensor) -> Tensor:
-        """Pad small images at the right and below, with zeros as in training.
+        """Pad small images at the right and bottom with zeros, as in training.
 
-        The result is kept until `embed`, so that it and `score` share a pass of the backbone.
+        The result is kept until `embed`. So `score` and `embed` give the backbone the same tensor,
+        of which it computes the taps once.
+
+        Args:
+            image: (N, 3, H, W).
+
+        Returns:
+            (N, 3, max(H, pad), max(W, pad)).
         """
         height, width = image.shape[-2:]
         right, below = max(0, self.config.pad - width), max(0, self.config.pad - height)
@@ -179,20 +187,23 @@ class Irn(Method):
         return self._padded[1]
 
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Spread the previous CAMs within the boundaries, on the cells of the largest scale.
+        """Spread the previous CAMs within the boundaries by a random walk.
+
+        The walk runs on the cells of the largest scale.
 
         Args:
-            scores: One (2, 1, h, w) per scale, or (1, 1, h, w) without mirrors.
-            batch: `size` (H, W), `sizes` (h, w) of the copies, `label` (1, K), `cam` (1, K, h, w).
+            scores: One (2, 1, h, w) per scale, or (1, 1, h, w) without mirrors: boundary logits.
+            batch: `size` (H, W), `sizes` (h, w) of the scaled images, `label` (1, K), and `cam`
+                (1, K, h, w) of the previous stage.
 
         Returns:
-            {"cam": (K, *size)} in [0, 1]: enlarged, and divided by the maximum over classes and
-            pixels.
+            {"cam": (K, *size) in [0, 1]}: enlarged to the image, and divided by the maximum over
+            classes and pixels; 0 for absent classes.
         """
         label, previous = batch["label"][0], batch["cam"][0].float()
         present = label.nonzero()[:, 0]
         edge, copy = self.mean_edge(scores, batch)
-        # The walk of the P present classes on this grid, and its result on the pixels.
+        # Walk the P present classes on this grid, then enlarge them to the pixels.
         cam = previous.new_zeros((len(label), *batch["size"]))
         if len(present):
             walked = random_walk(
@@ -207,14 +218,15 @@ class Irn(Method):
         return {"cam": cam}
 
     def mean_edge(self, scores: list[Tensor], batch: Batch) -> tuple[Tensor, tuple[int, int]]:
-        """Return the mean boundary of all scales and mirrors, and the size of the largest scale.
+        """Merge the boundary logits of all scales and mirrors to one map of boundaries.
 
         Args:
             scores: As for `merge`.
-            batch: `sizes` (h, w) of the copies.
+            batch: `sizes` (h, w) of the scaled images.
 
         Returns:
-            (h, w) in [0, 1], on the cells of the largest copy; the height and width of that copy.
+            (h, w) in [0, 1], the sigmoid of the mean logits, on the cells of the largest scale; and
+            the height and width of that scale in pixels.
         """
         copy = max(batch["sizes"], key=math.prod)
         grid = strided_size(copy, STRIDE)
@@ -222,7 +234,7 @@ class Irn(Method):
         return (sum_of_mirrors(total)[0] / sum(map(len, scores))).sigmoid(), copy
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the boundaries of the first image."""
+        """Return {"edge": (1, h, w) in [0, 1]}, the boundaries of the first image."""
         return {"edge": self.score({"image": batch["image"][:1]}).sigmoid()[0]}
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:

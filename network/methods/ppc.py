@@ -41,9 +41,9 @@ class View:
     """One view of the batch and what the network computes from it.
 
     Attributes:
-        label: (N, K).
+        label: (N, K), image-level {0, 1}.
         saliency: (N, 1, H, W) in [0, 1].
-        high: (N, D', h, w), the deepest tap.
+        high: (N, D', h, w), the high tap.
         score: (N, K+1, h, w), raw scores, background first.
         refined_cam: (N, K+1, h, w) in [0, 1), background first.
         embedding: (N, D, h, w), the paper's Z_fg.
@@ -62,15 +62,15 @@ class HostConfig(Eps.Config):
     """The hyper-parameters that PPC adds to EPS and FBR keeps.
 
     Attributes:
-        width: Channels D of the embedding.
-        bg_score: Background score of the cells' pseudo labels. A larger one gives more background.
-            The refined CAMs of a short run are too wide for that of a long one.
-        temperature_ppc: Temperature of the contrast to prototypes and pseudo labels.
-        weight_cls_refined: Weight of the minimum pooling on the refined CAM.
-        weight_sal_refined: Weight of the saliency loss on the refined CAM.
+        width: Number of channels D of the embedding.
+        bg_score: Score of the background in the pseudo labels of cells. A higher one gives more
+            background. A short run needs a higher one, because its refined CAMs are wider.
+        temperature_ppc: Temperature of the contrasts with prototypes and with pseudo labels.
+        weight_cls_refined: Weight of the minimum pooling of the refined CAM.
+        weight_sal_refined: Weight of the saliency loss of the refined CAM.
         weight_er: Weight of the equivariance of the two views' CAMs.
         weight_ecr: Weight of the cross refinement of the two views.
-        weight_nce_prototype: Weight of the contrast to the other view's prototypes.
+        weight_nce_prototype: Weight of the contrast with the other view's prototypes.
         weight_nce_pseudo: Weight of the contrast by the other view's pseudo labels.
     """
 
@@ -88,7 +88,11 @@ class HostConfig(Eps.Config):
 class Ppc(Eps):
     """EPS on two views of each image.
 
-    The host's terms see both views, and the contrast runs between the views and within each.
+    The terms of the host are computed on both views, and the contrast between the views and within
+    each of them.
+
+    Attributes:
+        background_prototype: Whether the background has a prototype.
     """
 
     recipe = dataclasses.replace(Eps.recipe, short_options={"bg_score": 0.22})
@@ -112,14 +116,22 @@ class Ppc(Eps):
         weight_nce_intra: float = 0.1
 
     def build(self) -> None:
-        """Make the heads of the host, the projection and the pixel correlation."""
+        """Build the heads of the host, the projection and the pixel correlation."""
         super().build()
         taps = self.backbone.taps
         self.project_foreground = projection(taps["high"].channels, self.config.width)
         self.correlation = PixelCorrelation(taps["low"].channels, taps["mid"].channels)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Compute the terms of the host and of the contrast, on both views."""
+        """Compute the terms of the host and of the contrast, on both views.
+
+        Args:
+            batch: `image` (N, 3, H, W), `label` (N, K), `saliency` and `valid` (N, 1, H, W).
+            progress: The step, which keys the draws.
+
+        Returns:
+            {name: scalar}, this rank's shares: the terms of `host_losses` and `contrast_losses`.
+        """
         views = self.views(batch)
         terms = self.host_losses(views)
         with full_precision(views[0].score):
@@ -130,16 +142,18 @@ class Ppc(Eps):
         return {"cls": 1.0} | weights_of(self.config)
 
     def views(self, batch: Batch) -> tuple[View, View]:
-        """Return the view of the crop, and that of the crop resized to the contrast grid.
+        """Run the network on the crop, and on a smaller copy of it.
 
         Args:
             batch: `image` (N, 3, H, W), `saliency` (N, 1, H, W) and `label` (N, K).
 
         Returns:
             The two views. The second one has 2 / 7 of the cells of the first per side, at least 8.
+            Its grid is the contrast grid.
         """
         image, saliency, label = batch["image"], batch["saliency"], batch["label"]
         first = self.view(image, saliency, label)
+        # The size in pixels at which the network gives the wanted number of cells.
         stride = self.backbone.taps["high"].stride
         size = tuple(stride * max(8, round(cells * 2 / 7)) for cells in first.score.shape[-2:])
         return first, self.view(resize(image, size), resize(saliency, size), label)
@@ -150,7 +164,7 @@ class Ppc(Eps):
         Args:
             image: (N, 3, H, W), normalised.
             saliency: (N, 1, H, W) in [0, 1].
-            label: (N, K).
+            label: (N, K), image-level {0, 1}.
         """
         taps = self.backbone(image, ("low", "mid", "high"))
         score = self.classifier(taps["high"]).float()
@@ -159,11 +173,18 @@ class Ppc(Eps):
         return View(label, saliency, taps["high"], score, refined_cam, embedding)
 
     def image_logit(self, view: View) -> Tensor:
-        """Return the image-level logits (N, K+1): the plain average of each score map."""
+        """Compute the image-level logits (N, K+1) of a view: the mean of each score map."""
         return view.score.mean(dim=(-2, -1))
 
     def host_losses(self, views: tuple[View, View]) -> dict[str, Tensor]:
-        """Compute `cls`, `cls_refined`, `sal`, `sal_refined`, `er` and `ecr`."""
+        """Compute `cls`, `cls_refined`, `sal`, `sal_refined`, `er` and `ecr`.
+
+        Args:
+            views: The two views.
+
+        Returns:
+            {name: scalar}, this rank's shares. Terms of one view are the mean of both.
+        """
         label, grid = views[0].label, views[1].score.shape[-2:]
         cam = [resize(view.score, grid) for view in views]
         refined = [resize(view.refined_cam, grid) for view in views]
@@ -175,8 +196,16 @@ class Ppc(Eps):
         return terms
 
     def view_losses(self, view: View) -> dict[str, Tensor]:
-        """Compute the terms of the host that see one view."""
+        """Compute the terms of the host that need one view only.
+
+        Args:
+            view: The view.
+
+        Returns:
+            `cls`, `cls_refined`, `sal` and `sal_refined`, as scalars.
+        """
         label, refined_cam = view.label, view.refined_cam
+        # The saliency loss takes probabilities, so the refined CAM is scaled to sum to 1 per cell.
         shares = refined_cam / (refined_cam.sum(dim=1, keepdim=True) + 1e-5)
         return {
             "cls": classification(self.image_logit(view)[:, 1:], label),
@@ -186,11 +215,15 @@ class Ppc(Eps):
         }
 
     def cells(self, views: tuple[View, View], valid: Tensor) -> tuple[list[Tensor], list[Cells]]:
-        """Return per view the embedding on the contrast grid, and the cells, without gradient.
+        """Resize the embedding of each view to the contrast grid, and make its cells.
 
         Args:
             views: The two views.
-            valid: (N, 1, H, W) bool, the pixels that are not padding.
+            valid: (N, 1, H, W) bool, False on padding.
+
+        Returns:
+            Per view, the embedding (N, D, g, g), with gradient, and the cells of the global batch,
+            without gradient.
         """
         grid = views[1].score.shape[-2:]
         inside = image_cells(valid, grid)
@@ -209,11 +242,11 @@ class Ppc(Eps):
         return embeddings, cells
 
     def pseudo_score(self, view: View, grid: Sequence[int]) -> Tensor:
-        """Return the maps that give pseudo labels and prototypes: the refined CAM.
+        """Return the maps of which pseudo labels and prototypes are made: the refined CAM.
 
         Args:
             view: The view.
-            grid: Their height and width in cells.
+            grid: Height and width of the result in cells.
 
         Returns:
             (N, K, *grid) in [0, 1), stretched per image and class.
@@ -227,8 +260,11 @@ class Ppc(Eps):
 
         Args:
             views: The two views.
-            valid: (N, 1, H, W) bool, the pixels that are not padding.
-            progress: The step.
+            valid: (N, 1, H, W) bool, False on padding.
+            progress: The step, which keys the draws.
+
+        Returns:
+            {name: scalar}, this rank's shares.
         """
         embeddings, cells = self.cells(views, valid)
         terms = self.prototype_losses(embeddings, cells, progress)
@@ -240,25 +276,33 @@ class Ppc(Eps):
     def prototype_losses(
         self, embeddings: list[Tensor], cells: list[Cells], progress: Progress
     ) -> dict[str, Tensor]:
-        """Compute the two terms of the contrast between the views, each the mean of the views.
+        """Compute the two terms of the contrast between the views.
+
+        Both are the cross entropy of each cell over its cosines with class prototypes, see
+        `prototype_cross_entropy`. They exchange one thing between the views: `nce_prototype` the
+        prototypes, `nce_pseudo` the pseudo labels, which choose the positive of each cell.
 
         Args:
             embeddings: (N, D, g, g) per view; receive the gradient.
             cells: The cells of the same views.
-            progress: The step.
+            progress: The step, which holds the rank.
 
         Returns:
-            `nce_prototype`, which uses the other view's prototypes, and `nce_pseudo`, which uses
-            the other view's pseudo labels.
+            {name: scalar}, this rank's shares, each the mean of the views.
+
+        Source: PPC (CVPR 2022), cross-view contrast.
         """
         parts: dict[str, list[Tensor]] = {"nce_prototype": [], "nce_pseudo": []}
         for this, other in ((0, 1), (1, 0)):
-            own = cells[this].local(cells[this].pseudo, progress)
-            theirs = cells[other].local(cells[other].pseudo, progress)
-            # Padding has no positive, nor has background if it has no prototype.
+            # The pseudo labels of this rank's cells in both views, which have the same grid.
+            own = cells[this].local(cells[this].pseudo, progress)  # (N g g,)
+            theirs = cells[other].local(cells[other].pseudo, progress)  # (N g g,)
+            # Padding has no positive. Nor have this view's background cells, unless the background
+            # has a prototype.
             excluded = ~cells[this].local(cells[this].inside, progress)
             if not self.background_prototype:
                 excluded |= own == 0
+            # Per term, the view whose prototypes are used, and the positive class of each cell.
             for name, source, positive in (
                 ("nce_prototype", cells[other], own),
                 ("nce_pseudo", cells[this], theirs),
@@ -275,7 +319,8 @@ class Ppc(Eps):
     def intra_loss(self, embedding: Tensor, cells: Cells, progress: Progress, name: str) -> Tensor:
         """Compute PPC's contrast within a view.
 
-        Random and hard cells are compared with the prototypes of ranks 4 to 13 by similarity.
+        Random and hard cells are contrasted with the prototypes of other classes, of which those of
+        ranks 4 to 13 by similarity are the negatives.
 
         Args:
             embedding: (N, D, g, g); receives the gradient.
@@ -284,8 +329,10 @@ class Ppc(Eps):
             name: Name of the draw.
 
         Returns:
-            Scalar, this rank's share of the mean over the chosen cells of a class, and then over
+            Scalar: this rank's share of the mean over the chosen cells of a class, and then over
             the classes.
+
+        Source: PPC (CVPR 2022), section 3.4.
         """
         loss, _ = prototype_cross_entropy(
             embedding,
@@ -294,12 +341,13 @@ class Ppc(Eps):
             temperature=self.config.temperature_ppc,
             ranks=(4, 13),
         )
-        weight = intra_weights(cells, progress, name) * cells.valid[cells.pseudo]
+        # How often each cell is chosen, scaled so that each class has the same weight.
+        weight = intra_weights(cells, progress, name) * cells.valid[cells.pseudo]  # (T,)
         weight = class_balanced(weight, cells.pseudo, self.num_classes)  # (T,)
         return (loss * cells.local(weight, progress)).sum() * progress.world_size
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the CAM and the refined CAM of the first image."""
+        """Return the CAM and the refined CAM of the first image, (K, h, w) in [0, 1] each."""
         first = part(batch, slice(1), self.inputs)
         view = self.view(first["image"], first["saliency"], first["label"])
         mask = first["label"][0, :, None, None]

@@ -1,8 +1,9 @@
-"""`sbe`: BES with saliency in its labels, and boundaries in and out of salient regions apart.
+"""`sbe`: BES with saliency in its labels, and separate means over salient and other boundaries.
 
 Source: SBE, Salient-Boundary-Guided Pseudo-Pixel Supervision (SPL 2024).
-Differs from the release: an image whose saliency is 0 everywhere has the loss of one that is not
-salient, where a division by 0 left it without any; and see `network.methods.bes`.
+Differs from the release: if the saliency of an image is 0 everywhere, all its boundaries count as
+not salient, where the release divides by 0 and drops the image. `network.methods.bes` lists the
+other differences.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tool.formats.boundary import CLASSES, OBJECT, SALIENT
 
 
 class Sbe(Bes):
-    """BES, trained on the labels of data.boundary --saliency."""
+    """BES, trained on the labels that `data.boundary --saliency` makes."""
 
     inputs = ("image", "boundary", "saliency")
     recipe = dataclasses.replace(Bes.recipe, post=post(0.21))
@@ -27,23 +28,32 @@ class Sbe(Bes):
 
     @dataclasses.dataclass(frozen=True)
     class Config(Bes.Config):
-        """The hyper-parameters of SBE, those of BES and one more.
+        """The hyper-parameters of BES, and one of SBE.
 
         Attributes:
-            salient_above: A cell is salient if its saliency in [0, 1] is above this. Give the value
-                that data.boundary got.
+            salient_above: A cell is salient if its saliency in [0, 1] is above this. Use the same
+                value as for data.boundary.
         """
 
         salient_above: float = 0.0
 
     def build(self) -> None:
-        """Make what BES has, and check the threshold of saliency."""
+        """Build the same modules as BES, and check the threshold of saliency."""
         super().build()
         if not 0 <= self.config.salient_above < 1:
             raise ValueError(f"salient_above {self.config.salient_above} is not in [0, 1)")
 
     def boundary_parts(self, loss: Tensor, is_boundary: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Return the means over boundaries that are salient, and over those that are not."""
+        """Compute the mean over boundary cells that are salient, and over those that are not.
+
+        Args:
+            loss: (N, h, w), the loss of each cell if it is a boundary.
+            is_boundary: (N, h, w) bool, the boundary cells.
+            batch: `saliency` (N, 1, H, W) in [0, 1].
+
+        Returns:
+            {name: scalar}, this rank's shares: `boundary_salient` and `boundary_other`.
+        """
         saliency = resize(batch["saliency"].float(), loss.shape[-2:])[:, 0]  # (N, h, w)
         salient = saliency > self.config.salient_above
         return {

@@ -4,10 +4,10 @@ Source: SFC, Shared Feature Calibration (X. Zhao et al., AAAI 2024); its network
 Chen et al., CVPR 2022) with the pixel correlation of SEAM (Y. Wang et al., CVPR 2020).
 Differs from the release: an empty slot of the image bank is never drawn; absent classes neither
 lower the background nor win cells (`--no-label-first` for the release); the class counts are those
-of the training list, and the number added to them grows with it; a short run compares cells by how
-they differ from the mean of their image (`--centred`); in inference a class that wins no cell has
-its own peak as prototype; the checkpoint is the last one, not the best on ground truth; the map
-that is evaluated first is the sum of both, as in the paper.
+of the training list, and the number that is added to them grows with the list; a short run
+subtracts the mean of the image before cells are compared (`--centred`); in inference a class that
+wins no cell has its own peak as prototype; the checkpoint is the last one, not the best on ground
+truth; the map that is evaluated first mixes both CAMs equally, as in the paper.
 """
 
 from __future__ import annotations
@@ -56,8 +56,10 @@ class View:
     Attributes:
         score: (N, K, h, w), raw scores.
         cam: (N, K+1, h, w) in [0, 1], the normalised CAM, background first.
-        refined: (N, K+1, h, w) in [0, 1], the paper's M_W, background first.
-        present: (N, K+1, h, w) in {0, 1}, the label, and 0 on padding.
+        refined: (N, K+1, h, w) in [0, 1], the CAM after the pixel correlation, the paper's M_W,
+            background first.
+        present: (N, K+1, h, w) in {0, 1}: the label of the background and the classes, and 0 on
+            padding.
     """
 
     score: Tensor
@@ -67,7 +69,11 @@ class View:
 
 
 class Sfc(Cam):
-    """A classifier, its CAM spread by a pixel correlation, and the CAM of class prototypes."""
+    """A classifier with two CAMs: its own, spread by a pixel correlation, and that of prototypes.
+
+    Attributes:
+        coefficient: (K,), the distribution coefficient of each class.
+    """
 
     infer_inputs = ("image", "label")
     maps = ("cam", "prototype", "classifier", "seed", "walk")
@@ -104,26 +110,29 @@ class Sfc(Cam):
         """The hyper-parameters of SFC.
 
         Attributes:
-            weight_prototype: Weight of the distance of the classifier's CAM to the prototype CAM.
-            weight_views: Weight of the distance of the CAMs of an image and of its half.
+            weight_prototype: Weight of the distance between the classifier's CAM and the prototype
+                CAM.
+            weight_views: Weight of the distance between the CAMs of an image and of its half size.
             bg_factor: Factor on the background when cells are chosen for the prototypes.
-            centred: Compare the cells of the pixel correlation by how they differ from the mean of
-                their image. A short run needs it: until its layer is trained, which takes the paper
-                thousands of steps, the cells of an image look alike.
-            label_first: Leave absent classes out before anything is made of the CAM. The release
-                lets them lower the background, and win cells in inference.
-            bank_draws: Images that the bank adds to each batch, of all ranks together; 0 for none.
-                It must divide by the ranks times --accumulate.
+            centred: Subtract the mean of the image from each cell before the pixel correlation
+                compares cells. A short run needs it: until the layer is trained, which takes the
+                paper thousands of steps, all cells of an image look alike.
+            label_first: Mask absent classes before anything else is done with the CAM. In the
+                release they lower the background, and win cells in inference.
+            bank_draws: Number of images that the bank adds to each batch, over all ranks; 0 for
+                none. The number of ranks times --accumulate must divide it.
             bank_side: Side of a slot of the bank in pixels, at least --crop.
-            replay: Images that the bank adds to the count of a class, as a multiple of the mean
-                number of training images per class; 0.7484 gives the paper's 396 on VOC.
-            bg_shift: Added to the normalised background, while the classes are doubled.
-            mix_cam: Weight of the prototype CAM in the first map, against the classifier's.
-            mix_seed: The same in the map `seed`, of which seeds are made.
-            mix_walk: The same in the map `walk`, which a random walk spreads.
+            replay: Number of images that the bank adds to the count of a class, as a multiple of
+                the mean number of training images per class. 0.7484 gives the paper's 396 on VOC.
+            bg_shift: Shift of the background: the normalised background plus this competes with
+                twice each normalised class.
+            mix_cam: Weight of the prototype CAM in the first map; the classifier's CAM has 1.
+            mix_seed: Weight of the prototype CAM in the map `seed`, of which seeds are made.
+            mix_walk: Weight of the prototype CAM in the map `walk`, which a random walk spreads.
         """
 
-        pooling: ClassVar[str] = "average"  # of the classifier, which SFC does not change
+        # Hyper-parameters of `Cam`, which SFC fixes.
+        pooling: ClassVar[str] = "average"
         sharpness: ClassVar[float] = 0.0
         weight_prototype: float = 1.6
         weight_views: float = 0.8
@@ -139,7 +148,7 @@ class Sfc(Cam):
         mix_walk: float = option(0.3, inference=True)
 
     def build(self) -> None:
-        """Make the classifier, the side convolutions, the pixel correlation and the bank."""
+        """Build the classifier, the side features, the pixel correlation and the bank."""
         super().build()
         config, backbone = self.config, self.backbone
         for name in ("bg_factor", "bg_shift"):
@@ -161,19 +170,34 @@ class Sfc(Cam):
         self._pending: list[Crops] = []
 
     def study(self, labels: Tensor) -> None:
-        """Compute the distribution coefficient of each class from the training labels."""
+        """Compute the distribution coefficient of each class from the training labels.
+
+        Args:
+            labels: (n, K) {0, 1} of the training list.
+        """
         counts = labels.sum(dim=0)
         offset = self.config.replay * len(labels) / max(1, int((counts > 0).sum()))
         self.coefficient.copy_(distribution_coefficient(counts, offset=offset))
 
     @torch.no_grad()
     def before_losses(self, batch: Batch, progress: Progress) -> Batch:
-        """Return the batch with images of the bank, which holds those of the batch already.
+        """Add images of the bank to the batch.
+
+        The draws are made as if the images of the batch were in the bank already.
+
+        Args:
+            batch: `image_id`, `image` (N, 3, H, W), `valid` (N, 1, H, W) and `label` (N, K).
+            progress: The step, which keys the draws.
+
+        Returns:
+            A batch of the same keys, with `bank_draws` more images over all ranks and micro-batches
+            of a step.
 
         Raises:
-            ValueError: The draws do not divide by the ranks and micro-batches, or the crops are
-                larger than a slot.
+            ValueError: The number of ranks times micro-batches does not divide `bank_draws`, or the
+                crops are larger than a slot.
         """
+        # The number of draws of this rank and micro-batch.
         parts = progress.world_size * progress.accumulate
         draws, rest = divmod(self.config.bank_draws, parts)
         if rest:
@@ -185,11 +209,14 @@ class Sfc(Cam):
             self._pending = []
         if not draws:
             return batch
+        # Keep the crops of this step, of all ranks, for `after_step`.
         image, valid, label = (batch[key] for key in ("image", "valid", "label"))
         self._pending.append(self.bank.store(image, valid, label).gathered())
-        # As many draws per rank, of one bank on all ranks.
+        # Draw from the bank and these crops. All ranks have the same bank; each makes its own part
+        # of the draws.
         uniform = progress.uniform_per_image("bank", draws, (), image.device)
         drawn = self.bank.draw(joined(self._pending), uniform)
+        # Put the drawn images among those of the batch.
         order = interleaved(len(image), draws, image.device)
         more = self.bank.restore(drawn, image.shape[-2:])
         image, valid, label = (
@@ -199,15 +226,32 @@ class Sfc(Cam):
         return {"image_id": names, "image": image, "valid": valid, "label": label}
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
-        """Compute `cls`, `prototype` and `views` on the images and on their halves.
+        """Compute `cls`, `prototype` and `views` on images and on copies of half the size.
 
-        The metric `contrast` is the share of the CAMs' deviation that the pixel correlation
-        leaves. Near 0 the refined CAMs are flat, and every map made of them covers the image.
+        With the refined CAM M_W and the prototype CAM M_P of an image, M_W' of its copy, and the
+        distribution coefficient c, which is 1 for the background,
+
+            prototype = mean of c |M_W - M_P|,  views = mean of c |M_W - M_W'|.
+
+        The background counts in `prototype` only.
+
+        The metric `bank` is the share of the bank's slots that are filled. The metric `contrast` is
+        the share of the CAMs' deviation that the pixel correlation leaves. If it is near 0, the
+        refined CAMs are flat, and every map that is made of them covers the whole image.
+
+        Args:
+            batch: `image` (N, 3, H, W), `valid` (N, 1, H, W) and `label` (N, K), with the images of
+                the bank (see `before_losses`).
+            progress: Not used.
+
+        Returns:
+            {name: scalar}, this rank's shares.
 
         Source: SFC, multi-scaled distribution-weighted consistency.
         """
         del progress
         image, valid, label = batch["image"], batch["valid"], batch["label"]
+        # The refined CAMs of the images and of their copies, and the side features of the images.
         taps = self.backbone(image, self.side.names)
         first = self.view(taps["high"], image, valid, label)
         half = aligned(image, tuple(max(1, side // 2) for side in image.shape[-2:]))
@@ -218,7 +262,9 @@ class Sfc(Cam):
             "contrast": contrast_kept(first.refined[:, 1:], first.cam[:, 1:]),
         }
         with full_precision(first.score):
+            # M_P, divided by its maximum, (N, K+1, h, w).
             prototype = over_maximum(self.prototypes(side, first.refined, first.present))
+            # M_W and M_W' of the present classes, without the background, (N, K, h, w) each.
             cams = [view.refined[:, 1:] * label[:, :, None, None] for view in (first, second)]
             weight = self.coefficient
             logits = [view.score.mean(dim=(-2, -1)) for view in (first, second)]
@@ -235,24 +281,26 @@ class Sfc(Cam):
         return {"cls": 1.0} | weights_of(self.config)
 
     def after_step(self, progress: Progress) -> None:
-        """Put the images of the step into the bank."""
+        """Put the images of the step, of all ranks, into the bank."""
         del progress
         if self._pending:
             self.bank.write(joined(self._pending))
             self._pending = []
 
     def view(self, high: Tensor, image: Tensor, valid: Tensor, label: Tensor) -> View:
-        """Compute the classifier's refined CAM, whose gradient reaches it, and the features.
+        """Compute the classifier's CAM and its refinement by the pixel correlation.
+
+        The gradient of the refined CAM reaches the classifier and the features.
 
         Args:
-            high: (N, D, h, w), the tap `high`.
-            image: (N, 3, H, W), of which it was computed.
-            valid: (N, 1, H', W') bool, of the same crop at any size.
-            label: (N, K).
+            high: (N, D, h, w), the tap `high` of the images.
+            image: (N, 3, H, W), normalised.
+            valid: (N, 1, H', W') bool, False on padding; of the same crop at any size.
+            label: (N, K), image-level {0, 1}.
         """
         size = high.shape[-2:]
         score = self.classifier(high).float()
-        inside = image_cells(valid, size).to(score.dtype)
+        inside = image_cells(valid, size).to(score.dtype)  # (N, 1, h, w)
         present = inside * with_background_label(label)  # (N, K+1, h, w)
         cam = normal_cam(score, present if self.config.label_first else None) * present
         refined = self.correlation(cam, high, aligned(image, size), inside)
@@ -261,21 +309,28 @@ class Sfc(Cam):
     def prototypes(
         self, side: Tensor, refined: Tensor, present: Tensor, *, peaks: bool = False
     ) -> Tensor:
-        """Return the prototype CAM (N, K+1, h, w); 0 for a class that wins no cell.
+        """Compute the prototype CAM: the positive cosine of each cell with each prototype.
+
+        A prototype is made of the cells where its refined CAM is the largest, with the background's
+        multiplied by `bg_factor`.
 
         Args:
             side: (N, D, h, w), the side features.
-            refined: (N, K+1, h, w), whose argmax chooses the cells of each prototype.
+            refined: (N, K+1, h, w), the refined CAM, background first.
             present: (N, K+1, h, w) or (N, K+1, 1, 1) in {0, 1}.
-            peaks: A present class that wins no cell takes those of its maximum.
+            peaks: Whether a present class that wins no cell gets the cells of its maximum.
+
+        Returns:
+            (N, K+1, h, w) in [0, 1]; 0 for a class without cells.
         """
         seed = seed_cells(refined, present, bg_factor=self.config.bg_factor)
         return prototype_cam(side, with_peaks(seed, refined, present) if peaks else seed)
 
     def score(self, batch: Batch) -> Tensor:
-        """Return what `merge` needs, (2B, C, h, w).
+        """Compute what `merge` needs, as one map (2B, C, h, w).
 
-        Its channels are the raw scores, the side features, the tap `high` and the image.
+        Its channels are the raw scores, the side features, the tap `high` and the image. The CAMs
+        are made in `merge`, because mirrors are merged before anything that is not linear.
         """
         taps = self.backbone(batch["image"], self.side.names)
         high = taps["high"]
@@ -284,21 +339,24 @@ class Sfc(Cam):
         return torch.cat([each.float() for each in parts], dim=1)
 
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Merge mirrors before anything is normalised, and scales after.
+        """Merge mirrors before the CAMs are made, and scales afterwards.
 
         Args:
-            scores: One (2, C, h, w) per scale, or (1, C, h, w) without mirrors.
+            scores: One (2, C, h, w) per scale, or (1, C, h, w) without mirrors, from `score`.
             batch: `size` (H, W) and `label` (1, K).
 
         Returns:
-            Maps (K+1, *size) in [0, 1], 0 for absent classes: `classifier`, `prototype`, and the
-            sums of the two that are evaluated (`cam`), made seeds of (`seed`) and walked (`walk`).
+            {name: (K+1, *size) in [0, 1]}, background first, 0 for absent classes: `classifier` and
+            `prototype`, and their weighted means `cam`, which is evaluated, `seed`, of which seeds
+            are made, and `walk`, which a random walk spreads.
         """
+        # Sum both CAMs over the scales, for the background and the present classes only.
         label, kept = batch["label"], self._kept(scores[0], batch)
         sums = [scores[0].new_zeros((len(kept), *batch["size"])) for _ in range(2)]
         for score in scores:
             for total, maps in zip(sums, self._both(sum_of_mirrors(score), label), strict=True):
                 total += aligned(maps[:, kept], batch["size"])[0]
+        # Normalise them, and mix them with each weight.
         classifier, prototype = (self._whole(maps, kept) for maps in sums)
         mixed = {
             name: (classifier + weight * prototype) / (1 + weight)
@@ -311,7 +369,15 @@ class Sfc(Cam):
         return {"prototype": prototype, "classifier": classifier, **mixed}
 
     def _both(self, score: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the refined CAM and the prototype CAM, (1, K+1, h, w), of the score (C, h, w)."""
+        """Compute the refined CAM and the prototype CAM of an image at one scale.
+
+        Args:
+            score: (C, h, w), the channels of `score`, summed over mirrors.
+            label: (1, K), image-level {0, 1}.
+
+        Returns:
+            Two maps (1, K+1, h, w), background first.
+        """
         channels = self.backbone.taps["high"].channels
         sizes = (self.num_classes, self.side.width, channels, 3)
         raw, side, high, image = score[None].split(sizes, dim=1)
@@ -321,13 +387,21 @@ class Sfc(Cam):
         return refined, self.prototypes(side, refined, present, peaks=True)
 
     def _whole(self, maps: Tensor, kept: Tensor) -> Tensor:
-        """Return normalised maps of all K+1 channels from the sums of the channels `kept`."""
+        """Normalise maps and place them among all channels.
+
+        Args:
+            maps: (P+1, H, W), sums over scales, background first.
+            kept: (P+1,) int64, the channel of each map.
+
+        Returns:
+            (K+1, H, W) in [0, 1]; 0 for all other channels.
+        """
         whole = maps.new_zeros((self.num_classes + 1, *maps.shape[1:]))
         shifted = over_shifted_background(maps, bg_shift=self.config.bg_shift)
         return whole.index_copy_(0, kept, shifted)
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Return both CAMs of the first image and their mean."""
+        """Return both CAMs of the first image and their mean, (K+1, h, w) in [0, 1] each."""
         first = part(batch, slice(1), ("image", "label"))
         present = with_background_label(first["label"])[0]
         classifier, prototype = (
@@ -338,6 +412,6 @@ class Sfc(Cam):
         return {"cam": mean, "classifier": classifier, "prototype": prototype}
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Return the usual groups, all of which decay."""
+        """Return the usual groups, all of which decay, biases and norms too."""
         groups = super().param_groups(lr, weight_decay)
         return [group | {"weight_decay": weight_decay} for group in groups]

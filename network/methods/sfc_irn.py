@@ -1,4 +1,4 @@
-"""`sfc_irn`: IRN's boundaries, and SFC's sum of two walks of its map `walk` within them.
+"""`sfc_irn`: IRN's boundaries, and the mean of two random walks of SFC's map `walk` within them.
 
 Source: SFC, Shared Feature Calibration (X. Zhao et al., AAAI 2024), its use of IRN (J. Ahn et al.,
 CVPR 2019).
@@ -20,9 +20,10 @@ from tool.crf.post import Post
 
 
 class SfcIrn(Irn):
-    """IRN, whose walk takes CAMs to two powers; the second one walks with their background.
+    """IRN with two walks, of CAMs raised to two powers.
 
-    The CAMs are those of a previous stage, with their background row if they have one.
+    The CAMs are those of a previous stage. If they have a background row, the first walk has a
+    constant background instead, and the second one walks the row with the classes.
     """
 
     whole_cams = True
@@ -35,29 +36,34 @@ class SfcIrn(Irn):
         """The hyper-parameters of IRN, and those of SFC's walk.
 
         Attributes:
-            power: Exponent of the previous CAM in the first walk; in the second, its square.
-            bg_walk: Background of the first walk.
+            power: Exponent of the previous CAM in the first walk. The second walk has its square.
+            bg_walk: Score of the background beside the first walk, in [0, 1]. It is used if the
+                CAMs have a background row.
         """
 
         power: float = option(1.3, inference=True)
         bg_walk: float = option(0.25, inference=True)
 
     def build(self) -> None:
-        """Make what IRN has."""
+        """Build the same modules as IRN, and check the background of the walk."""
         super().build()
         if not 0 <= self.config.bg_walk <= 1:
             raise ValueError(f"bg_walk {self.config.bg_walk} is not in [0, 1]")
 
     def merge(self, scores: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Spread the previous CAMs within the boundaries, to two powers at once.
+        """Spread the previous CAMs, raised to two powers, within the boundaries.
 
         Args:
-            scores: One (2, 1, h, w) per scale, or (1, 1, h, w) without mirrors.
-            batch: `size` (H, W), `sizes` (h, w) of the copies, `label` (1, K), `cam` (1, C, H, W).
+            scores: One (2, 1, h, w) per scale, or (1, 1, h, w) without mirrors: boundary logits.
+            batch: `size` (H, W), `sizes` (h, w) of the scaled images, `label` (1, K), and `cam`
+                (1, C, H, W) of the previous stage; C is K, or K + 1 with a background row.
 
         Returns:
-            {"cam": (C, *size)} in [0, 1], the mean of the two walks, each over its maximum. With a
-            background row, C = K + 1, the largest wins.
+            {"cam": (C, *size) in [0, 1]}: the mean of the two walks, each divided by its maximum
+            over classes and pixels; 0 for absent classes. If no class is present, the background is
+            1.
+
+        Source: SFC (AAAI 2024), its use of IRN.
         """
         previous, size = batch["cam"][0].float(), batch["size"]
         edge, copy = self.mean_edge(scores, batch)
@@ -68,7 +74,8 @@ class SfcIrn(Irn):
         cam = previous.new_zeros((len(previous), *size))
         if len(present):
             seeds = resize(previous[None, kept], edge.shape)[0].clamp(min=0) ** self.config.power
-            # One walk of all maps, because each walks for itself.
+            # The maps of a walk do not affect each other, so both walks are done in one: the
+            # present classes to the power p, then all kept channels to the power p^2.
             walked = random_walk(
                 torch.cat([seeds[first:], seeds**self.config.power]),
                 edge,
@@ -76,7 +83,8 @@ class SfcIrn(Irn):
                 beta=self.config.beta,
                 steps=2**self.config.exponent,
             )
-            walked = resize_cells(walked[None], STRIDE, copy, size)[0]
+            walked = resize_cells(walked[None], STRIDE, copy, size)[0]  # (maps, H, W)
+            # Normalise each walk, and prepend the constant background to the first one.
             one, two = (
                 part / part.amax().clamp(min=1e-12) for part in walked.tensor_split([len(present)])
             )

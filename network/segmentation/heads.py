@@ -1,7 +1,7 @@
 """Heads of segmentation networks: K + 1 logits per cell from the deepest tap, background first.
 
-Dilations are given in pixels, so that a head sees the same context at any output stride.
-DeepLab-v2's own head is `network.heads.Aspp`.
+The methods set dilations in pixels and convert them by `dilation_of`, so that a head sees the same
+context at any output stride. DeepLab-v2's own head is `network.heads.Aspp`.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from torch import Tensor, nn
 
 from network.dropout import SeededDropout
 
-GROUPS = 32  # of every GroupNorm here; divides the widths
+GROUPS = 32  # groups of every GroupNorm here; must divide the widths
 
 
 def dilation_of(pixels: int, stride: int) -> int:
-    """Return the dilation in cells of `stride` pixels that is nearest to one in pixels."""
+    """Return the number of cells of `stride` pixels that is nearest to `pixels`, at least 1."""
     return max(1, round(pixels / stride))
 
 
 class ConcatAspp(nn.Module):
-    """PPC's head: four dilated convolutions and a global branch, concatenated and mixed.
+    """PPC's head: dilated convolutions and a global branch, concatenated and mixed.
 
     Args:
-        channels: Of the feature map.
-        num_maps: Channels of the result.
-        dilations: Of the 3x3 convolutions, in cells.
-        width: Channels of each branch.
-        dropout: Probability of zeroing an element, applied twice.
+        channels: Number of channels of the feature map.
+        num_maps: Number of channels of the result.
+        dilations: Dilation of each 3x3 convolution, in cells.
+        width: Number of channels of each branch; `GROUPS` must divide it.
+        dropout: Probability of zeroing an element, in each of two dropouts.
 
     Source: DeepLab-v3 (L.-C. Chen et al., 2017), in the form that PPC (CVPR 2022) trains.
-    Differs from the release: norms are GroupNorms, which train with frozen pretrained norms below
-    them and do not depend on the batch.
+    Differs from the release: norms are GroupNorms. They train above frozen pretrained norms, and do
+    not depend on the other images of the batch.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class ConcatAspp(nn.Module):
 
 
 class LargeFov(nn.Module):
-    """DeepLab-v1's head with a large field of view: one dilated convolution, then two 1x1.
+    """DeepLab-v1's head with a large field of view: a dilated convolution, then two 1x1 ones.
 
     Args:
-        channels: Of the feature map.
-        num_maps: Channels of the result.
-        dilation: Of the 3x3 convolution, in cells.
-        width: Channels in between.
+        channels: Number of channels of the feature map.
+        num_maps: Number of channels of the result.
+        dilation: Dilation of the 3x3 convolution, in cells.
+        width: Number of channels in between; `GROUPS` must divide it.
         dropout: Probability of zeroing an element.
 
     Source: DeepLab-v1 (L.-C. Chen et al., ICLR 2015), in the form of seamv1, which SEAM trains.
@@ -95,15 +95,15 @@ class LargeFov(nn.Module):
 
 
 class TwoDilated(nn.Module):
-    """MCTformer's head: two dilated 3x3 convolutions with a ReLU in between, no norm.
+    """MCTformer's head: two dilated 3x3 convolutions with a ReLU in between, without a norm.
 
     Args:
-        channels: Of the feature map.
-        num_maps: Channels of the result.
-        dilation: Of both convolutions, in cells.
-        width: Channels in between.
+        channels: Number of channels of the feature map.
+        num_maps: Number of channels of the result.
+        dilation: Dilation of both convolutions, in cells.
+        width: Number of channels in between.
 
-    Source: MCTformer (L. Xu et al., CVPR 2022), its segmentation network; BAO takes it over.
+    Source: MCTformer (L. Xu et al., CVPR 2022), its segmentation network, which BAO uses, too.
     """
 
     def __init__(self, channels: int, num_maps: int, *, dilation: int, width: int = 512) -> None:
@@ -119,7 +119,17 @@ class TwoDilated(nn.Module):
 
 
 def _normed(channels: int, width: int, *, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
-    """Build a convolution without bias, a GroupNorm and a ReLU; Kaiming's rule over the fan-out."""
+    """Build a convolution without bias, a GroupNorm and a ReLU.
+
+    They keep the height and width of a map. The weights have Kaiming's initialisation, scaled by
+    the fan-out.
+
+    Args:
+        channels: Number of channels of the map.
+        width: Number of channels of the result; `GROUPS` must divide it.
+        kernel: Side of the convolution, odd.
+        dilation: Dilation of the convolution, in cells.
+    """
     conv = nn.Conv2d(
         channels,
         width,

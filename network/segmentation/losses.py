@@ -1,4 +1,4 @@
-"""Losses of logits against masks, and the multi-scale logits of DeepLab-v2.
+"""Losses of logits with masks, and the multi-scale logits of DeepLab-v2.
 
 Letters: N batch, K foreground classes, H W pixels, h w cells. Logits are (N, K+1, h, w) with the
 background first. A mask is (N, H, W) int64 in 0..K, 255 for unknown.
@@ -21,37 +21,44 @@ UNKNOWN = 255
 
 
 def mask_at(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """Reduce a mask to cells: each takes the pixel at its centre.
+    """Reduce a mask to cells, each with the value of the pixel at its centre.
 
     Args:
         mask: (N, H, W).
-        size: (h, w).
+        size: (h, w), the grid of cells.
 
     Returns:
-        (N, h, w) of the mask's type. Torch's `nearest` would take the pixel at the cell's corner
-        instead, up to a cell beside it.
+        (N, h, w), of the mask's type.
     """
+    # Not `nearest`, which would take the pixel at the cell's corner.
     small = F.interpolate(mask[:, None].float(), size=tuple(size), mode="nearest-exact")
     return small[:, 0].to(mask.dtype)
 
 
 def mask_loss(logit: Tensor, mask: Tensor, *, kind: str) -> Tensor:
-    """Compute the cross entropy of logits against a mask of their size.
+    """Compute the cross entropy of logits with a mask of their size.
 
     Args:
         logit: (N, K+1, h, w).
         mask: (N, h, w).
-        kind: `plain` or `balanced`; see `plain_cross_entropy` and `balanced_per_image`.
+        kind: `balanced` for `balanced_per_image`; anything else for `plain_cross_entropy`.
+
+    Returns:
+        Scalar, as that function returns it.
     """
     return (balanced_per_image if kind == "balanced" else plain_cross_entropy)(logit, mask)
 
 
 def plain_cross_entropy(logit: Tensor, mask: Tensor) -> Tensor:
-    """Compute the mean cross entropy over all cells that are known.
+    """Compute the mean cross entropy over all cells whose mask is known.
+
+    Args:
+        logit: (N, K+1, h, w).
+        mask: (N, h, w).
 
     Returns:
         Scalar: this rank's share of the mean over the known cells of the global batch. If there are
-        none it is 0, attached to the graph; torch's own mean would be NaN.
+        none, it is 0, attached to the graph, where torch's own mean would be NaN.
 
     Source: DeepLab-v2 (L.-C. Chen et al., TPAMI 2018).
     """
@@ -60,11 +67,17 @@ def plain_cross_entropy(logit: Tensor, mask: Tensor) -> Tensor:
 
 
 def balanced_per_image(logit: Tensor, mask: Tensor) -> Tensor:
-    """Compute per image the mean over background plus the mean over foreground cells.
+    """Compute the mean cross entropy over background cells plus that over foreground cells.
+
+    The two means are taken per image.
+
+    Args:
+        logit: (N, K+1, h, w).
+        mask: (N, h, w).
 
     Returns:
-        Scalar: the mean over the images of this rank. The two means are not halved. A kind of cell
-        that an image lacks adds 0, attached to the graph.
+        Scalar: the mean over this rank's images of the sum of the two means, which is not halved.
+        If an image has no cell of a kind, that mean is 0, attached to the graph.
 
     Source: DSRG (Z. Huang et al., CVPR 2018), the balanced loss of AdvCAM, RIB and AMN's networks.
     """
@@ -83,7 +96,10 @@ def _per_cell(logit: Tensor, mask: Tensor) -> Tensor:
 
 
 def inner_scales(smallest: float) -> tuple[float, ...]:
-    """Return the inner scales: 1, then down to `smallest` in steps of a quarter.
+    """Return the scales from 1 down to `smallest` in steps of a quarter.
+
+    Args:
+        smallest: Lower limit of the scales, in (0, 1].
 
     Raises:
         ValueError: `smallest` is not in (0, 1].
@@ -97,13 +113,16 @@ def inner_scales(smallest: float) -> tuple[float, ...]:
 def at_inner_scales(
     network: Callable[[Tensor], Tensor], image: Tensor, scales: Sequence[float], *, multiple: int
 ) -> list[Tensor]:
-    """Return the logits of an image at several scales, the largest first.
+    """Return the logits of images at several scales.
 
     Args:
         network: Maps images (N, 3, H, W) to logits (N, K+1, h, w).
-        image: (N, 3, H, W), normalised.
-        scales: At most 1. The image is resized bilinearly.
-        multiple: Sides of a smaller copy are multiples of it, rounded down; 1 for any side.
+        image: (N, 3, H, W), normalised; resized bilinearly to each scale.
+        scales: The scales, each in (0, 1].
+        multiple: The sides of a smaller copy are rounded down to multiples of this; 1 for any side.
+
+    Returns:
+        One (N, K+1, h, w) float32 per scale, in the order of `scales`.
     """
     logits = []
     for scale in scales:
@@ -113,14 +132,26 @@ def at_inner_scales(
 
 
 def inner_side(side: int, scale: float, multiple: int) -> int:
-    """Return a side in pixels at an inner scale, rounded down to a multiple."""
+    """Return a side in pixels at an inner scale.
+
+    Args:
+        side: Pixels of the image.
+        scale: In (0, 1]; with 1 the side is returned as it is.
+        multiple: The result is rounded down to a multiple of this, but not below it.
+    """
     if scale == 1:
         return side
     return max(multiple, math.floor(side * scale) // multiple * multiple)
 
 
 def maximum_of(logits: Sequence[Tensor]) -> Tensor:
-    """Return the maximum (N, K+1, h, w) of logits at several scales, on the first one's grid.
+    """Return the maximum of logits over several scales.
+
+    Args:
+        logits: One (N, K+1, h, w) per scale, at least one; resized to the first one's grid.
+
+    Returns:
+        (N, K+1, h, w) on the grid of the first scale.
 
     Source: DeepLab-v2 (TPAMI 2018), section 4.3.
     """
@@ -131,17 +162,17 @@ def maximum_of(logits: Sequence[Tensor]) -> Tensor:
 
 
 def foreground_share(logit: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """Return the share of the cells inside the image whose best class is not the background.
+    """Compute which share of the cells inside the images has another best class than background.
 
-    A run whose share stays 0 predicts only background.
+    If it stays 0 in a run, the network predicts nothing but background.
 
     Args:
         logit: (N, K+1, h, w).
         valid: (N, 1, H, W) bool, False on padding.
 
     Returns:
-        {"foreground": scalar in [0, 1]}.
+        {"foreground": scalar in [0, 1]}, of this rank's images.
     """
-    inside = image_cells(valid, logit.shape[-2:])[:, 0]
+    inside = image_cells(valid, logit.shape[-2:])[:, 0]  # (N, h, w)
     foreground = (logit.argmax(dim=1) > 0) & inside
     return {"foreground": foreground.sum() / inside.sum().clamp(min=1)}

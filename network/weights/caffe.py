@@ -1,12 +1,13 @@
-"""The two forms of a ResNet's weights: torchvision's and Caffe's, told apart by file.
+"""The two forms of a ResNet's weights, torchvision's and Caffe's, and how a file shows its form.
 
-They have equal shapes. But a network of Caffe's has the stride of a stage in the first 1x1, and
-reads BGR images in 0..255. So weights of one form give wrong features in the other.
+Both have tensors of the same shapes. But Caffe's network has the stride of a stage in the first 1x1
+convolution, and reads BGR images in 0..255. So weights of one form give wrong features in a network
+of the other.
 
-The names show the form where the file has Caffe's, as deeplab-pytorch writes them. The statistics
-of the first norm show it, too: its variance per energy of its filter is the variance of the
-input, up to a factor. The median over filters is about 0.16 for an input of about +-1, and some
-thousand times more for one in 0..255.
+The names show the form if they are those that deeplab-pytorch writes for Caffe's network. The first
+norm shows it, too. For each filter, the running variance divided by the sum of the squared weights
+is the variance of the input, up to a factor. The median of this ratio over the filters is about
+0.16 for inputs of about +-1, and some thousand times larger for inputs in 0..255.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from network.backbones import Backbone, backbone_names
 
-LARGEST_SMALL = 30.0  # above this ratio, an input is in 0..255
+LARGEST_SMALL = 30.0  # if the ratio is above this, the inputs are in 0..255
 _CONV, _VARIANCE = "net.conv1.weight", "net.bn1.running_var"
 _LAYERS = {"reduce": 1, "conv3x3": 2, "increase": 3}
 _NAME = re.compile(
@@ -30,7 +31,7 @@ _NAME = re.compile(
 def our_name(name: str) -> str:
     """Translate a tensor's name from deeplab-pytorch's for Caffe's ResNet to torchvision's.
 
-    A prefix stays. So does every other name.
+    A prefix is kept. Any other name is returned unchanged.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -54,23 +55,24 @@ def is_caffes(name: str) -> bool:
 def in_our_form(
     backbone: Backbone, tensors: dict[str, Tensor], *, named: bool, ours: bool
 ) -> tuple[dict[str, Tensor], str]:
-    """Check that a file has the form of a ResNet, and return its tensors for an RGB input.
+    """Check that a file has the form of the backbone, and return its tensors for an RGB input.
 
-    The first convolution of a file of Caffe's form reads BGR; its channels are reversed. This is
-    assumed also under torchvision's names, because who renames the tensors leaves their content.
+    The first convolution of a file of Caffe's form reads BGR, so the order of its input channels is
+    reversed. This is done under torchvision's names, too, because renaming tensors does not change
+    their values.
 
     Args:
-        backbone: It may be any; one that is no ResNet takes every file.
+        backbone: Any backbone. If it is no ResNet, the file is not checked.
         tensors: The file's tensors under the names of the backbone's state dict.
-        named: The file has Caffe's names.
-        ours: The file is of this codebase, so that its first convolution reads RGB.
+        named: Whether the file has Caffe's names.
+        ours: Whether the file is of this codebase, so that its first convolution reads RGB already.
 
     Returns:
         The tensors, and a note about the form; "" if it is torchvision's.
 
     Raises:
-        ValueError: The file has the other form than the backbone, or there are both forms of the
-            backbone and the file does not show its own.
+        ValueError: The form of the file is not that of the backbone; the file does not show its
+            form and could be of either; or it has Caffe's names and inputs of about +-1.
     """
     if not {_CONV, _VARIANCE} <= set(backbone.state_dict()):
         return tensors, ""
@@ -111,23 +113,36 @@ _FORMS = {
 
 
 def _remedy(name: str, caffe: bool) -> str:
-    """Say which backbone takes a file of Caffe's or of torchvision's form in place of `name`."""
+    """Return the end of a message: which backbone to use for a file that `name` cannot take.
+
+    Args:
+        name: The backbone of the run.
+        caffe: Whether the file is of Caffe's form, and not of torchvision's.
+    """
     other = _other_form(name, caffe)
     return f"{name} has no such form" if other is None else f"use --backbone {other}"
 
 
 def _other_form(name: str, caffe: bool) -> str | None:
-    """Return the backbone of Caffe's or of torchvision's form beside `name`; None for none."""
+    """Return the name of a backbone's Caffe form if `caffe`, else of its torchvision form.
+
+    None if there is no such backbone.
+    """
     other = f"{name.removeprefix('timm:')}_caffe" if caffe else name.removesuffix("_caffe")
     return other if other in backbone_names() else None
 
 
 def input_ratio(tensors: dict[str, Tensor]) -> float | None:
-    """Return the median over filters of the first norm's variance per energy of the filter.
+    """Compute the median over filters of the first norm's variance over the filter's energy.
+
+    The energy of a filter is the sum of its squared weights.
+
+    Args:
+        tensors: The file's tensors under the names of the backbone's state dict.
 
     Returns:
-        None if the tensors are missing, or if every variance is the same: then the norm is new, or
-        its statistics were merged into its scale and shift.
+        The ratio. None if the tensors are missing or all variances are equal, which means that the
+        norm is new or that its statistics were merged into its scale and shift.
     """
     weight, variance = tensors.get(_CONV), tensors.get(_VARIANCE)
     if weight is None or variance is None or bool((variance == variance[0]).all()):

@@ -1,4 +1,4 @@
-"""Find the background channel of a foreign classifier."""
+"""Where a foreign classifier has its background map, and its conversion to background first."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def background_place(
         what: Name of the file, for messages.
 
     Returns:
-        One of `PLACES`, and a line that says what was assumed.
+        One of `PLACES`, and a line for the user that says what was assumed.
 
     Raises:
         ValueError: The classifier has neither K nor K + 1 maps, `background` does not fit their
@@ -64,12 +64,12 @@ def our_classifier(weight: Tensor, own: Tensor, place: str) -> Tensor:
 
     Args:
         weight: (K or K+1, ...), the foreign weight.
-        own: (K or K+1, ...), the method's weight. It supplies the background map if `weight` has
-            none.
+        own: (K or K+1, ...), the method's weight. It supplies the row of the background if `weight`
+            has none.
         place: Position of the background in `weight`, one of `PLACES`.
 
     Returns:
-        As many maps as `own` has; the background, if there is one, is first.
+        (K or K+1, ...), with as many rows as `own`; the background, if there is one, is first.
     """
     if place == "last":
         weight = torch.roll(weight, 1, dims=0)

@@ -1,4 +1,4 @@
-"""The network of `infer_cam.py`: its flags, and the method that they name."""
+"""The network that `infer_cam.py` uses: its flags, and the method that is built from them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class NetworkFlags:
 
     Attributes:
         checkpoint: File with the weights: a checkpoint.pth of train_fbr.py, a .safetensors of
-            network.export, or a .pth of the released code or its kin, which needs --method and
-            --backbone. Only --method gate does without.
+            network.export, or a .pth of the released code or of related code, which needs --method
+            and --backbone. Every method but gate needs it.
         method: Refuse a checkpoint of another method. A file of other code does not say its method,
             so give it here.
         backbone: Refuse a checkpoint of another backbone. A file of other code does not say its
@@ -62,14 +62,23 @@ class NetworkFlags:
 def network_from(
     network: NetworkFlags, class_names: tuple[str, ...], *, report: Callable[[str], object]
 ) -> tuple[Method, dict[str, Any], dict[str, Any]]:
-    """Return the method, its configuration, and what its weights are from.
+    """Build the method that the flags name, with its weights.
 
-    It comes from the checkpoint; `gate` from a pretrained backbone alone.
+    The weights come from the checkpoint. Those of `gate` are the pretrained backbone alone.
 
     Args:
         network: The flags.
         class_names: The K foreground classes.
-        report: Takes a line that says what was loaded or assumed.
+        report: Called with a line that says what was loaded or assumed.
+
+    Returns:
+        The method, its configuration, and a provenance note that identifies the weights by their
+        SHA-256.
+
+    Raises:
+        FileNotFoundError: The file of the weights does not exist.
+        ValueError: As for `restore` and `load_pretrained`.
+        ConnectionError: Published weights cannot be downloaded.
     """
     if network.checkpoint is not None:
         method, config = restore(

@@ -18,11 +18,11 @@ _USUAL = ("fc8.weight", CLASSIFIER, "fc.weight", "head.weight", "head.fc.weight"
 def our_names(heads: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the heads of a foreign checkpoint under the names of this codebase.
 
-    Names that the released code does not have stay as they are. Norm counters are dropped, and so
-    is a norm that the released code does not use.
+    Names that the released code does not have are kept. Counters of norms are left out, and so are
+    tensors of the released code that no method here has.
 
     Args:
-        heads: The tensors besides the backbone.
+        heads: {name: tensor} of the file, without the backbone.
     """
     released = released_heads()
     return {
@@ -38,8 +38,8 @@ def split_heads(
     """Separate the classifier of a foreign checkpoint from its other heads.
 
     Args:
-        tensors: The tensors besides the backbone.
-        width: D, the channels of the backbone's deepest map.
+        tensors: {name: tensor} of the file, without the backbone.
+        width: D, the number of channels of the backbone's deepest map.
         num_classes: K.
 
     Returns:
@@ -65,20 +65,20 @@ def fitted_classifier(
     """Fit a foreign classifier to that of a method.
 
     Args:
-        name: Name of the foreign classifier.
-        tensors: The tensors besides the backbone.
-        own: (K or K+1, D, 1, 1), the method's classifier.
+        name: Name of the weight of the foreign classifier.
+        tensors: {name: tensor} of the file, without the backbone.
+        own: (K or K+1, D, 1, 1), the weight of the method's classifier.
         num_classes: K.
         background: Value of `--background`; None if it was not given.
         what: Name of the file, for messages.
-        keep_own: The method may keep its own map of the background if the file has none.
+        keep_own: Whether the method may keep its own row of the background if the file has none.
 
     Returns:
-        The weight, and a line that says what was assumed.
+        The weight in the shape of `own`, and a line for the user that says what was assumed.
 
     Raises:
-        ValueError: As `background_place`, or the file has no map of the background, and the method
-            needs one.
+        ValueError: As for `background_place`, or the file has no row of the background, the method
+            needs one, and `keep_own` is False.
     """
     weight = as_maps(tensors[name])
     place, line = background_place(
@@ -97,15 +97,16 @@ def classifier_names(heads: dict[str, Tensor], *, width: int, num_classes: int) 
     """Find the classifier of a foreign checkpoint by its shape, usual names first.
 
     Args:
-        heads: The tensors besides the backbone.
-        width: D, the channels of the backbone's deepest map.
+        heads: {name: tensor} of the file, without the backbone.
+        width: D, the number of channels of the backbone's deepest map.
         num_classes: K.
 
     Returns:
-        The name of the weight of K or K + 1 rows and D columns. Several names if different weights
-        fit equally well. If there is no such weight, the name of one with another number of rows
-        under a usual name. Empty if there is none of these.
+        The name of the weight with K or K + 1 rows and D columns, or several names if different
+        weights fit equally well. If none has that many rows, the name of a weight with D columns
+        and a usual name. Empty if there is none of these.
     """
+    # Candidates: linear layers on the deepest map, without the other heads of the released code.
     others = set(released_heads()) | set(released_heads().values())
     others -= set(_USUAL)
     rows = {n: len(t) for n, t in heads.items() if n not in others and _is_linear(t, width)}
@@ -128,14 +129,15 @@ def bias_of(name: str) -> str:
 
 
 def classifier_note(name: str, heads: Iterable[str]) -> str:
-    """Return what is not obvious about the choice of a classifier, for a message.
+    """Return what a user should know about the choice of a classifier, for a message.
 
     Args:
         name: Name of its weight.
-        heads: Names of the tensors besides the backbone.
+        heads: Names of the file's tensors, without the backbone.
 
     Returns:
-        The end of a line, which begins with a semicolon; "" if everything is obvious.
+        The end of a line, which begins with a semicolon. "" if the name is a usual one and the
+        classifier has no bias.
     """
     note = "" if _rank(name) == 0 else f"; the classifier is {name[:80]!r}"
     if bias_of(name) in heads:
@@ -157,9 +159,13 @@ def _rank(name: str) -> int:
 
 
 def _different(names: list[str], heads: dict[str, Tensor]) -> list[str]:
-    """Return the names without those of tensors that are equal to an earlier one.
+    """Return the names, but only the first one of tensors with equal values.
 
     Some codebases save a layer twice.
+
+    Args:
+        names: Names of classifiers.
+        heads: {name: tensor} of the file.
     """
     kept: list[str] = []
     for name in names:

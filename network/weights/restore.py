@@ -1,4 +1,4 @@
-"""Restore a method from a file: a checkpoint, an exported one, or weights of other code."""
+"""Restore a method from a file: a checkpoint, an exported checkpoint, or weights of other code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ _CONFIG = {
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What a file must hold; None for anything. The arguments of `restore` of these names."""
+    """What a file must hold, as the arguments of `restore` of the same names.
+
+    None stands for anything.
+    """
 
     method: str | None
     backbone: str | None
@@ -42,7 +45,15 @@ class Wanted:
     background: str | None
 
     def check(self, config: dict[str, Any], path: Path | str) -> None:
-        """Check that a file's configuration fits, and that it has one name per class."""
+        """Check that a file's configuration fits, and that it has one name per class.
+
+        Args:
+            config: The configuration of the file, after `check_config`.
+            path: The file, for messages.
+
+        Raises:
+            ValueError: It does not fit; names the file and what differs.
+        """
         names = self.class_names
         if self.method not in (None, config["method"]):
             raise ValueError(f"{path} is of method {config['method']}, not {self.method}")
@@ -81,12 +92,12 @@ def restore(
         class_names: The K foreground classes that the file must have, in order; None for any.
         options: `NAME=VALUE`s that replace hyper-parameters of the file; see `inference_options`.
             The configuration that is returned contains them.
-        background: Position of the background in the classifier of a foreign state dict; see
-            `network.weights.channel_order`.
-        report: Takes a line that says what was assumed about a foreign state dict.
+        background: Position of the background in the classifier of a foreign state dict, one of
+            `network.weights.channel_order.PLACES`; None if it was not given.
+        report: Called with a line that says what was assumed about a foreign state dict.
 
     Returns:
-        The method and its configuration.
+        The method with its weights, and its configuration.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -129,17 +140,33 @@ def check_config(config: dict[str, Any], path: Path | str) -> None:
 
 
 def _built(config: dict[str, Any], model: dict[str, Tensor], path: Path | str) -> Method:
-    """Build the method of a file's configuration, after checking that the file's tensors fit."""
+    """Build the method of a file's configuration, after checking that the file's tensors fit.
+
+    Args:
+        config: The configuration.
+        model: The file's state dict.
+        path: The file, for messages.
+
+    Returns:
+        The method, with random weights.
+
+    Raises:
+        ValueError: The method cannot be built or a tensor has another shape; names the file.
+    """
     check_sizes(outline_of(config, path), model, path)
     with _naming(path):
         return build_method(config)
 
 
 def outline_of(config: dict[str, Any], path: Path | str) -> Method:
-    """Build the method of a file's configuration on the meta device: names and shapes alone.
+    """Build the method of a file's configuration on the meta device, for its names and shapes.
 
-    `pretrained` is set to False. It changes no shape, and freezing a backbone needs numbers, which
-    the meta device lacks.
+    `pretrained` is set to False. It changes no shape, and to freeze a backbone its values are
+    needed, which the meta device does not have.
+
+    Args:
+        config: The configuration.
+        path: The file, for messages.
 
     Raises:
         ValueError: The method cannot be built; names the file.
@@ -150,7 +177,7 @@ def outline_of(config: dict[str, Any], path: Path | str) -> Method:
 
 @contextlib.contextmanager
 def _naming(path: Path | str) -> Iterator[None]:
-    """Name the file in a `ValueError` about its content."""
+    """Put the name of the file before the message of a `ValueError` of the block."""
     try:
         yield
     except ValueError as error:
@@ -164,16 +191,17 @@ def open_checkpoint(
 
     Args:
         path: The file.
-        wanted: What it must hold. A foreign file needs its method, backbone and class names.
-        report: Takes a line that says what was assumed about a foreign state dict.
+        wanted: What the file must hold. Method, backbone and class names are required for a foreign
+            file.
+        report: Called with a line that says what was assumed about a foreign state dict.
 
     Returns:
-        The checkpoint, and the beginnings of names that a foreign file may lack. These are None for
-        a file of this codebase: an export may lack state, never weights.
+        The checkpoint, and the beginnings of the names of tensors that it may lack. The latter are
+        None for a file of this codebase: if it is an export, it may lack state, but never weights.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is unreadable, or is foreign and does not fit what is wanted, or the
+        ValueError: The file is unreadable; it is foreign and does not fit what is wanted; or the
             position of the background is given for a file of this codebase.
     """
     content, ours = _read(path)
@@ -205,9 +233,17 @@ def open_checkpoint(
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return the content of a file, and the content as a checkpoint; None if it is foreign."""
+    """Read a file.
+
+    Returns:
+        The content, and the content as a checkpoint; None for the latter if the file is foreign.
+
+    Raises:
+        FileNotFoundError: The file does not exist; says what makes it.
+        ValueError: The file is unreadable.
+    """
     if not path.is_file():
-        return {}, load_checkpoint(path)  # its error says what makes the file
+        return {}, load_checkpoint(path)  # raises, and says what makes the file
     if path.suffix == ".safetensors":
         tensors, about = load_safetensors(path)
         return tensors, as_checkpoint({**about, "model": tensors}, path) if about else None
@@ -225,9 +261,20 @@ def _foreign_model(
 ) -> dict[str, Tensor]:
     """Return a foreign state dict under the names of this codebase, background first.
 
-    Heads that the method does not have are left out. The line for `report` names them.
+    Heads that the method does not have are left out, and named in the line for `report`.
+
+    Args:
+        content: The content of the file.
+        config: The configuration of the method that it must fit.
+        path: The file, for messages.
+        background: Position of the background in the classifier; None if it was not given.
+        report: Called with a line that says what was assumed.
+
+    Raises:
+        ValueError: The file does not fit the method, or the position of the background is
+            ambiguous.
     """
-    # The shapes that the method needs, and the backbone and heads that the file has.
+    # Find the shapes that the method needs, and the backbone and heads that the file has.
     own, classes = outline_of(config, path).state_dict(), config["num_classes"]
     found, others, name = _backbone_and_heads(content, config, path)
     if CLASSIFIER not in own:
@@ -241,10 +288,10 @@ def _foreign_model(
         what=path.name,
         keep_own=False,
     )
-    # Of the other heads only those that the method has are kept.
+    # Keep only those of the other heads that the method has.
     heads = {n: t for n, t in others.items() if n in own} | {CLASSIFIER: weight}
     omitted = [n for n in others if n not in heads]
-    # One line about everything that was assumed or left out.
+    # Report everything that was assumed or left out in one line.
     line = "; ".join([line, *found.notes])
     if omitted:
         shown = quoted(omitted, 5)
@@ -257,7 +304,16 @@ def _foreign_model(
 def _backbone_and_heads(
     content: dict[str, Any], config: dict[str, Any], path: Path
 ) -> tuple[Found, dict[str, Tensor], str]:
-    """Find the backbone in a foreign state dict, its heads, and the name of its one classifier.
+    """Find the backbone in a foreign state dict, its other heads, and its one classifier.
+
+    Args:
+        content: The content of the file.
+        config: The configuration of the method that it must fit.
+        path: The file, for messages.
+
+    Returns:
+        The backbone, the heads without the classifier under the names of this codebase, and the
+        name of the classifier's weight in the file.
 
     Raises:
         ValueError: A tensor of the backbone is missing, or there is not exactly one classifier.

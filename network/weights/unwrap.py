@@ -1,9 +1,9 @@
 """Search for a backbone's tensors in a foreign checkpoint: the container and the prefix.
 
-Some codebases save a plain state dict, others put it inside `state_dict`, `model`, `net`, `ema`
-and the like. Some add a prefix to the names of its tensors: `module.`, `backbone.`, `encoder_q.`
-and the like. No list of such words is needed: the right place is where most tensors of the backbone
-fit by name and shape.
+Some codebases save a plain state dict. Others put it into a dictionary under `state_dict`, `model`,
+`net`, `ema` and the like. Some add a prefix to the names of its tensors, such as `module.`,
+`backbone.` or `encoder_q.`. No list of such words is needed: the right place, a container and a
+prefix, is the one where most tensors of the backbone fit by name and shape.
 """
 
 from __future__ import annotations
@@ -24,29 +24,31 @@ from tool.formats.beside import Skipped
 from tool.formats.checkpoint import plain_tensors
 from tool.train.run_directory import COUNTER
 
-NEEDED = 0.9  # the share of a backbone's tensors that a file must have
+NEEDED = 0.9  # a file must have this share of a backbone's tensors
 OURS = "backbone.net."  # the prefix of a backbone's tensors in the files of this codebase
 _AVERAGES = ("ema", "teacher", "average")  # preferred if several places fit equally well
-_DEEPEST = 4  # levels of dictionaries
+_DEEPEST = 4  # levels of nested dictionaries that are searched
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
     """The tensors that a file holds for a backbone.
 
-    The counters of BatchNorms are not counted.
+    The counters of BatchNorms (`num_batches_tracked`) do not count.
 
     Attributes:
-        backbone: Maps a name in the backbone's state dict to a tensor of the same shape.
+        backbone: {name in the backbone's state dict: tensor of the same shape}.
         missing: Names in the backbone's state dict that the file lacks, without the counters.
-        rest: The other tensors of the same container. Their names lose the part that they share
-            with the prefix.
+        rest: The other tensors of the same container. The part that their names share with the
+            prefix is removed.
         prefix: The beginning of the names of the backbone's tensors in the file.
         total: Number of tensors of the backbone, without the counters.
-        place: If several places fit equally well, the one that was taken, for a message; else "".
+        place: A note for the user that names the place that was chosen, if several fit equally
+            well; else "".
         content: The first names in the file, for a message.
-        form: What was assumed about a file of Caffe's form, for a message; else "".
-        caffe_names: The file has the names of Caffe's ResNet; those here are translated.
+        form: A note for the user about a file of Caffe's form; else "".
+        caffe_names: Whether the file has the names of Caffe's ResNet. They are translated in
+            `backbone`.
     """
 
     backbone: dict[str, Tensor]
@@ -61,12 +63,12 @@ class Found:
 
     @property
     def enough(self) -> bool:
-        """Whether the file has the share of the backbone's tensors that is needed."""
+        """Whether the file has as many of the backbone's tensors as it must (`NEEDED`)."""
         return self.count >= NEEDED * self.total
 
     @property
     def notes(self) -> list[str]:
-        """What was assumed about the file, for a message."""
+        """The notes for the user: what was assumed about the file."""
         return [note for note in (self.place, self.form) if note]
 
     @property
@@ -76,7 +78,11 @@ class Found:
 
 
 class _Place(NamedTuple):
-    """A place with `count` tensors of the backbone: a container's `keys`, and a `prefix`."""
+    """A place in a file: the `keys` that lead to a container, and a `prefix` of names in it.
+
+    It holds `count` tensors of the backbone. `is_average` says whether a key or the prefix contains
+    a word of `_AVERAGES`.
+    """
 
     count: int
     is_average: bool
@@ -89,33 +95,37 @@ def find_backbone(
 ) -> Found:
     """Find the tensors of `backbone` in the content of a file.
 
-    If several places fit equally well, an average of weights (`ema`, `teacher`) is taken, or else
-    the first in the file.
+    If several places fit equally well, an average of weights (`ema`, `teacher`) is chosen, or else
+    the first place in the file.
 
     Args:
-        backbone: Its state dict gives the names and shapes.
-        content: A state dict, or dictionaries around some.
-        path: The file that `content` is from, for messages.
-        prefix: The beginning of the names in the state dict `content`; None to search for the
-            place.
+        backbone: The backbone, whose state dict has the names and shapes to look for.
+        content: The content of the file: a state dict, or dictionaries that contain some.
+        path: The file, for messages.
+        prefix: The beginning of the backbone's names if `content` is a state dict of this codebase;
+            None to search for the place.
+
+    Returns:
+        What was found, which may be nothing.
 
     Raises:
-        ValueError: The container of the tensors holds one that is not plain, or the file has
-            enough tensors and is of another form of ResNet; see `network.weights.caffe`.
+        ValueError: The container has a tensor that is not plain; or the file has enough tensors,
+            but is of another form of ResNet (see `network.weights.caffe`).
     """
-    # The place with most tensors of the backbone.
+    # Find the place with most tensors of the backbone.
     own = {plain_name(name): (name, t.shape) for name, t in backbone.state_dict().items()}
     named = list(containers_of(content))
     containers = [(keys, {our_name(n): t for n, t in tensors.items()}) for keys, tensors in named]
     places = _places(containers, own) if prefix is None else [_Place(0, False, (), prefix)]
     best = max(places, key=lambda place: place[:2], default=_Place(0, False, (), ""))
     tensors = plain_tensors(dict(containers).get(best.keys, {}), path)
-    # Other places: the prefixes of other networks in the same container, and equally good ones.
+    # Separate its tensors from those of other networks in the same container. Behind the prefix of
+    # another network at least half as many tensors fit; if fewer do, they fit by accident.
     others = [place for place in places if place != best]
-    # A prefix behind which fewer than half as many tensors fit is there by accident.
     near = [p.prefix for p in others if p.keys == best.keys and 2 * p.count >= best.count]
     backbone_tensors, rest = _split(tensors, best.prefix, near, own)
     needed = [name for name, _ in own.values() if not name.endswith(COUNTER)]
+    # Name the places that fit equally well, so that the user can object to the choice.
     rivals = [_named(place) for place in others if place.count == best.count]
     found = Found(
         backbone=backbone_tensors,
@@ -128,7 +138,7 @@ def find_backbone(
         form="",
         caffe_names=any(map(is_caffes, dict(named).get(best.keys, {}))),
     )
-    # A checkpoint of this codebase says its backbone; of another file the form is found out.
+    # Check the form of a ResNet. A checkpoint of this codebase names its backbone, and so its form.
     if prefix is not None or not found.enough:
         return found
     try:
@@ -144,17 +154,24 @@ def find_backbone(
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a `Backbone`'s tensor as it is in the network's original codebase."""
+    """Return the name that a tensor of a `Backbone` has in the network's original codebase."""
     return _unflattened(name.removeprefix("net."))
 
 
 def _unflattened(name: str) -> str:
-    """Undo timm's `features_only`, which turns `stages.0` into `stages_0`."""
+    """Return the name before timm's `features_only`, which turns `stages.0` into `stages_0`."""
     return re.sub(r"^(stages|layers|blocks|features)_(\d+)\.", r"\1.\2.", name)
 
 
 def containers_of(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Yield the named tensors of each dictionary that has some, with the keys that lead to it."""
+    """Yield the tensors of each dictionary in a file that has some.
+
+    Args:
+        content: The content of the file.
+
+    Yields:
+        The keys that lead to a dictionary, and {name: tensor} of its tensors.
+    """
     for keys, named in _dictionaries(content):
         tensors = {n: item for n, item in named.items() if isinstance(item, Tensor)}
         if tensors:
@@ -162,7 +179,14 @@ def containers_of(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], di
 
 
 def _dictionaries(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Yield the named entries of every dictionary, with the keys that lead to it."""
+    """Yield every dictionary in a file, outer ones first.
+
+    Args:
+        content: The content of the file.
+
+    Yields:
+        The keys that lead to a dictionary, and its entries whose keys are strings.
+    """
     remaining: list[tuple[tuple[str, ...], dict]] = [((), content)]
     seen = {id(content)}
     while remaining:
@@ -176,7 +200,12 @@ def _dictionaries(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], di
 
 
 def _places(containers: list, own: dict[str, tuple[str, Any]]) -> list[_Place]:
-    """Return every place where some tensor of the backbone fits, in the order of the file."""
+    """Return every place where some tensor of the backbone fits, in the order of the file.
+
+    Args:
+        containers: The keys that lead to each container, and its {name: tensor}.
+        own: {plain name of a tensor of the backbone: (name in its state dict, shape)}.
+    """
     places = []
     for keys, tensors in containers:
         for prefix, count in _prefixes(tensors, own).items():
@@ -186,7 +215,15 @@ def _places(containers: list, own: dict[str, tuple[str, Any]]) -> list[_Place]:
 
 
 def _prefixes(tensors: dict[str, Tensor], own: dict[str, tuple[str, Any]]) -> Counter[str]:
-    """Count the tensors that fit behind each prefix, the empty one included."""
+    """Count the tensors that fit behind each prefix, including the empty one.
+
+    Args:
+        tensors: {name: tensor} of a container.
+        own: As for `_places`.
+
+    Returns:
+        {prefix: count}, without prefixes behind which no tensor fits.
+    """
     counts: Counter[str] = Counter()
     for name, tensor in tensors.items():
         for start in _starts(name):
@@ -196,7 +233,7 @@ def _prefixes(tensors: dict[str, Tensor], own: dict[str, tuple[str, Any]]) -> Co
 
 
 def _starts(name: str) -> list[int]:
-    """Return the index at which the whole name begins, and each part of it behind a dot."""
+    """Return the indices at which the parts of a dotted name begin: 0, and after each dot."""
     return [0, *(match.end() for match in re.finditer(r"\.", name))]
 
 
@@ -210,19 +247,20 @@ def _split(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Separate the backbone's tensors behind `prefix` from the others.
 
-    The backbone's get their names in its state dict. The others lose the part of the prefix that
-    they have: beside `module.backbone.conv1.weight`, `module.classifier.weight` becomes
-    `classifier.weight`. If two get the same name, the one with more of the prefix keeps it. Tensors
-    that are closer to another network are left out.
+    The backbone's tensors get their names in its state dict. From the names of the others, the part
+    that they share with the prefix is removed. For example, if the backbone has
+    `module.backbone.conv1.weight`, `module.classifier.weight` becomes `classifier.weight`. If two
+    tensors would get the same name, the one that shared more of the prefix gets it and the other is
+    left out. So are tensors whose names are closer to the prefix of another network.
 
     Args:
-        tensors: All tensors of the container.
+        tensors: {name: tensor} of the container.
         prefix: The beginning of the names of the backbone's tensors.
         near: The prefixes of other networks in the same container.
-        own: Plain names of the backbone's tensors, each with the full name and the shape.
+        own: {plain name of a tensor of the backbone: (name in its state dict, shape)}.
 
     Returns:
-        The backbone's tensors, and the others.
+        {name: tensor} of the backbone, and of the others.
     """
     backbone: dict[str, Tensor] = {}
     others: list[tuple[int, str]] = []
@@ -241,11 +279,11 @@ def _split(
 
 
 def _closeness(name: str, prefix: str) -> tuple[int, int]:
-    """Return how close a name is to a prefix; a larger tuple is closer.
+    """Return how close a name is to a prefix, as a tuple that is larger for a closer name.
 
     Returns:
-        The number of leading characters that they share, in whole parts, and minus the number of
-        the prefix's parts that the name lacks.
+        The number of leading characters that both share, counted in whole parts; and minus the
+        number of parts of the prefix that the name lacks.
     """
     ends = _starts(prefix)
     shared = max(end for end in ends if name.startswith(prefix[:end]))
@@ -259,11 +297,14 @@ def _named(place: _Place) -> str:
 
 
 def described(content: dict[str, Any], own: Collection[str] = ()) -> str:
-    """Name the first entries of a file, and the first tensors of its largest container.
+    """Return a description of a file for a message: its first entries, and its first tensors.
+
+    The tensors are those of the largest container.
 
     Args:
-        content: A state dict, or dictionaries around some.
-        own: Plain names of the backbone's tensors. NumPy arrays under these names are counted.
+        content: The content of the file.
+        own: Plain names of the backbone's tensors. If values under these names are no tensors, the
+            description says how many there are.
     """
     _, tensors = max(containers_of(content), key=lambda item: len(item[1]), default=((), {}))
     parts = [quoted(content)]
@@ -276,11 +317,21 @@ def described(content: dict[str, Any], own: Collection[str] = ()) -> str:
 
 
 def _count_arrays(named: dict[str, Any], own: Collection[str]) -> int:
-    """Count the values under the backbone's names that were skipped because they are no tensors."""
+    """Count the entries under the backbone's names that the reader skipped, as they are no tensors.
+
+    Args:
+        named: The entries of a dictionary.
+        own: Plain names of the backbone's tensors.
+    """
     skipped = [name for name, value in named.items() if isinstance(value, Skipped)]
     return sum(any(_unflattened(n[i:]) in own for i in _starts(n)) for n in skipped)
 
 
 def quoted(names: Collection[str], shown: int = 3) -> str:
-    """Return the first names of a file for a message, each cut to 80 characters."""
+    """Return the first names of a file for a message, each cut to 80 characters.
+
+    Args:
+        names: The names.
+        shown: How many of them to name.
+    """
     return first_few([repr(name)[:80] for name in names], shown) or "nothing"
