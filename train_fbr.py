@@ -387,7 +387,7 @@ def run_config(
         "init_background": start.background,
         "seeds": None,
         **({"clip": recipe.clip} if recipe.clip else {}),
-        **fingerprints(command.previous, command.method.inputs),
+        **dist.on_main(lambda: fingerprints(command.previous, command.method.inputs)),
         "jitter": None if recipe.jitter == command.method.recipe.jitter else recipe.jitter,
         "list_sha256": images.sha256,
         **data_hashes(
