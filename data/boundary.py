@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, seeds = command.out, command.seed_dir
     if out.resolve() == seeds.resolve():
         raise ValueError(f"--out {out} is the folder of the seeds: choose another")
-    catalog, images = open_list(command.data, saliency=command.saliency)
+    catalog, images = open_list(command.data, saliency=command.saliency, who="--saliency")
     require_files(
         seeds, images.ids, ".png", what="seeds", stage="crf_postprocess.py --cam-dir ... --seeds"
     )
