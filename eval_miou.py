@@ -15,7 +15,7 @@ from data.catalog import Catalog
 from data.readable import ImageList, ListFlags, open_list
 from tool.cli import run_stage
 from tool.crf.post import Post, post_of
-from tool.files import write_json
+from tool.files import spelled, write_json
 from tool.flags import flag, parse_flags
 from tool.formats.predictions import Predictions, colour_warning, read_mask, require_files
 from tool.parallel import dist
@@ -121,9 +121,9 @@ def score_image(
     """Add one image to `evaluation`; a `ValueError` names its prediction."""
     label = functools.partial(catalog.label, image_id)
     truth = catalog.read_mask(image_id)
-    around = (
-        None if context is None else read_mask(context / f"{image_id}.png", catalog.num_classes)
-    )
+    around = None
+    if context is not None:
+        around = read_mask(spelled(context, f"{image_id}.png"), catalog.num_classes)
     prediction = predictions.read(image_id, num_classes=catalog.num_classes, label=label)
     try:
         mask = evaluation.add(truth, prediction)

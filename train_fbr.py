@@ -126,6 +126,7 @@ def train(command: Command, device: torch.device) -> int:
     catalog, images = open_images(command)
     steps = command.recipe.steps_for(len(images.all_ids))
     recipe = dataclasses.replace(command.recipe, steps=steps, epochs=None)
+    warn_of_warmup(recipe)
     config = run_config(command, recipe, catalog, images)
     method = build_method(config)
     dataset = dataset_from(command, catalog, images.ids)
@@ -181,6 +182,16 @@ def train(command: Command, device: torch.device) -> int:
     return 0
 
 
+def warn_of_warmup(recipe: Recipe) -> None:
+    """Print a warning if the learning rate rises for the whole run."""
+    if recipe.warmup >= recipe.steps and recipe.warmup > 1 and dist.is_main():
+        print(
+            f"warning: --warmup {recipe.warmup} is not shorter than the run of {recipe.steps} "
+            "steps, so the learning rate never reaches its value: give fewer, or more --steps",
+            file=sys.stderr,
+        )
+
+
 def reads_truth(command: Command) -> bool:
     """Return whether the run trains on the dataset's own masks."""
     return "mask" in command.method.inputs and command.previous.folders.get("mask") == TRUTH
@@ -193,7 +204,8 @@ def open_images(command: Command) -> tuple[Catalog, ImageList]:
         dist.print_once(
             "--mask-dir truth: trained on ground truth, an upper bound and no weak supervision"
         )
-    return open_list(command.data, saliency="saliency" in inputs, masks=on_truth)
+    who = f"method {command.method_name!r}"
+    return open_list(command.data, saliency="saliency" in inputs, masks=on_truth, who=who)
 
 
 def look_at_masks(dataset: TrainDataset, out: Path) -> None:
@@ -387,7 +399,7 @@ def run_config(
         "init_background": start.background,
         "seeds": None,
         **({"clip": recipe.clip} if recipe.clip else {}),
-        **fingerprints(command.previous, command.method.inputs),
+        **dist.on_main(lambda: fingerprints(command.previous, command.method.inputs)),
         "jitter": None if recipe.jitter == command.method.recipe.jitter else recipe.jitter,
         "list_sha256": images.sha256,
         **data_hashes(

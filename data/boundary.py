@@ -22,7 +22,7 @@ from tqdm import tqdm
 from data.catalog import Catalog
 from data.readable import ListFlags, open_list
 from tool.cli import non_negative_float, positive_int, run_stage
-from tool.files import locked
+from tool.files import locked, spelled
 from tool.flags import flag, parse_flags
 from tool.formats.boundary import (
     BACKGROUND,
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     out, seeds = command.out, command.seed_dir
     if out.resolve() == seeds.resolve():
         raise ValueError(f"--out {out} is the folder of the seeds: choose another")
-    catalog, images = open_list(command.data, saliency=command.saliency)
+    catalog, images = open_list(command.data, saliency=command.saliency, who="--saliency")
     require_files(
         seeds, images.ids, ".png", what="seeds", stage="crf_postprocess.py --cam-dir ... --seeds"
     )
@@ -131,8 +131,10 @@ class BoundaryWriter:
     with_saliency: bool
 
     def __call__(self, image_id: str) -> bool:
-        seed_path, path = (folder / f"{image_id}.png" for folder in (self.seed_dir, self.out))
-        sources = [seed_path, *([self.catalog.saliency_path(image_id)] * self.with_saliency)]
+        seed_path, path = spelled(self.seed_dir, f"{image_id}.png"), self.out / f"{image_id}.png"
+        sources = [seed_path]
+        if self.with_saliency:
+            sources.append(self.catalog.saliency_path(image_id))
         size = self.catalog.image_size(image_id)[::-1]
         newest = max(source.stat().st_mtime_ns for source in sources)
         is_new = path.is_file() and path.stat().st_mtime_ns >= newest

@@ -207,6 +207,17 @@ class Catalog:
         )
         return saliency
 
+    def no_saliency(self, who: str) -> str:
+        """Return what a message says where maps are needed and there is no folder of them.
+
+        Args:
+            who: What needs them, such as "method 'fbr'".
+        """
+        return (
+            f"{who} needs saliency, and {self.saliency_root} is no folder: python -m data.saliency "
+            "makes it, --saliency-root says where it is, METHOD=cam needs none"
+        )
+
     def require_saliency(self, ids: Sequence[str]) -> None:
         """Check that there is a map for every image, and that some of the first 200 is bright.
 
@@ -215,10 +226,7 @@ class Catalog:
             ValueError: There is no folder of maps, a map is broken, or none is above one half.
         """
         if not self.has_saliency:
-            raise ValueError(
-                "saliency maps are needed: python -m data.saliency makes them, --saliency-root "
-                f"says where they are ({self.saliency_root} is no folder); cam and sfc need none"
-            )
+            raise ValueError(self.no_saliency("this method"))
         all_found(ids, self.saliency_path)
         brightest = 0
         for image_id in ids[:DARK_MAPS]:
@@ -228,7 +236,7 @@ class Catalog:
         raise ValueError(self.dark_saliency(brightest))
 
     def dark_saliency(self, brightest: int) -> str:
-        """Return what is wrong with maps whose largest value is at most one half."""
+        """Return what is wrong if the largest value of the first 200 maps is at most one half."""
         return (
             f"saliency maps in {self.saliency_root} are not scaled to 0..255: the largest value is "
             f"{brightest}, and only what is above {HALF} counts as salient"

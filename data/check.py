@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.catalog import HALF, Catalog, DatasetFlags, catalog_from
+from data.catalog import DARK_MAPS, HALF, Catalog, DatasetFlags, catalog_from
 from tool.cli import one_line, positive_int, run_stage
 from tool.files import write_json
 from tool.flags import flag, parse_flags
+from tool.formats.predictions import colour_warning
 from tool.parallel.processes import cores
+from tool.score.truth import no_foreground
 
 FILE_ERRORS = (ValueError, OSError)
 
@@ -111,9 +113,16 @@ def check(catalog: Catalog, ids: Sequence[str]) -> dict[str, Any]:
     one = functools.partial(examine, catalog, with_masks=with_masks, with_labels=with_labels)
     with ThreadPoolExecutor(cores()) as pool:
         findings = list(tqdm(pool.map(one, ids), total=len(ids), disable=None, leave=False))
-    brightest = [finding.brightest for finding in findings if finding.brightest is not None]
+    first = findings[:DARK_MAPS]  # the stages look at no more
+    brightest = [finding.brightest for finding in first if finding.brightest is not None]
     if brightest and max(brightest) <= HALF:
         problems.append(catalog.dark_saliency(max(brightest)))
+    masks = [finding.pixels for finding in findings if finding.pixels is not None]
+    if masks and not any(pixels[1:].any() for pixels in masks):
+        problems.append(no_foreground(", ".join(catalog.layout.masks), catalog.num_classes))
+    with_mask = (i for i, finding in zip(ids, findings, strict=True) if finding.pixels is not None)
+    if warning := colour_warning(map(catalog.mask_path, with_mask)):
+        notes.append(warning)
     return {
         **counts_of(findings, catalog.class_names),
         "notes": notes,
@@ -161,7 +170,8 @@ def as_text(report: dict[str, Any], *, show: int) -> str:
     for name, row in report["classes"].items():
         labelled, shown, share = row.values()
         lines.append(f"{name:<{width}} {labelled:>9} {shown:>9} {share:>12.2f}")
-    lines += [f"note: {note}" for note in report["notes"]]
+    for note in report["notes"]:
+        lines.append(note if note.startswith("warning: ") else f"note: {note}")
     for title, found in (
         ("labels and masks disagree", report["disagreements"]),
         ("problems", report["problems"]),

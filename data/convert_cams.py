@@ -23,7 +23,7 @@ from tqdm import tqdm
 from data.catalog import DatasetFlags, catalog_from
 from tool.cli import run_stage
 from tool.crf.post import post_of
-from tool.files import locked, write_npy
+from tool.files import locked, spelled, write_npy
 from tool.flags import flag, parse_flags
 from tool.formats.cam import Cam, Label, load_cam, save_cam
 from tool.formats.predictions import require_files
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         made_from = {"layout": layout, "cams": str(source)}
         claim(out, made_from, remarks={POST: post.as_note()})
         for image_id, label in tqdm(images, desc=layout, mininterval=1.0):
-            cam = load_cam(source / f"{image_id}.npy", label=label)
+            cam = load_cam(spelled(source, f"{image_id}.npy"), label=label)
             WRITERS[layout](out / f"{image_id}.npy", cam)
     print(f"{len(images)} CAMs in the layout {layout} in {command.out}")
 

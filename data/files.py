@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-import unicodedata
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tool.files import check_same, spellings
+
 _LOWER = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 IMAGE_SUFFIXES = (*_LOWER, *(suffix.upper() for suffix in _LOWER))
+_SETTLED = 2 * 10**9  # nanoseconds without a change, more than the steps of any file system's clock
+_MOST_FOLDERS = 16  # whose names are kept
 
 
 def check_id(image_id: str, where: str = "image id") -> str:
@@ -42,10 +47,9 @@ def find_file(
     """
     check_id(image_id)
     for folder in folders:
-        paths = (f"{folder}/{name}{end}" for name in _spellings(image_id) for end in suffixes)
-        found = [path for path in paths if os.path.isfile(path)]
+        found = _files_of(folder, image_id, suffixes)
         if len(found) > 1:
-            _check_same(found, f"{what} of {image_id!r}")
+            check_same(found, f"{what} of {image_id!r}")
         if found:
             return Path(found[0])
     first = folders[0] / f"{image_id}{suffixes[0]}"
@@ -53,23 +57,51 @@ def find_file(
     raise FileNotFoundError(f"{what} of {image_id!r} does not exist{hint}: {first} ({flag})")
 
 
-def _spellings(image_id: str) -> Sequence[str]:
-    """Return the forms of an id in which file systems may store it, the given one first."""
-    if image_id.isascii():
-        return (image_id,)
-    forms = (unicodedata.normalize(form, image_id) for form in ("NFC", "NFD"))
-    return list(dict.fromkeys((image_id, *forms)))
+class Listings:
+    """The names in folders, read once per folder, so that looking for a file needs few calls.
 
-
-def _check_same(paths: Sequence[str], what: str) -> None:
-    """Check that paths are names of one file, as they are where case does not count.
-
-    Raises:
-        ValueError: They are not.
+    A folder is listed when it has not changed for a while, and anew after it has changed. So what
+    is in the list is what is there.
     """
-    others = [path for path in paths[1:] if not os.path.samefile(path, paths[0])]
-    if others:
-        raise ValueError(f"{what} can be {paths[0]} or {others[0]}: keep one of the two files")
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[str, tuple[int, frozenset[str]]] = OrderedDict()
+
+    def names(self, folder: str) -> frozenset[str] | None:
+        """Return the names in a folder; None if there is none, or it has changed just now."""
+        try:
+            changed = os.stat(folder).st_mtime_ns
+            known = self._found.get(folder)
+            if known is None or known[0] != changed:
+                if time.time_ns() - changed < _SETTLED:
+                    return None
+                known = changed, frozenset(os.listdir(folder))
+                self._found[folder] = known
+                if len(self._found) > _MOST_FOLDERS:
+                    self._found.popitem(last=False)
+        except (OSError, KeyError):  # KeyError: another thread was faster
+            return None
+        return known[1]
+
+
+_listings = Listings()
+
+
+def _files_of(folder: Path, image_id: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Return the paths of the files of an id in a folder, in the order of spellings and suffixes.
+
+    If the list of the folder has none, the files are looked for one by one: where case does not
+    count, a file is found under names that no list has.
+    """
+    parent, _, name = f"{folder}/{image_id}".rpartition("/")
+    paths = [f"{parent}/{form}{end}" for form in spellings(name) for end in suffixes]
+    if not image_id.isascii() and "/" in image_id:  # the folders in an id may be spelled apart, too
+        paths = [f"{folder}/{form}{end}" for form in spellings(image_id) for end in suffixes]
+    elif names := _listings.names(parent):
+        listed = [path for path in paths if path[len(parent) + 1 :] in names]
+        if found := [path for path in listed if os.path.isfile(path)]:
+            return found
+    return [path for path in paths if os.path.isfile(path)]
 
 
 def all_found(ids: Sequence[str], find: Callable[[str], object]) -> None:

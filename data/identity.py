@@ -1,6 +1,6 @@
 """Hashes of what a run reads of its dataset, so that a run cannot go on with other data.
 
-They depend on names, sizes and contents, never on dates or on where the dataset is: a run goes on
+They depend on names and contents, never on dates or on where the dataset is: a run goes on
 with a copy of it.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data.catalog import Catalog
 from tool.files import file_hash
+from tool.parallel import dist
 from tool.parallel.processes import cores
 
 
@@ -20,6 +21,8 @@ def data_hashes(
     catalog: Catalog, image_ids: Sequence[str], inputs: Sequence[str], *, with_masks: bool = False
 ) -> dict[str, str]:
     """Return the hash of each kind of data that a run reads, by its name in the run's config.
+
+    Under torchrun one rank reads the files, and all get its result.
 
     Args:
         catalog: The dataset.
@@ -32,8 +35,8 @@ def data_hashes(
     def label(image_id: str) -> str:
         return str(catalog.label(image_id).tolist() if catalog.has_label(image_id) else None)
 
-    def size(image_id: str) -> str:
-        return _of_file(image_id, catalog.image_path, lambda path: str(path.stat().st_size))
+    def photograph(image_id: str) -> str:
+        return _of_file(image_id, catalog.image_path, file_hash)
 
     def saliency(image_id: str) -> str:
         return _of_file(image_id, catalog.saliency_path, file_hash)
@@ -41,14 +44,14 @@ def data_hashes(
     def mask(image_id: str) -> str:
         return _of_file(image_id, catalog.mask_path, file_hash)
 
-    found = {"images_sha256": _hash_of(image_ids, size)}
+    facts = {"photographs_sha256": photograph}
     if "label" in inputs:
-        found["labels_sha256"] = _hash_of(image_ids, label)
+        facts["labels_sha256"] = label
     if "saliency" in inputs:
-        found["saliency_sha256"] = _hash_of(image_ids, saliency)
+        facts["saliency_sha256"] = saliency
     if with_masks:
-        found["truth_sha256"] = _hash_of(image_ids, mask)
-    return found
+        facts["truth_sha256"] = mask
+    return dist.on_main(lambda: {name: _hash_of(image_ids, one) for name, one in facts.items()})
 
 
 def _of_file(image_id: str, find: Callable[[str], Path], facts: Callable[[Path], str]) -> str:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from data.files import check_id, find_file
+from tool.files import spelled
 
 HEADER = ["image_id", "classes"]
 
@@ -117,7 +118,7 @@ class AnnotationLabels(Mapping[str, np.ndarray]):
         return find_file([self.folder], image_id, (".xml",), what="annotation", flag="--root")
 
     def __contains__(self, image_id: object) -> bool:
-        return (self.folder / f"{check_id(str(image_id))}.xml").is_file()
+        return spelled(self.folder, f"{check_id(str(image_id))}.xml").is_file()
 
     def __iter__(self) -> Iterator[str]:
         files = sorted(self.folder.glob("*.xml"))

@@ -48,7 +48,7 @@ class ImageList:
 
 
 def open_list(
-    flags: ListFlags, *, saliency: bool = False, masks: bool = False
+    flags: ListFlags, *, saliency: bool = False, masks: bool = False, who: str = "this method"
 ) -> tuple[Catalog, ImageList]:
     """Open the dataset and read the list that the flags name.
 
@@ -56,12 +56,16 @@ def open_list(
         flags: The flags.
         saliency: The stage reads saliency maps.
         masks: The stage reads masks of the dataset.
+        who: What reads the saliency maps, for a message.
 
     Raises:
         FileNotFoundError: As `open_catalog` and `Catalog.ids`.
-        ValueError: As `open_catalog` and `Catalog.ids`, or no image can be read.
+        ValueError: As `open_catalog` and `Catalog.ids`, there is no folder of saliency maps, or no
+            image can be read.
     """
     catalog, name = catalog_from(flags)
+    if saliency and not catalog.has_saliency:
+        raise ValueError(catalog.no_saliency(who))
     ids = catalog.ids(name)
     if not flags.skip_bad_images:
         return catalog, ImageList(name, ids, ids)

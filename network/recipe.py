@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from tool.cli import non_negative_float, positive_float, positive_int
+from tool.cli import non_negative_float, non_negative_int, positive_float, positive_int
 from tool.crf.post import Post
 from tool.flags import flag
 from tool.infer.scales import Views
@@ -75,9 +75,9 @@ class Recipe:
     optimizer: str = "sgd"
     lr: float = flag(0.01, type=non_negative_float)
     rates: tuple[float, float, float, float] = (1, 2, 10, 20)
-    momentum: float = 0.0
-    weight_decay: float = 5e-4
-    warmup: int = flag(0, metavar="STEPS")
+    momentum: float = flag(0.0, type=non_negative_float)
+    weight_decay: float = flag(5e-4, type=non_negative_float)
+    warmup: int = flag(0, type=non_negative_int, metavar="STEPS")
     power: float = 0.9
     clip: float | None = flag(None, type=non_negative_float, metavar="NORM")
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)

@@ -1,4 +1,5 @@
 # What script_contrast.sh, script_amn.sh, script_sbe.sh and script_sfc.sh share: they source it, in the folder of the project.
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then sourced=1 && source "$(dirname "$0")/settings.sh"; fi
 
 set_gate() {  # the flags of GATE, which is 0 or 1
   case "$GATE" in

@@ -7,7 +7,8 @@
 # each). BASELINE=eps adds paired differences to that method, over the seeds that both have on one processor model. Every
 # setting of script_contrast.sh holds here. Finished runs are kept.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+calls="script_contrast.sh"
+source "$(dirname "$0")/settings.sh"
 source scripts/comparison.sh
 METHODS="${METHODS:-fill cam eps ppc fbr}"
 export COMPARE_OUT="${OUT:-out/compare-${DATASET:-toy}}"

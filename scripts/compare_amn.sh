@@ -6,7 +6,8 @@
 # All methods of a seed share its first stage. JOBS=2 runs two seeds at a time (one thread each). Every setting of
 # script_amn.sh holds here. BASELINE=amn adds paired differences to that row. Finished runs are kept.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+calls="script_amn.sh"
+source "$(dirname "$0")/settings.sh"
 source scripts/comparison.sh
 export GATE="${GATE:-0}"                    # one for all methods, as they share the first stage
 export METHODS="${METHODS:-cam amn fbr_amn}"

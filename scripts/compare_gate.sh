@@ -8,7 +8,9 @@
 # the CRF, 8 among them (the best is an oracle). SAVE=FOLDER receives the figures of each run. JOBS=2 runs two at a time (one thread
 # each). What is finished is kept.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+methods="cam eps ppc fbr sfc"
+calls="sweep_gate.sh"
+source "$(dirname "$0")/settings.sh"
 source scripts/comparison.sh
 METHODS="${METHODS:-cam eps ppc fbr}"
 export DATASET="${DATASET:-toy}" LIST="${LIST:-train}" ALPHAS="${ALPHAS:-8}"

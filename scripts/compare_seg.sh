@@ -7,7 +7,8 @@
 # SEEDS="0 1 2"; JOBS=2 runs two at a time (one thread each). SAVE=FOLDER receives the figures of each run. Every setting
 # of script_seg.sh holds here. LABELS=1 by default. Finished runs are kept.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+calls="script_seg.sh"
+source "$(dirname "$0")/settings.sh"
 source scripts/comparison.sh
 MASKS="${MASKS:?set MASKS to pairs NAME=FOLDER}"
 export DATASET="${DATASET:-toy}" LABELS="${LABELS:-1}"

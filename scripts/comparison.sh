@@ -1,6 +1,6 @@
 # What compare.sh and compare_amn.sh share: they source it, in the folder of the project.
 # It makes the embedded dataset and sets SEEDS, JOBS and the number of threads. `logged` runs a part of the work.
-PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then sourced=1 && source "$(dirname "$0")/settings.sh"; fi
 export PYTHON_READY="$PYTHON"
 SEEDS="${SEEDS:-0 1 2}"
 JOBS="${JOBS:-1}"

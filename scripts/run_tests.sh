@@ -6,7 +6,8 @@
 #
 # Further arguments go to pytest. TEST_PROCESSES=1 runs the tests in one process; the default is one per core.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+arguments=1
+source "$(dirname "$0")/settings.sh"
 tier=(-m "not slow")
 if [ "${1:-}" = --all ]; then
   tier=()

@@ -17,9 +17,9 @@
 # embedded dataset and your own photographs.
 # Each stage restarts where it stopped. Masks are scored on SCORE_LIST; the checkpoint is the last step's.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
-
+methods="cam amn fbr_amn"
+stages="irn"
+source "$(dirname "$0")/settings.sh"
 source scripts/chain.sh
 METHOD="${METHOD:-fbr_amn}"
 DATASET="${DATASET:-toy}"

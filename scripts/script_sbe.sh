@@ -20,9 +20,8 @@
 # embedded dataset and your own photographs.
 # Each stage restarts where it stopped. Masks are scored on SCORE_LIST; the checkpoint is the last step's.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
-
+methods="sbe bes"
+source "$(dirname "$0")/settings.sh"
 source scripts/chain.sh
 METHOD="${METHOD:-sbe}"
 DATASET="${DATASET:-toy}"

@@ -15,9 +15,8 @@
 # masks. SEED=0  OUT=out/...  LIST=val  SHORT=1|0  STEPS, BACKBONE, WEIGHTS, SCALES are further settings; TRAIN_FLAGS goes to
 # train_fbr.py. Each stage restarts where it stopped.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
-
+methods="deeplab2 deeplab2_advcam deeplab1"
+source "$(dirname "$0")/settings.sh"
 METHOD="${METHOD:-deeplab2}"
 DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"

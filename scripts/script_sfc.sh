@@ -19,9 +19,9 @@
 # embedded dataset and your own photographs.
 # Each stage restarts where it stopped. Masks are scored on SCORE_LIST; the checkpoint is the last step's.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
-
+methods="sfc"
+stages="sfc_irn"
+source "$(dirname "$0")/settings.sh"
 source scripts/chain.sh
 DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"

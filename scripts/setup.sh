@@ -10,6 +10,13 @@
 # if it is a virtual environment with torch and torchvision; else a new .venv (about 5 GB; if the Python that makes it has
 # torch and torchvision, .venv uses those). A torch that is new enough stays as it is.
 set -euo pipefail
+case "${1:-}" in
+  -h | --help) sed -n '1,/^[^#]/{s/^# //p;s/^#$//p;}' "$0" && exit 0 ;;
+esac
+case "${PYTHON:-}" in
+  /*) ;;
+  */*) PYTHON="$PWD/$PYTHON" ;;                                  # of the folder that this is called from
+esac
 cd "$(dirname "$0")/.."
 say() { echo "setup: $*" >&2; }
 

@@ -10,8 +10,9 @@
 #SBATCH --time=12:00:00
 #SBATCH --signal=TERM@120
 set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
-PYTHON="$(bash scripts/setup.sh)"
+methods="fbr"
+script=slurm_contrast.sh                                         # SLURM runs a copy of another name
+source "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}/scripts/settings.sh"
 
 DATASET="${DATASET:-voc12}"
 ROOT="${ROOT:?set ROOT to the folder of the dataset}"

@@ -7,9 +7,7 @@
 # ALPHAS="2 3 4 8" are the exponents; the best of them on ground truth is an oracle, and the table says so. SCALES goes to
 # infer_cam.py. SAVE=FOLDER receives the figures of each run, a small JSON. What is finished is kept.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
-
+source "$(dirname "$0")/settings.sh"
 RUNS="${RUNS:?set RUNS to run directories}"
 DATASET="${DATASET:-toy}"
 if [ "$DATASET" = toy ]; then ROOT="${ROOT:-out/toy-data}" SCALES="${SCALES:-2}"; fi

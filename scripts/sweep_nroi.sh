@@ -5,7 +5,8 @@
 #   SHORT=1 STEPS=400 DATASET=voc12 ROOT=... TRAIN_LIST=train bash scripts/sweep_nroi.sh
 # SEEDS, JOBS and every setting of script_contrast.sh hold as in compare.sh.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+calls="compare.sh"
+source "$(dirname "$0")/settings.sh"
 VARIANTS="fbr:--weight-nce-nroi=0 fbr:--weight-nce-nroi=0.01 fbr:--weight-nce-nroi=0.05 fbr:--weight-nce-nroi=0.2"
 export OUT="${OUT:-out/sweep-nroi-${DATASET:-toy}}" METHODS="${VARIANTS}" SEEDS="${SEEDS:-0}"
 exec bash scripts/compare.sh

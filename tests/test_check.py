@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.catalog import HALF, open_catalog
 from data.check import main
+from tool.formats.mask import palette
+from tool.score.truth import no_foreground
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("WSSS_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -162,3 +165,56 @@ def test_without_labels_a_note_says_what_can_train(folder_dataset: Path) -> None
     status, report = run(folder_dataset)
     assert status == 0
     assert any("labels" in note and "only methods" in note for note in report["notes"])
+
+
+def test_what_the_stages_refuse_or_warn_of_is_said(
+    folder_dataset: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Ground truth without a class, saliency that is not scaled, colours at other indices."""
+    assert run(folder_dataset)[0] == 0
+    colours = palette().copy()
+    colours[[1, 2]] = colours[[2, 1]]
+    for path in (folder_dataset / "masks").glob("*.png"):
+        mask = Image.fromarray(np.where(np.array(Image.open(path)) > 0, 255, 0).astype(np.uint8))
+        mask.putpalette(colours.tobytes())
+        mask.save(path)
+    status, report = run(folder_dataset)
+    assert status == 2
+    (problem,) = report["problems"]
+    assert problem == no_foreground("masks", 3)
+    dark = [path for path in (folder_dataset / "saliency").glob("*.png") if path.stem != "empty"]
+    for path in dark:
+        Image.fromarray(np.array(Image.open(path)) // 230).save(path)
+    Image.new("L", (60, 60), HALF).save(folder_dataset / "saliency" / "empty.png")
+    catalog = open_catalog("folder", folder_dataset)
+    _, report = run(folder_dataset)
+    with pytest.raises(ValueError, match="not scaled to 0") as error:
+        catalog.require_saliency(catalog.ids("train"))
+    assert str(error.value) in report["problems"]
+    dark[0].unlink()  # an image without its map takes nothing from the others
+    assert catalog.dark_saliency(HALF) in run(folder_dataset)[1]["problems"]
+    mask = Image.open(folder_dataset / "masks" / "d6.png")
+    values = np.array(mask)
+    values[:5] = 1
+    image = Image.fromarray(values)
+    image.putpalette(colours.tobytes())
+    image.save(folder_dataset / "masks" / "d6.png")
+    capsys.readouterr()
+    _, report = run(folder_dataset)
+    assert no_foreground("masks", 3) not in report["problems"]
+    (note,) = report["notes"]
+    assert note.startswith("warning: ")
+    assert "has the colour of class 2 at the value 1" in note
+    assert note in capsys.readouterr().out.splitlines()
+
+
+def test_maps_beyond_the_first_200_do_not_count(
+    folder_dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the stages, which look at no more."""
+    for module in ("data.check", "data.catalog"):
+        monkeypatch.setattr(f"{module}.DARK_MAPS", 2)
+    for name in ("a1", "2007_000032"):
+        path = folder_dataset / "saliency" / f"{name}.png"
+        Image.fromarray(np.array(Image.open(path)) // 230).save(path)
+    assert any("not scaled" in line for line in run(folder_dataset)[1]["problems"])

@@ -79,7 +79,7 @@ def test_only_what_is_asked_for_is_loaded(catalog: Catalog) -> None:
     (catalog.root / "saliency").rmdir()
     assert "saliency" not in training(catalog, inputs=("image", "label"))[0, 0]
     with pytest.raises(
-        ValueError, match=r"saliency maps are needed: python -m data\.saliency .* --saliency-root"
+        ValueError, match=r"needs saliency, .*: python -m data\.saliency .* --saliency-root"
     ):
         training(catalog)
 

@@ -24,7 +24,11 @@ def change_label(root: Path) -> None:
 
 
 def change_photograph(root: Path) -> None:
-    Image.new("RGB", (80, 64)).save(root / "images" / "a1.jpg")
+    """Change what the file holds, and not its size."""
+    path = root / "images" / "a1.jpg"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def change_pixel(folder: str) -> Callable[[Path], None]:
@@ -41,7 +45,7 @@ def change_pixel(folder: str) -> Callable[[Path], None]:
 
 CHANGES = {
     "labels_sha256": change_label,
-    "images_sha256": change_photograph,
+    "photographs_sha256": change_photograph,
     "saliency_sha256": change_pixel("saliency"),
     "truth_sha256": change_pixel("masks"),
 }
@@ -75,10 +79,10 @@ def test_what_is_not_read_does_not_count(folder_dataset: Path) -> None:
     ids = catalog.ids("train")
     shutil.rmtree(folder_dataset / "saliency")
     (folder_dataset / "labels.csv").unlink()
-    assert data_hashes(catalog, ids, ("image", "mask")).keys() == {"images_sha256"}
+    assert data_hashes(catalog, ids, ("image", "mask")).keys() == {"photographs_sha256"}
 
 
-@pytest.mark.parametrize("name", ["labels_sha256", "images_sha256", "saliency_sha256"])
+@pytest.mark.parametrize("name", ["labels_sha256", "photographs_sha256", "saliency_sha256"])
 def test_other_data_do_not_resume(tmp_path: Path, name: str) -> None:
     root, out = write_folder(tmp_path / "data"), tmp_path / "out"
     flags = train_flags(root, out, method="eps", steps=1)
@@ -95,5 +99,12 @@ def test_a_checkpoint_of_an_older_version_goes_on(folder_root: Path, tmp_path: P
     content = load_checkpoint(tmp_path / "checkpoint.pth")
     for name in DATA:
         content["config"].pop(name, None)
+    content["config"]["images_sha256"] = "of the sizes"
     save_checkpoint(tmp_path / "checkpoint.pth", content)
     assert "complete" in run("train_fbr.py", *flags).stdout
+
+
+def test_one_rank_reads_the_files(folder_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.identity.file_hash", lambda _: pytest.fail("read by this rank"))
+    monkeypatch.setattr("tool.parallel.dist.is_main", lambda: False)
+    assert hashes(folder_root) is None  # without a group nothing is sent

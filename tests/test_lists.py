@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -9,11 +10,17 @@ import numpy as np
 import pytest
 from conftest import write_folder, write_voc
 from PIL import Image
+from runs import run
 
 from data.catalog import Catalog, open_catalog
 from data.dataset import InferDataset
-from data.files import IMAGE_SUFFIXES
+from data.files import _MOST_FOLDERS, IMAGE_SUFFIXES, Listings
 from data.lists import id_of_line
+from tool.files import spelled
+from tool.formats.cam import Cam, save_cam
+from tool.formats.mask import save_mask
+from tool.formats.predictions import require_files
+from tool.infer.previous import PreviousOutputs
 from tool.infer.scales import Views
 
 COMPOSED, APART = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
@@ -174,3 +181,106 @@ def test_two_files_of_labels_must_agree(folder_dataset: Path) -> None:
     with pytest.raises(ValueError, match=r"labels\.csv and .*cls_labels\.npy give 'a1' different"):
         open_catalog("folder", folder_dataset).label("a1")
     assert open_catalog("folder", folder_dataset, labels=path).label("a1").tolist() == [0, 1, 0]
+
+
+@pytest.fixture
+def settled(folder_dataset: Path) -> Path:
+    """A dataset whose folders have not changed for a while, so that they are listed."""
+    for folder in ("images", "masks", "saliency"):
+        os.utime(folder_dataset / folder, (1e9, 1e9))
+    return folder_dataset
+
+
+def test_a_folder_is_listed_once(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = open_catalog("folder", settled)
+    ids = catalog.ids("train")
+    catalog.image_path(ids[0])
+    calls: list[object] = []
+    is_file, listdir = os.path.isfile, os.listdir
+    monkeypatch.setattr("os.path.isfile", lambda path: calls.append(path) or is_file(path))
+    monkeypatch.setattr("os.listdir", lambda path: pytest.fail("again") or listdir(path))
+    found = [catalog.image_path(image_id) for image_id in ids]
+    assert len(calls) == len(ids), "one look at the file that is found"
+    assert [path.stem for path in found] == ids
+
+
+def test_files_that_appear_and_go_are_seen(settled: Path) -> None:
+    catalog, images = open_catalog("folder", settled), settled / "images"
+    assert catalog.image_path("a1").suffix == ".jpg"
+    with pytest.raises(FileNotFoundError):
+        catalog.image_path("late")
+    Image.new("RGB", (4, 4)).save(images / "late.png")
+    Image.new("RGB", (4, 4)).save(images / "a1.png")
+    assert catalog.image_path("late").name == "late.png"
+    with pytest.raises(ValueError, match="keep one of the two files"):
+        catalog.image_path("a1")
+    (images / "a1.jpg").unlink()
+    assert catalog.image_path("a1").suffix == ".png"
+    # A file whose folder shows the same date as before is found all the same.
+    os.utime(images, (1e9, 1e9))
+    assert catalog.image_path("late").name == "late.png"
+    Image.new("RGB", (4, 4)).save(images / "hidden.png")
+    os.utime(images, (1e9, 1e9))
+    assert catalog.image_path("hidden").name == "hidden.png"
+
+
+def test_names_of_few_folders_are_kept(tmp_path: Path) -> None:
+    listings = Listings()
+    for number in range(3 * _MOST_FOLDERS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "a").touch()
+        assert listings.names(str(folder)) is None, "it has changed just now"
+        os.utime(folder, (1e9, 1e9))
+        assert listings.names(str(folder)) == {"a"}
+    assert len(listings._found) == _MOST_FOLDERS
+    assert listings.names(str(tmp_path / "none")) is None
+
+
+def test_files_of_other_programs_may_spell_accents_apart(tmp_path: Path) -> None:
+    for suffix in (".npy", ".png"):
+        (tmp_path / f"{APART}{suffix}").touch()
+        require_files(tmp_path, [COMPOSED], suffix, what="files", stage="x")
+        assert spelled(tmp_path, f"{COMPOSED}{suffix}").name == f"{APART}{suffix}"
+    assert spelled(tmp_path, "ü.png") == tmp_path / "ü.png"
+    (tmp_path / f"{COMPOSED}.png").touch()
+    with pytest.raises(ValueError, match="keep one of the two files"):
+        spelled(tmp_path, f"{COMPOSED}.png")
+
+
+def test_predictions_cams_and_seeds_may_spell_accents_apart(tmp_path: Path) -> None:
+    """From CAMs to masks to a score, and as files of a previous stage."""
+    root = tmp_path / "data"
+    for folder in ("images", "masks", "lists"):
+        (root / folder).mkdir(parents=True)
+    (root / "classes.txt").write_text("cup\n")
+    (root / "labels.csv").write_text(f"image_id,classes\n{COMPOSED},cup\n", encoding="utf-8")
+    (root / "lists/train.txt").write_text(f"{COMPOSED}\n", encoding="utf-8")
+    Image.new("RGB", (8, 6)).save(root / "images" / f"{APART}.jpg")
+    mask = np.zeros((6, 8), np.uint8)
+    mask[2:4] = 1
+    save_mask(root / "masks" / f"{APART}.png", mask)
+    cam = Cam(np.array([1], np.uint8), mask[None].astype(np.float32))
+    save_cam(tmp_path / "cam" / f"{APART}.npy", cam)
+    data = ["--dataset", "folder", "--root", root, "--list", "train"]
+    out = tmp_path / "out"
+    crf = ["--cam-dir", tmp_path / "cam", "--out", out, "--threshold", 0.5, "--workers", 1]
+    for line in ("1 written", "0 written"):
+        assert line in run("crf_postprocess.py", *data, *crf).stdout
+    (out / f"{COMPOSED}.png").rename(out / f"{APART}.png")
+    for folder in (tmp_path / "cam", out):
+        result = run("eval_miou.py", *data, "--pred-dir", folder, "--bg-threshold", 0.5)
+        assert "mIoU 100.00" in result.stdout, result.stderr
+    shares = ["--threshold-from", out, "--cam-dir", tmp_path / "cam", "--out", tmp_path / "again"]
+    assert "1 written" in run("crf_postprocess.py", *data, *shares, "--workers", 1).stdout
+    seeds = ["--seed-dir", out, "--out", tmp_path / "boundary", "--workers", 1]
+    assert "1 boundary labels written" in run("data/boundary.py", *data, *seeds).stdout
+    native = ["--cam-dir", tmp_path / "cam", "--to", "irn", "--out", tmp_path / "irn"]
+    assert run("data/convert_cams.py", *data, *native).returncode == 0
+    previous = PreviousOutputs({"seed": out, "cam": tmp_path / "cam"})
+    previous.require(("seed", "cam"), [COMPOSED])
+    found = previous.read(
+        ("seed", "cam"), COMPOSED, size=(6, 8), label=lambda: np.ones(1), num_classes=1
+    )
+    assert found["seed"].tolist() == mask.tolist()
+    assert previous.whole([COMPOSED], label=lambda _: np.ones(1)).with_background is False

@@ -72,9 +72,9 @@ def test_the_chain_runs_whole_and_restarts(
 
 
 def test_an_unknown_method_is_named(folder_root: Path) -> None:
-    done = script("script_sbe.sh", {"ROOT": folder_root, "METHOD": "irn"})
+    done = script("script_sbe.sh", {"ROOT": folder_root, "METHOD": "ibn"})
     assert done.returncode == 2
-    assert "METHOD=irn: give sbe or bes" in done.stderr
+    assert "METHOD=ibn: give sbe or bes" in done.stderr
 
 
 @pytest.mark.parametrize("method", ["sbe", "bes"])

@@ -136,6 +136,14 @@ def non_negative_float(text: str) -> float:
     return value
 
 
+def non_negative_int(text: str) -> int:
+    """Parse an integer of at least 0; an `argparse` type."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 0")
+    return value
+
+
 def positive_int(text: str) -> int:
     """Parse an integer of at least 1; an `argparse` type."""
     value = int(text)

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,45 @@ def locked(directory: Path | str) -> Iterator[Path]:
                 f"another run is writing to {directory}: wait for it or choose another folder"
             ) from error
         yield directory
+
+
+def spellings(name: str) -> Sequence[str]:
+    """Return the forms of a name in which file systems may store it, the given one first.
+
+    Archives of macOS spell an accent as a letter of its own (NFD).
+    """
+    if name.isascii():
+        return (name,)
+    forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return list(dict.fromkeys((name, *forms)))
+
+
+def spelled(directory: Path, name: str) -> Path:
+    """Return the path of a file in whatever spelling it is there; as given if it is not there.
+
+    Args:
+        directory: The folder.
+        name: Of the file, with its suffix; may hold inner slashes.
+
+    Raises:
+        ValueError: Two files have the name, in different spellings.
+    """
+    if name.isascii():
+        return directory / name
+    found = [path for form in spellings(name) if (path := directory / form).exists()]
+    check_same(found, f"file {name!r}")
+    return found[0] if found else directory / name
+
+
+def check_same(paths: Sequence[Path | str], what: str) -> None:
+    """Check that paths are names of one file, as they are where case does not count.
+
+    Raises:
+        ValueError: They are not.
+    """
+    others = [path for path in paths[1:] if not os.path.samefile(path, paths[0])]
+    if others:
+        raise ValueError(f"{what} can be {paths[0]} or {others[0]}: keep one of the two files")
 
 
 def file_hash(path: Path | str) -> str:

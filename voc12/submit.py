@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from data.catalog import Catalog, DatasetFlags, catalog_from
 from tool.cli import run_stage
-from tool.files import atomic_path
+from tool.files import atomic_path, spelled
 from tool.flags import flag, parse_flags
 from tool.formats.image import BROKEN, check_size
 from tool.formats.mask import load_mask, palette, write_mask
@@ -111,7 +111,7 @@ def write_archive(path: Path, masks: Path, ids: Sequence[str], *, mode: str) -> 
         archive = files.enter_context(tarfile.open(fileobj=file, mode="w"))
         for image_id in tqdm(ids, desc="write", mininterval=1.0):
             content = io.BytesIO()
-            write_mask(content, load_mask(masks / f"{image_id}.png"))
+            write_mask(content, load_mask(spelled(masks, f"{image_id}.png")))
             member = tarfile.TarInfo(f"{FOLDER}/{image_id}.png")
             member.size = content.tell()
             content.seek(0)

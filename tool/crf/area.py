@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tool.crf.stage import Images
+from tool.files import spelled
 from tool.formats.cam import at_size, best_foreground, load_cam
 from tool.formats.image import check_size
 from tool.formats.predictions import check_classes, read_mask
@@ -48,12 +49,12 @@ class Areas:
             ValueError: The CAM has a background row, or a file is broken or of another size; names
                 the file.
         """
-        source = self.cam_dir / f"{image_id}.npy"
+        source = spelled(self.cam_dir, f"{image_id}.npy")
         cam = load_cam(source, label=lambda: self.images.label(image_id))
         check_classes(source, cam.class_index, self.images.num_classes)
         if cam.has_background:
             raise ValueError(f"{source}: a CAM with a background row takes no threshold")
-        path = self.mask_dir / f"{image_id}.png"
+        path = spelled(self.mask_dir, f"{image_id}.png")
         mask = read_mask(path, self.images.num_classes)
         size = self.images.image_size(image_id)[::-1]
         check_size(path, mask.shape, "its image", size)

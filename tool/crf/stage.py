@@ -14,6 +14,7 @@ from PIL import Image
 
 from tool.crf.dense import Preset
 from tool.crf.jobs import Task, mask_task, seed_task, solve, solve_batch, threshold_task
+from tool.files import spelled
 from tool.formats.cam import Cam, as_stored, at_size, load_cam
 from tool.formats.image import batches_of_one_size, reduced
 from tool.formats.mask import enlarged, is_whole, save_mask
@@ -110,7 +111,7 @@ class PostProcess:
         Raises:
             ValueError: As for `__call__`.
         """
-        source = self.cam_dir / f"{image_id}.npy"
+        source = spelled(self.cam_dir, f"{image_id}.npy")
         if cam is None:
             cam = load_cam(source, label=lambda: self.images.label(image_id))
             check_classes(source, cam.class_index, self.images.num_classes)
@@ -216,7 +217,7 @@ class PostProcess:
 
     def _is_done(self, image_id: str) -> bool:
         """Return whether the file of an image is whole and not older than its CAM."""
-        source, target = self.cam_dir / f"{image_id}.npy", self.out / f"{image_id}.png"
+        source, target = spelled(self.cam_dir, f"{image_id}.npy"), self.out / f"{image_id}.png"
         if not target.is_file() or target.stat().st_mtime_ns < source.stat().st_mtime_ns:
             return False
         return self.is_whole(image_id)

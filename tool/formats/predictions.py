@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tool.files import first_few
+from tool.files import first_few, spelled
 from tool.formats.cam import Cam, Label, load_cam
 from tool.formats.mask import UNKNOWN, load_mask, misplaced_colour
 
@@ -20,7 +20,7 @@ def require_files(
     """Check that `directory` has the file ID + `suffix` for every image.
 
     Args:
-        directory: The folder of the files.
+        directory: The folder of the files, whose names may be spelled in another form of Unicode.
         image_ids: The ids of the images.
         suffix: The end of the file names, with its dot.
         what: The kind of file, in the plural, for the message.
@@ -31,7 +31,8 @@ def require_files(
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"folder of {what} {directory} does not exist: run {stage} first")
-    missing = [name for name in image_ids if not (directory / f"{name}{suffix}").is_file()]
+    names = [(image_id, f"{image_id}{suffix}") for image_id in image_ids]
+    missing = [image_id for image_id, name in names if not spelled(directory, name).is_file()]
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of {len(image_ids)} {what} are missing in {directory} "
@@ -65,7 +66,7 @@ class Predictions:
             ValueError: The folder holds both kinds.
         """
         has_cam, has_mask = (
-            any((directory / f"{name}{suffix}").is_file() for name in image_ids)
+            any(spelled(directory, f"{name}{suffix}").is_file() for name in image_ids)
             for suffix in (".npy", ".png")
         )
         if has_cam and has_mask:
@@ -79,7 +80,7 @@ class Predictions:
 
     def path(self, image_id: str) -> Path:
         """Return the path of the prediction of one image."""
-        return self.directory / f"{image_id}{'.npy' if self.kind == 'cam' else '.png'}"
+        return spelled(self.directory, f"{image_id}{'.npy' if self.kind == 'cam' else '.png'}")
 
     def read(self, image_id: str, *, num_classes: int, label: Label = None) -> np.ndarray | Cam:
         """Read the prediction of one image: a mask (H, W) uint8, or a `Cam`.

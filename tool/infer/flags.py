@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from tool.cli import DEVICES, positive_int
+from tool.cli import DEVICES, non_negative_int, positive_int
 from tool.flags import flag
 from tool.infer.scales import Views
 from tool.parallel.machine import spare_cores
@@ -99,7 +99,7 @@ class RunFlags:
     """
 
     batch_size: int | None = flag(None, type=positive_int, metavar="IMAGES")
-    num_workers: int = flag(spare_cores, metavar="N")
+    num_workers: int = flag(spare_cores, type=non_negative_int, metavar="N")
     crf_workers: int = flag(default_workers, type=positive_int, metavar="N")
     device: str = flag("auto", choices=DEVICES)
     amp: bool = False

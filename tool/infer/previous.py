@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tool.files import spelled
 from tool.formats.boundary import load_boundary
 from tool.formats.cam import Cam, check_maps, load_cam, strided_size
 from tool.formats.image import check_size
@@ -90,7 +91,7 @@ class PreviousOutputs:
             ValueError: A CAM is broken; names the file.
         """
         for image_id in image_ids:
-            path = self.folders["cam"] / f"{image_id}.npy"
+            path = spelled(self.folders["cam"], f"{image_id}.npy")
             cam = load_cam(path, label=functools.partial(label, image_id))
             if cam.class_index.size:
                 return dataclasses.replace(self, cam_stride=1, with_background=cam.has_background)
@@ -120,7 +121,7 @@ class PreviousOutputs:
                 )
             require_files(folder, image_ids, kind.suffix, what=kind.what, stage=kind.made_by)
             if kind.key in CLASSES and dist.is_main():
-                paths = (folder / f"{image_id}{kind.suffix}" for image_id in image_ids)
+                paths = (spelled(folder, f"{image_id}{kind.suffix}") for image_id in image_ids)
                 if warning := colour_warning(paths):
                     print(warning, file=sys.stderr)
 
@@ -176,7 +177,7 @@ class PreviousOutputs:
             ValueError: The file is broken, has another size, a class above K or a value that no
                 boundary label has; names the file.
         """
-        path = self.folders[key] / f"{image_id}{KINDS[key].suffix}"
+        path = spelled(self.folders[key], f"{image_id}{KINDS[key].suffix}")
         mask = load_boundary(path) if num_classes is None else read_mask(path, num_classes)
         check_size(path, mask.shape, "its image", size)
         return mask
@@ -205,7 +206,7 @@ class PreviousOutputs:
             ValueError: The file is broken, has another size or a class above K, or does not agree
                 with `with_background`; names the file.
         """
-        path = self.folders["cam"] / f"{image_id}.npy"
+        path = spelled(self.folders["cam"], f"{image_id}.npy")
         cam = load_cam(path, label=label)
         check_classes(path, cam.class_index, num_classes)
         check_maps(cam, size, path)

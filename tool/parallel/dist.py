@@ -12,7 +12,7 @@ import contextlib
 import datetime
 import os
 import sys
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -180,6 +180,24 @@ def sum_over_ranks(counts: np.ndarray) -> np.ndarray:
     with _naming_lost_ranks():
         group.all_reduce(total)
     return total.cpu().numpy()
+
+
+def on_main(make: Callable[[], Item]) -> Item:
+    """Return on every rank what `make` returns on the one that writes shared files.
+
+    It is called on no other rank, as what reads many files should be.
+
+    Args:
+        make: Returns something small.
+    """
+    made: list[Item | None] = [None]
+    with all_or_none():
+        if is_main():
+            made[0] = make()
+    if group := _group():
+        with _naming_lost_ranks():
+            group.broadcast_object_list(made)
+    return cast(Item, made[0])
 
 
 @contextlib.contextmanager

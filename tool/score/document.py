@@ -11,6 +11,7 @@ import numpy as np
 from tool.files import atomic_path
 from tool.score.evaluation import Evaluation
 from tool.score.metrics import THRESHOLDS
+from tool.score.truth import no_foreground
 
 ORACLE_NOTE = "oracle: chosen on ground truth"
 
@@ -35,10 +36,7 @@ def document_of(evaluation: Evaluation, class_names: Sequence[str], protocol: di
     names = ["background", *class_names]
     scores = evaluation.scores()
     if not evaluation.confusion[1:].any():
-        raise ValueError(
-            f"no ground truth in {protocol.get('ground_truth')} has a pixel of a class: a mask has "
-            f"class indices, 0 for background, 1..{len(class_names)}, and 255 for not scored"
-        )
+        raise ValueError(no_foreground(protocol.get("ground_truth"), len(class_names)))
     # The classes in neither truth nor prediction, which the mean leaves out.
     absent = [name for name, value in zip(names, scores.iou, strict=True) if math.isnan(value)]
     document = {

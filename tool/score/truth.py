@@ -11,6 +11,19 @@ from typing import Any
 import numpy as np
 
 
+def no_foreground(where: object, num_classes: int) -> str:
+    """Return what is wrong with ground truth of which no pixel is of a class.
+
+    Args:
+        where: Its folder.
+        num_classes: K.
+    """
+    return (
+        f"no ground truth in {where} has a pixel of a class: a mask has class indices, 0 for "
+        f"background, 1..{num_classes}, and 255 for not scored"
+    )
+
+
 @dataclasses.dataclass(eq=False)
 class TruthFiles:
     """The ground-truth files of an image list, counted and hashed one by one, in any order.

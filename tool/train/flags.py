@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from tool.cli import DEVICES, positive_int
+from tool.cli import DEVICES, non_negative_int, positive_int
 from tool.flags import flag
 from tool.parallel.machine import spare_cores
 
@@ -32,8 +32,8 @@ class RunFlags:
     seed: int = 0
     save_every: int = flag(200, type=positive_int, metavar="STEPS")
     log_every: int = flag(20, type=positive_int, metavar="STEPS")
-    picture_every: int = flag(200, metavar="STEPS")
-    num_workers: int = flag(spare_cores, metavar="N")
+    picture_every: int = flag(200, type=non_negative_int, metavar="STEPS")
+    num_workers: int = flag(spare_cores, type=non_negative_int, metavar="N")
     device: str = flag("auto", choices=DEVICES)
     amp: bool = False
     compile: str | None = flag(

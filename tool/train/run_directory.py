@@ -19,10 +19,11 @@ CHECKPOINT = "checkpoint.pth"
 # What the data of a run are, in its config. Checkpoints of older versions do not say it.
 DATA = {
     "labels_sha256": "labels",
-    "images_sha256": "photographs",
+    "photographs_sha256": "photographs",
     "saliency_sha256": "saliency maps",
     "truth_sha256": "ground-truth masks",
 }
+NO_LONGER = {"images_sha256"}  # what older versions say, and nothing compares: the files' sizes
 COUNTER = "num_batches_tracked"  # a norm's counter is no weight, and a frozen norm has none
 _LARGEST_LACK = 2**28  # how many numbers a file may lack, which are then made: the bank's
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
@@ -120,7 +121,7 @@ def resume_run(
     checkpoint = load_checkpoint(path)
     theirs = checkpoint["config"]
     for name in dict.fromkeys((*config, *theirs)):  # a setting that is not used may be left out
-        if name in DATA and name not in theirs:
+        if name in NO_LONGER or (name in DATA and name not in theirs):
             continue
         if as_json(theirs.get(name)) != as_json(config.get(name)):
             if name in DATA:
