@@ -54,6 +54,13 @@ if [ "$caller" != "$(dirname "$scripts")" ]; then
     for value in $RUNS; do runs+=" $(absolute "$value")"; done
     RUNS="${runs# }"
   fi
+  if [ -n "${MASKS:-}" ]; then                                    # pairs NAME=FOLDER
+    pairs=""
+    for value in $MASKS; do
+      if [ "${value#*=}" = truth ]; then pairs+=" $value"; else pairs+=" ${value%%=*}=$(absolute "${value#*=}")"; fi
+    done
+    MASKS="${pairs# }"
+  fi
 fi
 cd "$scripts/.."
 
