@@ -33,6 +33,7 @@ class Command:
         run: Run directory with mask/ and cam/, or a folder of masks.
         compare: Further runs of the same images, shown side by side with the first one.
         mask_dir: Folder of the masks, if it is not RUN/mask.
+        score: Result of eval_miou.py for the masks, if it is not RUN/miou.json.
         out: File to write. By default it is RUN/report.html.
         pictures: Number of images that get pictures. All images are in the table of the page.
     """
@@ -41,6 +42,7 @@ class Command:
     run: Path = flag(positional=True)
     compare: list[Path] = flag(list, metavar="RUN")
     mask_dir: Path | None = None
+    score: Path | None = flag(None, metavar="FILE")
     out: Path | None = flag(None, metavar="FILE")
     pictures: int = flag(400, type=positive_int, metavar="IMAGES")
 
@@ -53,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = {field.name for field in dataclasses.fields(ListFlags)}
     defaults = {name: value for name, value in (noted or {}).items() if name in known}
     command = parse_flags(Command, argv, example=example, defaults=_as_paths(defaults))
-    runs = [open_run(command.run, mask_dir=command.mask_dir), *map(open_run, command.compare)]
-    runs = with_own_names(runs)
+    own = open_run(command.run, mask_dir=command.mask_dir, score=command.score)
+    runs = with_own_names([own, *map(open_run, command.compare)])
     catalog, images = open_list(command.data)
     source = ReportImages.of(catalog, runs)
     ids = [i for i in images.ids if source.mask_path(runs[0], i).is_file()]

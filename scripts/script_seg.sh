@@ -18,6 +18,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
 
+source scripts/chain.sh
 METHOD="${METHOD:-deeplab2}"
 DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"
@@ -93,3 +94,4 @@ fi
 if [ "$LIST" = test ] && [ "$DATASET" = voc12 ]; then
   "$PYTHON" -m voc12.submit "$last/results.tar" --pred-dir "$last/$LIST-crf" --root "$ROOT" --list "$LIST"
 fi
+finish "$last" "$last/$LIST-crf" "$last/miou-$LIST-crf.json" "$LIST"

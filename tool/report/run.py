@@ -62,12 +62,13 @@ class Run:
         return {stage: minutes for stage, minutes in found.items() if minutes is not None}
 
 
-def open_run(folder: Path, *, mask_dir: Path | None = None) -> Run:
+def open_run(folder: Path, *, mask_dir: Path | None = None, score: Path | None = None) -> Run:
     """Read what a run is.
 
     Args:
         folder: A run directory with `mask/`, or a folder of masks.
         mask_dir: The folder of the masks, if it is another one.
+        score: The result of stage 4 for the masks, if its name does not tell; it need not exist.
 
     Raises:
         FileNotFoundError: There are no masks.
@@ -84,13 +85,18 @@ def open_run(folder: Path, *, mask_dir: Path | None = None) -> Run:
     home = next((place for place in homes if (place / CONFIG).is_file()), folder)
     places = (masks.parent, home)
     cam_dir = cams_of(masks, places)
+    if score is None:
+        names = (f"miou{masks.name.removeprefix('mask')}", f"miou-{masks.name}")
+        scored = result(places, *names)
+    else:
+        scored = result([score.parent], score.stem)
     return Run(
         name=folder.name,
         home=home,
         mask_dir=masks,
         cam_dir=cam_dir,
         noted=read_dict(home / CONFIG) or {},
-        masks=result(places, f"miou{masks.name.removeprefix('mask')}", f"miou-{masks.name}"),
+        masks=scored,
         cams=result(places, "miou_cam") if cam_dir and cam_dir.name == "cam" else {},
         log=read_log(home / "log.jsonl"),
     )
