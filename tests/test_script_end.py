@@ -1,4 +1,4 @@
-"""The end of every script: a report, and five lines that say where things are; no failure counts."""
+"""The end of every script: a report, and five lines that say where things are."""
 
 from __future__ import annotations
 

@@ -68,12 +68,16 @@ class Bar:
         """Show values beside the bar."""
         self._bar.set_postfix(**values)
 
+    def line(self, text: str) -> None:
+        """Write a line, of a command that has lines of its own."""
+        print(text, file=self._file, flush=True)
+
     def _write(self, now: float) -> None:
         """Write a line."""
         self._last = now
         rate = (self._done - self._first) / max(now - self._start, 1e-9)
         text = progress_line(self._done, self.total, self.unit, rate, scaled=self.scaled)
-        print(f"{self.what}: {text}", file=self._file, flush=True)
+        self.line(f"{self.what}: {text}")
 
     def close(self) -> None:
         """End the bar; after a line off a terminal, a last one says that it is done."""

@@ -140,7 +140,12 @@ def _cell(percent: float | None) -> str:
 
 
 def write_curve(path: Path, document: dict) -> None:
-    """Write the picture of the threshold curve, with the threshold in use and the oracle marked."""
+    """Write the threshold curve, with the threshold in use and the oracle marked.
+
+    Args:
+        path: The picture, a PNG. A PDF for a paper goes beside it.
+        document: With its sweep.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -158,3 +163,5 @@ def write_curve(path: Path, document: dict) -> None:
     axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100, format="png")
+    with atomic_path(path.with_suffix(".pdf")) as temporary:
+        figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
