@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.catalog import Catalog
 from data.readable import ListFlags, open_list
+from tool.bar import counted
 from tool.cli import positive_int, run_stage
 from tool.crf.area import BINS, Areas, threshold_of
 from tool.crf.flags import CrfFlags, crf_settings
@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         with dist.all_or_none():
             mine = dist.share(image_ids)
             done = dist.until_a_rank_fails(work.write_all(mine, workers=command.workers))
-            quiet = None if dist.is_main() else True
-            written = sum(tqdm(done, total=len(mine), desc="crf", unit="image", disable=quiet))
+            quiet = not dist.is_main()
+            written = sum(counted(done, len(mine), "crf", unit="image", quiet=quiet))
         written = int(dist.sum_over_ranks(np.array(written)))
         if dist.is_main():
             print(f"{command.out}: {written} written, {len(image_ids) - written} were there")

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data.catalog import Catalog
 from data.readable import ImageList, ListFlags, open_list
+from tool.bar import counted
 from tool.cli import run_stage
 from tool.crf.post import Post, post_of
 from tool.files import spelled, write_json
@@ -44,7 +43,8 @@ class Command:
         pred_255: What a predicted 255 counts as. Choose ignore for seeds, whose 255 is unknown.
         context: Folder of context PNGs, which adds the leak score. Of the toy dataset it is
             ROOT/context.
-        json: Write the result to this file too. With --sweep a .png of the curve goes beside it.
+        json: Write the result to this file too. With --sweep the curve is drawn beside it, as .png
+            and .pdf.
     """
 
     data: TrainListFlags
@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             evaluation = evaluation_from(command, catalog, images.ids, predictions)
             truth = TruthFiles(catalog.root, catalog.layout.masks)
             warn_of_colours(catalog, images.ids, predictions)
-            mine, quiet = dist.share(images.ids), None if dist.is_main() else True
-            progress = tqdm(mine, desc="eval", unit="image", disable=quiet)
+            mine, quiet = dist.share(images.ids), not dist.is_main()
+            progress = counted(mine, len(mine), "eval", unit="image", quiet=quiet)
             for image_id in dist.until_a_rank_fails(progress):
                 score_image(image_id, catalog, predictions, evaluation, command.context)
                 truth.add(image_id, catalog.mask_path(image_id))

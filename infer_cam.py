@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from data.dataset import InferDataset
 from data.loader import infer_loader
@@ -17,6 +16,7 @@ from data.regions import RegionSource, region_source
 from network.contrast.gate import GateSettings, NroiGate, RegionCollector
 from network.methods import Method
 from network.weights.choice import NetworkFlags, network_from
+from tool.bar import Bar
 from tool.cli import run_stage
 from tool.crf.flags import CrfFlags, crf_settings
 from tool.crf.post import GATES
@@ -261,7 +261,7 @@ def inferred(
     batch_size = command.run.batch_size or (8 if work.device.type == "cuda" else 1)
     batches = dataset.batches(indices, batch_size)
     loader = infer_loader(dataset, batches=batches, num_workers=command.run.num_workers)
-    bar = tqdm(total=len(indices), desc=what, disable=not dist.is_main(), mininterval=1.0)
+    bar = Bar(len(indices), what or "infer", unit="image", quiet=not dist.is_main())
     with bar, contextlib.closing(dist.until_a_rank_fails(loader)) as loaded:
         for samples in loaded:
             with named_if_too_large(samples):

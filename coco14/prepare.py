@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 import coco14
 from coco14.annotations import OVERLAPS, ImageObjects, draw_mask, read_annotations
@@ -19,6 +18,7 @@ from data.catalog import Catalog, open_catalog
 from data.files import list_bytes
 from data.labels import label_files
 from data.prepare import PrepareFlags, check_lists, recorded
+from tool.bar import counted
 from tool.cli import positive_int, run_stage
 from tool.files import file_hash, first_few, locked
 from tool.flags import flag, parse_flags
@@ -210,7 +210,7 @@ def write_masks(work: MaskWriter, images: list[ImageObjects], *, workers: int) -
         workers: The number of processes.
     """
     done = map_processes(work, images, workers=workers)
-    written = sum(tqdm(done, total=len(images), desc=work.folder.name, mininterval=1.0))
+    written = sum(counted(done, len(images), work.folder.name, unit="image"))
     print(f"{work.folder}: {written} masks written, {len(images) - written} were there")
 
 

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.catalog import Catalog
 from data.readable import ListFlags, open_list
+from tool.bar import counted
 from tool.cli import non_negative_float, positive_int, run_stage
 from tool.files import locked, spelled
 from tool.flags import flag, parse_flags
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         work = BoundaryWriter(catalog, seeds, out, command.rules, with_saliency=command.saliency)
         claim(out, work.made_from())
         done = map_processes(work, images.ids, workers=command.workers)
-        written = sum(tqdm(done, total=len(images.ids), desc="boundary", mininterval=1.0))
+        written = sum(counted(done, len(images.ids), "boundary", unit="image"))
     print(f"{out}: {written} boundary labels written, {len(images.ids) - written} were there")
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data.catalog import DARK_MAPS, HALF, Catalog, DatasetFlags, catalog_from
+from tool.bar import counted
 from tool.cli import one_line, positive_int, run_stage
 from tool.files import write_json
 from tool.flags import flag, parse_flags
@@ -112,7 +112,8 @@ def check(catalog: Catalog, ids: Sequence[str]) -> dict[str, Any]:
         )
     one = functools.partial(examine, catalog, with_masks=with_masks, with_labels=with_labels)
     with ThreadPoolExecutor(cores()) as pool:
-        findings = list(tqdm(pool.map(one, ids), total=len(ids), disable=None, leave=False))
+        found = pool.map(one, ids)
+        findings = list(counted(found, len(ids), "check", unit="image", leave=False))
     first = findings[:DARK_MAPS]  # the stages look at no more
     brightest = [finding.brightest for finding in first if finding.brightest is not None]
     if brightest and max(brightest) <= HALF:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data.catalog import DatasetFlags, catalog_from
+from tool.bar import counted
 from tool.cli import run_stage
 from tool.crf.post import post_of
 from tool.files import locked, spelled, write_npy
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             post = dataclasses.replace(post, seeds=(1.0, 0.5))
         made_from = {"layout": layout, "cams": str(source)}
         claim(out, made_from, remarks={POST: post.as_note()})
-        for image_id, label in tqdm(images, desc=layout, mininterval=1.0):
+        for image_id, label in counted(images, len(images), layout, unit="image"):
             cam = load_cam(spelled(source, f"{image_id}.npy"), label=label)
             WRITERS[layout](out / f"{image_id}.npy", cam)
     print(f"{len(images)} CAMs in the layout {layout} in {command.out}")

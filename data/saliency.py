@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from data.catalog import Catalog
 from data.readable import ListFlags, open_list
+from tool.bar import counted
 from tool.cli import positive_int, run_stage
 from tool.download import fetch
 from tool.files import atomic_path, file_hash
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     claim(out, {"model_sha256": file_hash(model)})
     work = SaliencyWriter(catalog, out, model)
     done = map_processes(work, ids, workers=command.workers)
-    written = sum(tqdm(done, total=len(ids), desc="saliency", mininterval=1.0))
+    written = sum(counted(done, len(ids), "saliency", unit="image"))
     print(f"{out}: {written} maps written, {len(ids) - written} were there")
 
 

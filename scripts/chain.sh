@@ -1,4 +1,5 @@
-# What script_contrast.sh, script_amn.sh, script_sbe.sh and script_sfc.sh share: they source it, in the folder of the project.
+# What the scripts share: script_contrast.sh, script_amn.sh, script_sbe.sh and script_sfc.sh source all of it, the others
+# `finish`; in the folder of the project.
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then sourced=1 && source "$(dirname "$0")/settings.sh"; fi
 
 set_gate() {  # the flags of GATE, which is 0 or 1
@@ -32,6 +33,14 @@ evaluate() {  # folder of masks or CAMs, file of the result, flags ...; nothing 
 }
 threshold_of() {  # folder of masks, default: the threshold that made them
   "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1])).get("threshold", sys.argv[2]))' "$1/crf.json" "$2"
+}
+finish() {  # run directory, folder of masks, their score, list: the report, and where everything is; a failure loses no run
+  local miou="not scored" report="$1/report.html" checkpoint="$1/checkpoint.pth"
+  "$PYTHON" -m data.report "$1" --mask-dir "$2" --score "$3" "${data[@]}" --list "$4" --out "$report" || report="not made: see above"
+  [ -f "$checkpoint" ] || checkpoint="none"
+  [ ! -f "$3" ] || miou="$("$PYTHON" -c 'import json, sys; print("%.2f" % json.load(open(sys.argv[1]))["miou"])' "$3")" || miou="not known"
+  printf '%-12s%s\n' mIoU "$miou" minutes "$(printf '%d:%02d' $((SECONDS / 60)) $((SECONDS % 60)))" masks "$2" report "$report" \
+    checkpoint "$checkpoint"
 }
 segment() {  # folder of pseudo masks, folder of the run: SEG=1 goes on with a segmentation network
   if [ "${SEG:-0}" != 1 ]; then return; fi

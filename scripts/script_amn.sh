@@ -85,6 +85,7 @@ if [ "$METHOD" != cam ]; then
 fi
 masks "$source/cam" "$source"
 if [ "${IRN:-1}" != 1 ]; then
+  finish "$source" "$source/mask" "$source/miou.json" "$MASK_LIST"
   segment "$source/mask" "$OUT/seg"
   exit 0
 fi
@@ -95,4 +96,5 @@ infer "$OUT/3-irn" --cam-dir "$source/cam" ${IRN_SCALES:+--scales $IRN_SCALES}
 threshold=(--threshold "$BG")
 [ "$GATE" = 0 ] || threshold=(--threshold-from "$source/mask")
 masks "$OUT/3-irn/cam" "$OUT/3-irn" "${threshold[@]}"
+finish "$OUT/3-irn" "$OUT/3-irn/mask" "$OUT/3-irn/miou.json" "$MASK_LIST"
 segment "$OUT/3-irn/mask" "$OUT/seg"

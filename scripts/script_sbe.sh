@@ -99,4 +99,5 @@ post "$BES_OUT/cam" "$BES_OUT/mask-crf" --preset label20 --alpha "$alpha"
 evaluate "$BES_OUT/cam" "$BES_OUT/miou_cam.json" --bg-threshold "$BG" --sweep
 evaluate "$BES_OUT/mask" "$BES_OUT/miou.json"
 evaluate "$BES_OUT/mask-crf" "$BES_OUT/miou-crf.json"
+finish "$BES_OUT" "$BES_OUT/mask" "$BES_OUT/miou.json" "$MASK_LIST"
 segment "$BES_OUT/${SEG_MASK:-mask}" "$OUT/seg"

@@ -17,6 +17,7 @@
 set -euo pipefail
 methods="deeplab2 deeplab2_advcam deeplab1"
 source "$(dirname "$0")/settings.sh"
+source scripts/chain.sh
 METHOD="${METHOD:-deeplab2}"
 DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"
@@ -92,3 +93,4 @@ fi
 if [ "$LIST" = test ] && [ "$DATASET" = voc12 ]; then
   "$PYTHON" -m voc12.submit "$last/results.tar" --pred-dir "$last/$LIST-crf" --root "$ROOT" --list "$LIST"
 fi
+finish "$last" "$last/$LIST-crf" "$last/miou-$LIST-crf.json" "$LIST"

@@ -65,7 +65,7 @@ for map in prototype classifier seed walk; do                    # the other map
 done
 post "$sfc/cam/seed" "$sfc/seed" --seeds
 evaluate "$sfc/seed" "$sfc/miou.json"
-masks="$sfc/seed"
+masks="$sfc/seed" last="$sfc"
 if [ "${IRN:-1}" = 1 ]; then
   # shellcheck disable=SC2086
   train sfc_irn "$irn" --seed-dir "$sfc/seed" ${size[@]+"${size[@]}"} $IRN_FLAGS
@@ -73,6 +73,7 @@ if [ "${IRN:-1}" = 1 ]; then
   infer "$irn" --cam-dir "$sfc/cam/walk" ${IRN_SCALES:+--scales $IRN_SCALES}
   post "$irn/cam" "$irn/mask"
   evaluate "$irn/mask" "$irn/miou.json"
-  masks="$irn/mask"
+  masks="$irn/mask" last="$irn"
 fi
+finish "$last" "$masks" "$last/miou.json" "$MASK_LIST"
 segment "$masks" "$OUT/seg"

@@ -13,6 +13,7 @@ set -euo pipefail
 methods="fbr"
 script=slurm_contrast.sh                                         # SLURM runs a copy of another name
 source "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}/scripts/settings.sh"
+source scripts/chain.sh
 
 DATASET="${DATASET:-voc12}"
 ROOT="${ROOT:?set ROOT to the folder of the dataset}"
@@ -34,3 +35,4 @@ srun "${ranks[@]}" infer_cam.py --checkpoint "$OUT/checkpoint.pth" "${data[@]}" 
   --cam-stride "${CAM_STRIDE:-1}" --amp      # 4 where the CAMs are too many for the disk: a COCO dump is over 100 GB
 srun "${ranks[@]}" crf_postprocess.py --cam-dir "$OUT/cam" "${data[@]}" --list "$TRAIN_LIST" --out "$OUT/mask"
 srun "${ranks[@]}" eval_miou.py --pred-dir "$OUT/mask" "${data[@]}" --list "${SCORE_LIST:-train}" --json "$OUT/miou.json"
+finish "$OUT" "$OUT/mask" "$OUT/miou.json" "$TRAIN_LIST"

@@ -145,12 +145,12 @@ def test_the_log_drops_rows_that_the_checkpoint_does_not_hold(tmp_path) -> None:
     statistics = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     log = RunLog(tmp_path, start_step=0, **statistics)
     for step in (1, 2, 3):
-        log.scalars(step, {"loss": float(step)})
+        log.scalars(step, {"loss": {"loss": float(step)}})
     log.close()
     with open(tmp_path / "log.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 4, "lo')
     log = RunLog(tmp_path, start_step=2, **statistics)
-    log.scalars(3, {"loss": 30.0})
+    log.scalars(3, {"loss": {"loss": 30.0}})
     log.close()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 2.0), (3, 30.0)]

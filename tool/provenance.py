@@ -20,6 +20,7 @@ from tool.files import as_json, read_dict, write_json
 
 MADE_FROM = "made_from.json"  # stage 2's note
 SETTINGS = "crf.json"  # stage 3's note
+PLAIN = "plain"  # the folder, in that of the CAMs, of those before the gate
 POST = "post"  # in stage 2's note: how its maps become masks (`tool.crf.post`); not compared
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from data.catalog import Catalog, DatasetFlags, catalog_from
+from tool.bar import counted
 from tool.cli import run_stage
 from tool.files import atomic_path, spelled
 from tool.flags import flag, parse_flags
@@ -109,7 +109,7 @@ def write_archive(path: Path, masks: Path, ids: Sequence[str], *, mode: str) -> 
         if mode == "w:gz":
             file = files.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
         archive = files.enter_context(tarfile.open(fileobj=file, mode="w"))
-        for image_id in tqdm(ids, desc="write", mininterval=1.0):
+        for image_id in counted(ids, len(ids), "write", unit="mask"):
             content = io.BytesIO()
             write_mask(content, load_mask(spelled(masks, f"{image_id}.png")))
             member = tarfile.TarInfo(f"{FOLDER}/{image_id}.png")
@@ -136,7 +136,7 @@ def check_archive(path: Path, catalog: Catalog, ids: Sequence[str], *, name: str
     missing = {f"{FOLDER}/{image_id}.png": image_id for image_id in ids}
     try:
         with tarfile.open(path) as archive:
-            for member in tqdm(archive, desc="check", total=len(ids), mininterval=1.0):
+            for member in counted(archive, len(ids), "check", unit="mask"):
                 if member.isdir():
                     continue
                 # `tar cf FILE ./results` writes names with a leading "./".

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from tqdm import tqdm
 
 from network.backbones import Backbone
+from tool.bar import Bar
 from tool.files import atomic_path, file_hash
 
 _SECONDS = 30  # a download that receives no byte for so long is given up
@@ -48,7 +48,7 @@ def _fetch(url: str, path: Path) -> None:
     try:
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
             length = int(answer.headers.get("Content-Length") or 0)
-            bar = tqdm(total=length or None, unit="B", unit_scale=True, desc=path.name, leave=False)
+            bar = Bar(length or None, path.name, unit="B", unit_scale=True, leave=False)
             with atomic_path(path) as temporary, open(temporary, "wb") as file, bar:
                 for part in _parts(answer, length):
                     digest.update(part)

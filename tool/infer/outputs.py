@@ -15,9 +15,8 @@ from tool.crf.stage import Images, PostProcess
 from tool.formats.cam import is_whole, save_cam
 from tool.infer.multiscale import Refine, present_rows
 from tool.parallel.writer import BackgroundWriter
-from tool.provenance import MADE_FROM, POST, claim
+from tool.provenance import MADE_FROM, PLAIN, POST, claim
 
-PLAIN = "plain"  # name of the first map as it was before the gate
 AHEAD = 2  # number of images whose files may wait until a thread or process is free
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import sys
 
 import torch
 
@@ -40,6 +42,14 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return "allocate memory" in text or "out of memory" in text or "could not create a" in text
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most memory in GB that this process has taken: of the GPU, or of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # of getrusage: bytes on macOS, else KiB
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
 def cpp_compiler() -> str | None:

@@ -10,6 +10,12 @@ from tool.formats.mask import palette
 _CAPTION = 18
 
 
+def heat_colours() -> np.ndarray:
+    """Return the colours of a map, (256, 3) uint8: perceptually even, and readable without hue."""
+    grey = np.arange(256, dtype=np.uint8)[None]
+    return cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO)[0, :, ::-1]
+
+
 def heat(image: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return an image under the heat colours of a map.
 
@@ -20,8 +26,8 @@ def heat(image: np.ndarray, values: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, 3) uint8, RGB.
     """
-    colours = cv2.applyColorMap((np.clip(values, 0, 1) * 255).astype(np.uint8), cv2.COLORMAP_JET)
-    return cv2.addWeighted(image, 0.5, cv2.cvtColor(colours, cv2.COLOR_BGR2RGB), 0.5, 0)
+    colours = heat_colours()[(np.clip(values, 0, 1) * 255).astype(np.uint8)]
+    return cv2.addWeighted(image, 0.5, colours, 0.5, 0)
 
 
 def label_colours(image: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -164,7 +164,7 @@ def write_curve(path: Path, document: dict) -> None:
     """Write the picture of the threshold curve, with the threshold in use and the oracle marked.
 
     Args:
-        path: The PNG file.
+        path: The PNG file. A PDF for a paper is written beside it.
         document: A document that has "sweep" and "oracle".
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -184,3 +184,5 @@ def write_curve(path: Path, document: dict) -> None:
     axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100, format="png")
+    with atomic_path(path.with_suffix(".pdf")) as temporary:
+        figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})

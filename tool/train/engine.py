@@ -14,9 +14,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
+from tool.bar import Bar, clock
 from tool.parallel import dist
+from tool.parallel.machine import peak_memory
 from tool.progress import Progress
 from tool.train.batch import Batch, Trainable, part
 from tool.train.log import RunLog
@@ -208,8 +209,10 @@ def fit(
     """
     model = distributed(method) if dist.world_size() > 1 else method
     method.train()
-    history, clock = History(), Clock(settings.batch_size, start.step)
-    bar = tqdm(total=settings.steps, initial=start.step, disable=log is None, mininterval=1.0)
+    history, pace = History(), Clock(settings.batch_size, start.step)
+    bar = Bar(
+        settings.steps, "train", unit="step", initial=start.step, quiet=log is None, lines=False
+    )
     with Interrupt() as interrupt, bar:
         for step, batch in enumerate(batches, start=start.step):
             progress = dataclasses.replace(start, step=step)
@@ -219,12 +222,12 @@ def fit(
             done = step + 1
             last = done == settings.steps
             if done % settings.log_every == 0 or last:
-                means = history.fetch() | {"lr_factor": factor, "images_per_s": clock.rate(done)}
+                values = grouped(history.fetch(), method.weights())
+                speed, memory = pace.rate(done), peak_memory(device)
+                values["run"] = {"lr_factor": factor, "images_per_s": speed, "memory_gb": memory}
                 if log:
-                    log.scalars(done, means)
-                    bar.set_postfix(
-                        loss=f"{means['loss']:.3f}", img_s=f"{means['images_per_s']:.1f}"
-                    )
+                    log.scalars(done, values)
+                    show(bar, done, values, settings, lr=largest_rate(optimizer))
             if log and settings.picture_every and (done % settings.picture_every == 0 or last):
                 log.picture(done, batch, method)
             bar.update()
@@ -235,6 +238,34 @@ def fit(
             if ended and not last:
                 return interrupt.signal or signal.SIGTERM
     return None
+
+
+def grouped(means: dict[str, float], terms: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Return the values of the log by group: the loss and its terms, then what else is measured."""
+    names = {"loss", *terms}
+    loss = {name: value for name, value in means.items() if name in names}
+    return {"loss": loss, "contrast": {n: v for n, v in means.items() if n not in names}}
+
+
+def largest_rate(optimizer: torch.optim.Optimizer) -> float:
+    """Return the largest learning rate of the groups."""
+    return max(group["lr"] for group in optimizer.param_groups)
+
+
+def show(
+    bar: Bar, done: int, values: dict[str, dict[str, float]], settings: Settings, *, lr: float
+) -> None:
+    """Show the values of the log: beside the bar on a terminal, else as a line."""
+    loss, run = values["loss"]["loss"], values["run"]
+    speed, remaining = run["images_per_s"], (settings.steps - done) * settings.batch_size
+    if bar.on_terminal:
+        bar.note(loss=f"{loss:.3f}", img_s=f"{speed:.1f}")
+        return
+    rate = f"{lr:.2g}".replace("0.", ".", 1) if 1e-4 <= lr < 1 else f"{lr:.2g}"
+    bar.line(
+        f"step {done}/{settings.steps}  loss {loss:.3g}  lr {rate}  {speed:.1f} img/s  "
+        f"{run['memory_gb']:.1f} GB  eta {clock(remaining / speed)}"
+    )
 
 
 def distributed(method: Trainable) -> DistributedDataParallel:

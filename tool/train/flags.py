@@ -18,7 +18,8 @@ class RunFlags:
         out: Run directory. If it holds a checkpoint of the same run, the run continues.
         seed: Random seed, which determines every draw of the run.
         save_every: Steps between checkpoints, which are what a killed run loses at most.
-        log_every: Steps between rows of log.jsonl and points in TensorBoard.
+        log_every: Steps between rows of log.jsonl, points in TensorBoard, and lines of the output
+            that is no terminal.
         picture_every: Steps between pictures; the last step gives one too. With 0 there are none.
         num_workers: Processes per rank that load images, by default the cores that the network
             leaves. With 0 the main process loads. The results do not depend on it.

@@ -38,12 +38,20 @@ class RunLog:
         self._rows = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         self._board = SummaryWriter(self.directory, purge_step=start_step + 1)
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Write one row of values after `step` steps."""
-        self._rows.write(json.dumps({"step": step, **values}) + "\n")
+    def scalars(self, step: int, values: dict[str, dict[str, float]]) -> None:
+        """Write one row of values after `step` steps.
+
+        Args:
+            step: Number of steps done.
+            values: {group: {name: value}}. A tag in TensorBoard is GROUP/NAME; the row of
+                `log.jsonl` has the names alone, which differ.
+        """
+        row = {name: value for group in values.values() for name, value in group.items()}
+        self._rows.write(json.dumps({"step": step, **row}) + "\n")
         self._rows.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        for group, some in values.items():
+            for name, value in some.items():
+                self._board.add_scalar(f"{group}/{name}", value, step)
 
     def picture(self, step: int, batch: Batch, method: Trainable) -> None:
         """Write `pictures/STEP.png`: the first image, the method's maps of it, their pseudo label.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import platform
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,7 @@ def write_config(
     start = weights and {"file": str(weights), "sha256": file_hash(weights), "loaded": loaded}
     content = {
         "config": config,
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         **({"weights": start} if not resumed else _noted_weights(path)),
         "flags": flags,
         "commit": commit(),
