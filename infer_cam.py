@@ -29,8 +29,8 @@ from tool.infer.multiscale import Refine, infer_images
 from tool.infer.outputs import Outputs, Plan, keeping_plain
 from tool.infer.previous import PREVIOUS, PreviousFlags
 from tool.infer.scales import Views
+from tool.limits import is_out_of_memory
 from tool.parallel import dist
-from tool.parallel.machine import is_out_of_memory
 from tool.provenance import fingerprint
 
 

@@ -21,6 +21,7 @@ from data.catalog import HALF, Catalog, DatasetFlags, catalog_from
 from tool.cli import one_line, positive_int, run_stage
 from tool.files import write_json
 from tool.flags import flag, parse_flags
+from tool.limits import raise_if_limit
 from tool.parallel.processes import cores
 
 FILE_ERRORS = (ValueError, OSError)
@@ -43,6 +44,7 @@ class Finding:
         try:
             return read()
         except FILE_ERRORS as error:
+            raise_if_limit(error)
             message = one_line(error)
             if message not in self.problems:
                 self.problems.append(message)

@@ -10,6 +10,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import ExifTags, Image
 
+from tool.limits import raise_if_limit
+
 Item = TypeVar("Item")
 
 # What Pillow raises for a broken file.
@@ -194,7 +196,8 @@ def check_size(what: object, size: tuple[int, ...], other: object, wanted: tuple
 
 
 def _broken(path: Path, error: Exception) -> ValueError:
-    """Return the error that names a broken file."""
+    """Return the error that names a broken file; one of the system's limits is raised again."""
+    raise_if_limit(error)
     if isinstance(error, FileNotFoundError):
         return ValueError(f"image {path} does not exist")
     reason = " ".join(str(error).split()) or type(error).__name__

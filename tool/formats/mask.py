@@ -11,6 +11,7 @@ from PIL import Image
 
 from tool.files import atomic_path
 from tool.formats.image import BROKEN
+from tool.limits import raise_if_limit
 
 UNKNOWN = 255
 
@@ -79,6 +80,7 @@ def load_mask(path: Path | str) -> np.ndarray:
     except FileNotFoundError:
         raise
     except BROKEN as error:
+        raise_if_limit(error)
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path}: not a whole mask image: {reason}") from error
 

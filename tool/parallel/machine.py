@@ -1,4 +1,4 @@
-"""Properties of the machine: spare cores, costs of reading, memory errors, the C++ compiler."""
+"""Properties of the machine: spare cores, costs of reading, the C++ compiler."""
 
 from __future__ import annotations
 
@@ -28,17 +28,6 @@ def reading_is_free(tensor: torch.Tensor) -> bool:
     Reading from an accelerator would stop its stream.
     """
     return tensor.device.type == "cpu"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory did not suffice.
-
-    On a CPU torch has no type for that error, so its message decides.
-    """
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    text = str(error)
-    return "allocate memory" in text or "out of memory" in text or "could not create a" in text
 
 
 def cpp_compiler() -> str | None:
