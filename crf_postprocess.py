@@ -36,6 +36,9 @@ class Command:
         out: Folder that receives one ID.png per image.
         threshold_from: Folder of masks. Make masks without a CRF, at the threshold at which all
             CAMs of the list together have the share of foreground of these masks.
+        max_side: Reduce a larger photograph and its CAM first, so that its longer side has this
+            many pixels; the mask has the photograph's size. By default as infer_cam.py did. For
+            other CAMs 1024 if the photographs are your own (--dataset folder), else no limit.
         workers: Processes per rank; on a GPU, threads that read. Give fewer if memory is short.
     """
 
@@ -44,6 +47,7 @@ class Command:
     cam_dir: Path
     out: Path
     threshold_from: Path | None = flag(None, metavar="MASKS")
+    max_side: int | None = flag(None, type=positive_int, metavar="PIXELS")
     workers: int = flag(default_workers, type=positive_int, metavar="N")
 
 
@@ -104,7 +108,8 @@ def prepare(command: Command, catalog: Catalog, counts: np.ndarray) -> PostProce
     if crf.seeds == []:
         check_noted(command.cam_dir)
     settings = crf_settings(crf, post_of(command.cam_dir))
-    max_side = max_side_of(command.cam_dir)
+    noted = max_side_of(command.cam_dir)
+    max_side = command.max_side or noted or catalog.layout.max_side
     work = PostProcess(catalog, command.cam_dir, command.out, max_side=max_side, **settings)
     if work.threshold is not None and command.crf.threshold is None and dist.is_main():
         why = "as these CAMs' method has none"

@@ -55,11 +55,11 @@ def write_mask(file: BinaryIO, mask: np.ndarray) -> None:
     image.save(file, format="PNG")
 
 
-def enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return a mask (h, w) uint8 at the size (H, W): each pixel takes the value at its centre."""
     if mask.shape == size:
         return mask
-    return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+    return np.array(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def load_mask(path: Path | str) -> np.ndarray:

@@ -59,8 +59,10 @@ class ViewFlags:
             input size need them.
         mirror: Infer the mirror of each image too, which takes twice the time. By default as the
             recipe says.
-        max_side: Reduce a larger image first, so that its longer side has this many pixels, for
-            photographs of many megapixels. Its CAM has the reduced size, its mask the image's own.
+        max_side: Reduce a larger image first, so that its longer side has this many pixels. By
+            default 1024 for photographs of your own (--dataset folder), whose memory would else be
+            tens of GB, and no limit for the benchmarks. A CAM has the reduced size, or its share of
+            the image's own with --cam-stride; a mask has the image's own.
     """
 
     scales: tuple[float, ...] | None = flag(None, exclusive="size", metavar="FACTOR")
@@ -70,12 +72,12 @@ class ViewFlags:
     mirror: bool | None = None
     max_side: int | None = flag(None, type=positive_int, metavar="PIXELS")
 
-    def changed(self, views: Views) -> Views:
-        """Return the copies of the flags, else those of `views`."""
+    def changed(self, views: Views, *, max_side: int | None = None) -> Views:
+        """Return the copies of the flags, else those of `views`; `max_side`: the dataset's."""
         if self.scales or self.sides:
             views = Views(self.scales or (), self.sides, views.mirror)
         mirror = views.mirror if self.mirror is None else self.mirror
-        return dataclasses.replace(views, mirror=mirror, max_side=self.max_side)
+        return dataclasses.replace(views, mirror=mirror, max_side=self.max_side or max_side)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tool.formats.boundary import load_boundary
 from tool.formats.cam import Cam, check_maps, load_cam, strided_size
 from tool.formats.image import check_size
+from tool.formats.mask import resized
 from tool.formats.predictions import check_classes, colour_warning, read_mask, require_files
 from tool.parallel import dist
 
@@ -121,6 +122,7 @@ class PreviousOutputs:
         inputs: Collection[str],
         image_id: str,
         *,
+        whole: tuple[int, int],
         size: tuple[int, int],
         label: Callable[[], np.ndarray],
         num_classes: int,
@@ -128,7 +130,9 @@ class PreviousOutputs:
         """Read what `inputs` names of `seed` (H, W) int64 and `cam` (C, h, w), for inference.
 
         Args:
-            size: (H, W) of the image.
+            whole: Size of the image, which the files have, or a size that a CAM may have instead.
+            size: (H, W), to which the image is reduced, if at all. Seeds are reduced to it by the
+                nearest pixel, CAMs to its cells.
             label: Returns the image's (K,) label, for the pickled layouts of the field.
 
         Raises:
@@ -136,10 +140,10 @@ class PreviousOutputs:
         """
         found = {}
         if "seed" in inputs:
-            seed = self.read_mask("seed", image_id, size=size, num_classes=num_classes)
-            found["seed"] = torch.from_numpy(seed).long()
+            seed = self.read_mask("seed", image_id, size=whole, num_classes=num_classes)
+            found["seed"] = torch.from_numpy(resized(seed, size)).long()
         if "cam" in inputs:
-            cam = self.read_cam(image_id, size=size, label=label, num_classes=num_classes)
+            cam = self.read_cam(image_id, size=whole, label=label, num_classes=num_classes)
             cells = strided_size(size, self.cam_stride)
             found["cam"] = class_cells(
                 cam, num_classes, cells, with_background=bool(self.with_background)
@@ -224,14 +228,6 @@ def class_cells(
 def takes_previous_outputs(inputs: Collection[str]) -> bool:
     """Return whether a method with these inputs reads files of a previous stage."""
     return not set(KINDS).isdisjoint(inputs)
-
-
-def check_not_reduced(inputs: Collection[str], max_side: int | None) -> None:
-    """Check that images are not reduced if a method with these inputs reads files of their size."""
-    if max_side is not None and takes_previous_outputs(inputs):
-        raise ValueError(
-            "--max-side: this method reads files of previous stages, of the whole image's size"
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
