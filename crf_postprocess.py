@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data.catalog import Catalog
 from data.readable import ListFlags, open_list
-from tool.cli import positive_int, run_stage
+from tool.cli import run_stage
 from tool.crf.area import BINS, Areas, threshold_of
 from tool.crf.flags import CrfFlags, crf_settings
 from tool.crf.post import check_noted, max_side_of, post_of
@@ -25,6 +25,7 @@ from tool.flags import flag, parse_flags
 from tool.formats.predictions import require_files
 from tool.parallel import dist
 from tool.parallel.processes import default_workers, map_processes
+from tool.ranges import SIDE, SOME_WORKERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,8 @@ class Command:
     cam_dir: Path
     out: Path
     threshold_from: Path | None = flag(None, metavar="MASKS")
-    max_side: int | None = flag(None, type=positive_int, metavar="PIXELS")
-    workers: int = flag(default_workers, type=positive_int, metavar="N")
+    max_side: int | None = flag(None, type=SIDE, metavar="PIXELS")
+    workers: int = flag(default_workers, type=SOME_WORKERS, metavar="N")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

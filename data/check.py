@@ -18,11 +18,12 @@ import numpy as np
 from tqdm import tqdm
 
 from data.catalog import HALF, Catalog, DatasetFlags, catalog_from
-from tool.cli import one_line, positive_int, run_stage
+from tool.cli import one_line, run_stage
 from tool.files import write_json
 from tool.flags import flag, parse_flags
 from tool.limits import raise_if_limit
 from tool.parallel.processes import cores
+from tool.ranges import POSITIVE
 
 FILE_ERRORS = (ValueError, OSError)
 
@@ -188,7 +189,7 @@ class Command:
     data: DatasetFlags
     json: Path | None = None
     strict: bool = False
-    show: int = flag(100, type=positive_int, metavar="N")
+    show: int = flag(100, type=POSITIVE, metavar="N")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import math
 import os
 import platform
 import sys
@@ -132,27 +131,3 @@ def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def positive_float(text: str) -> float:
-    """Parse a finite number above 0; an `argparse` type."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{value} is not a number above 0")
-    return value
-
-
-def non_negative_float(text: str) -> float:
-    """Parse a finite number of at least 0; an `argparse` type."""
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{value} is not a number of at least 0")
-    return value
-
-
-def positive_int(text: str) -> int:
-    """Parse an integer of at least 1; an `argparse` type."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value

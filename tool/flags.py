@@ -12,8 +12,9 @@
         out: Path
         alpha: float = 8.0
 
-A field without a default must be given. A bool becomes `--x` and `--no-x`, a list or tuple takes
-several values, and a field that is itself such a dataclass becomes a group of flags.
+A field without a default must be given. The `type` of a number is its range (`tool.ranges`). A bool
+becomes `--x` and `--no-x`, a list or tuple takes several values, and a field that is itself such a
+dataclass becomes a group of flags.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tool.cli import Parser, Renamed
+from tool.ranges import DEFAULTS
 
 Flags = TypeVar("Flags")
 _OURS = ("positional", "renamed", "exclusive", "title", "inference", "help")
@@ -128,7 +130,11 @@ def add_flag(
         del settings["type"]
         kind = bool
     settings = (
-        ({"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind})
+        (
+            {"action": argparse.BooleanOptionalAction}
+            if kind is bool
+            else {"type": DEFAULTS.get(kind, kind)}
+        )
         | ({"nargs": "+"} if several else {})
         | settings
     )

@@ -16,7 +16,7 @@ from network.contrast.gate import GateSettings, NroiGate
 from network.methods import Method
 from network.predict.maps import class_maps, mask_of
 from network.weights.restore import restore
-from tool.cli import DEVICES, positive_int, run_stage
+from tool.cli import DEVICES, run_stage
 from tool.crf.post import GATES
 from tool.files import atomic_path, file_hash
 from tool.flags import flag, parse_flags
@@ -27,6 +27,7 @@ from tool.infer.multiscale import network_input
 from tool.infer.previous import PREVIOUS, PreviousFlags, takes_previous_outputs
 from tool.infer.scales import Views, at_scale
 from tool.parallel.dist import pick_device
+from tool.ranges import POSITIVE, SIDE, UNIT
 from tool.report.picture import heat, label_colours, strip
 from tool.train.run_directory import CHECKPOINT
 
@@ -57,10 +58,10 @@ class Command:
     image: Path = flag(positional=True, metavar="IMAGE")
     checkpoint: Path
     classes: list[str] | None = flag(None, metavar="NAME")
-    top: int | None = flag(None, type=positive_int, metavar="N")
+    top: int | None = flag(None, type=POSITIVE, metavar="N")
     mask: Path | None = flag(None, metavar="FILE")
-    max_side: int | None = flag(None, type=positive_int, metavar="PIXELS")
-    bg_threshold: float | None = flag(None, metavar="T")
+    max_side: int | None = flag(None, type=SIDE, metavar="PIXELS")
+    bg_threshold: float | None = flag(None, type=UNIT, metavar="T")
     out: Path | None = None
     gate: str | None = flag(None, choices=GATES)
     device: str = flag("auto", choices=DEVICES)
