@@ -15,7 +15,7 @@ import numpy as np
 from data.catalog import Catalog
 from data.readable import ListFlags, open_list
 from tool.bar import counted
-from tool.cli import positive_int, run_stage
+from tool.cli import run_stage
 from tool.crf.area import BINS, Areas, threshold_of
 from tool.crf.flags import CrfFlags, crf_settings
 from tool.crf.post import check_noted, max_side_of, post_of
@@ -25,6 +25,7 @@ from tool.flags import flag, parse_flags
 from tool.formats.predictions import require_files
 from tool.parallel import dist
 from tool.parallel.processes import default_workers, map_processes
+from tool.ranges import SIDE, SOME_WORKERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,9 @@ class Command:
         out: Folder that receives one ID.png per image.
         threshold_from: Folder of masks. Make masks without a CRF, at the threshold at which all
             CAMs of the list together have the share of foreground of these masks.
+        max_side: Reduce a larger photograph and its CAM first, so that its longer side has this
+            many pixels; the mask has the photograph's size. By default as infer_cam.py did. For
+            other CAMs 1024 if the photographs are your own (--dataset folder), else no limit.
         workers: Processes per rank; on a GPU, threads that read. Give fewer if memory is short.
     """
 
@@ -44,7 +48,8 @@ class Command:
     cam_dir: Path
     out: Path
     threshold_from: Path | None = flag(None, metavar="MASKS")
-    workers: int = flag(default_workers, type=positive_int, metavar="N")
+    max_side: int | None = flag(None, type=SIDE, metavar="PIXELS")
+    workers: int = flag(default_workers, type=SOME_WORKERS, metavar="N")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -104,7 +109,8 @@ def prepare(command: Command, catalog: Catalog, counts: np.ndarray) -> PostProce
     if crf.seeds == []:
         check_noted(command.cam_dir)
     settings = crf_settings(crf, post_of(command.cam_dir))
-    max_side = max_side_of(command.cam_dir)
+    noted = max_side_of(command.cam_dir)
+    max_side = command.max_side or noted or catalog.layout.max_side
     work = PostProcess(catalog, command.cam_dir, command.out, max_side=max_side, **settings)
     if work.threshold is not None and command.crf.threshold is None and dist.is_main():
         why = "as these CAMs' method has none"

@@ -18,6 +18,7 @@ from tool.files import spelled, write_json
 from tool.flags import flag, parse_flags
 from tool.formats.predictions import Predictions, colour_warning, read_mask, require_files
 from tool.parallel import dist
+from tool.ranges import UNIT
 from tool.score.document import document_of, leak_of, table_of, write_curve
 from tool.score.evaluation import PRED_255, Evaluation
 from tool.score.metrics import Sweep
@@ -49,7 +50,7 @@ class Command:
 
     data: TrainListFlags
     pred_dir: Path
-    bg_threshold: float | None = flag(None, metavar="T")
+    bg_threshold: float | None = flag(None, type=UNIT, metavar="T")
     sweep: bool = False
     pred_255: str = flag("background", choices=PRED_255)
     context: Path | None = None

@@ -22,15 +22,14 @@ from tool.crf.flags import CrfFlags, crf_settings
 from tool.crf.post import GATES
 from tool.files import locked
 from tool.flags import flag, parse_flags
-from tool.formats.cam import strided_size
 from tool.formats.regions import load_regions, save_regions
 from tool.infer.flags import OutputFlags, RunFlags, ViewFlags
 from tool.infer.multiscale import Refine, infer_images
 from tool.infer.outputs import Outputs, Plan, keeping_plain
 from tool.infer.previous import PREVIOUS, PreviousFlags
 from tool.infer.scales import Views
+from tool.limits import is_out_of_memory
 from tool.parallel import dist
-from tool.parallel.machine import is_out_of_memory
 from tool.provenance import fingerprint
 
 
@@ -59,8 +58,6 @@ class Command:
     def __post_init__(self) -> None:
         if self.keep_plain and (self.output.out is None or self.gate == "none"):
             raise ValueError("--keep-plain is for --out with the gate")
-        if self.views.max_side is not None and self.output.cam_stride > 1:
-            raise ValueError("--max-side and --cam-stride both make CAMs smaller: give one of them")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,8 +120,8 @@ def prepare(command: Command, device: torch.device) -> Work:
         previous.require(method.infer_inputs, images.ids)
         previous = previous.whole(images.ids, label=catalog.label)
         method.has_background = bool(previous.with_background)
-    views = command.views.changed(method.recipe.views())
-    outputs = Outputs(catalog, plan_from(command, method))
+    views = command.views.changed(method.recipe.views(), max_side=catalog.layout.max_side)
+    outputs = Outputs(catalog, plan_from(command, method, views))
     inputs = method.infer_inputs
     if command.output.with_labels:
         if "label" in inputs:
@@ -175,7 +172,7 @@ def collect(command: Command, work: Work) -> None:
     save_regions(source.path, collector.regions(sample.ids), source.made_from)
 
 
-def plan_from(command: Command, method: Method) -> Plan:
+def plan_from(command: Command, method: Method, views: Views) -> Plan:
     """Return what is written where; how masks are made is the method's, if no flag says so."""
     output, post = command.output, method.recipe.post
     wants_masks = output.masks is not None or output.argmax is not None
@@ -190,7 +187,7 @@ def plan_from(command: Command, method: Method) -> Plan:
         map_stride=output.cam_stride,
         crf=crf_settings(command.crf, post) if wants_masks else {},
         threshold=post.threshold if command.crf.threshold is None else command.crf.threshold,
-        max_side=command.views.max_side,
+        max_side=views.max_side,
         crf_workers=command.run.crf_workers,
     )
 
@@ -259,7 +256,7 @@ def inferred(
     """
     stride = stride or command.output.cam_stride
     batch_size = command.run.batch_size or (8 if work.device.type == "cuda" else 1)
-    batches = dataset.batches(indices, batch_size)
+    batches = dataset.batches(indices, batch_size, stride=stride)
     loader = infer_loader(dataset, batches=batches, num_workers=command.run.num_workers)
     bar = Bar(len(indices), what or "infer", unit="image", quiet=not dist.is_main())
     with bar, contextlib.closing(dist.until_a_rank_fails(loader)) as loaded:
@@ -268,7 +265,7 @@ def inferred(
                 merged = infer_images(
                     work.method,
                     samples,
-                    size=strided_size(samples[0]["size"], stride),
+                    size=dataset.views.map_size(samples[0]["whole"], stride),
                     device=work.device,
                     amp=command.run.amp,
                     mirror=dataset.views.mirror,

@@ -21,9 +21,10 @@ from network.methods import build_method
 from network.methods.fbr import Fbr
 from network.methods.fbr_amn import FbrAmn
 from network.methods.ppc import View
-from tool.cli import positive_int, run_stage
+from tool.cli import run_stage
 from tool.flags import flag, parse_flags
 from tool.progress import Progress
+from tool.ranges import BATCH, POSITIVE
 
 Views = tuple[View, View]
 UNTIMED = 3  # number of first steps that do not count
@@ -45,12 +46,12 @@ class Command(JsonFlags):
     """
 
     method: str = flag("fbr", choices=("fbr", "fbr_amn"))
-    batch_size: int = flag(8, type=positive_int, metavar="IMAGES")
-    cells: int = flag(56, type=positive_int, metavar="N")
-    classes: list[int] = flag(lambda: [20], type=positive_int, metavar="K")
-    present: int = flag(2, type=positive_int, metavar="N")
+    batch_size: int = flag(8, type=BATCH, metavar="IMAGES")
+    cells: int = flag(56, type=POSITIVE, metavar="N")
+    classes: list[int] = flag(lambda: [20], type=POSITIVE, metavar="K")
+    present: int = flag(2, type=POSITIVE, metavar="N")
     device: str = flag("cpu", choices=("cpu", "cuda"))
-    repeats: int = flag(20, type=positive_int, metavar="N")
+    repeats: int = flag(20, type=POSITIVE, metavar="N")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,10 +22,11 @@ from benchmarks.drawn import soft_blobs, structured_noise
 from benchmarks.record import JsonFlags, Rows, row
 from benchmarks.timing import repeated
 from data.files import IMAGE_SUFFIXES
-from tool.cli import positive_int, run_stage
+from tool.cli import run_stage
 from tool.crf.dense import PRESETS, Preset, label_unary, score_unary
 from tool.flags import flag, parse_flags
 from tool.formats.image import decode
+from tool.ranges import POSITIVE, SIDE
 
 DRAWN = (375, 500)
 REPEATS = 3
@@ -50,11 +51,11 @@ class Command(JsonFlags):
     """
 
     images: Path | None = None
-    size: tuple[int, int] | None = flag(None, type=positive_int, nargs=2, metavar=("H", "W"))
-    count: int = flag(4, type=positive_int, metavar="N")
-    labels: list[int] = flag(lambda: [3], type=positive_int, metavar="L")
+    size: tuple[int, int] | None = flag(None, type=SIDE, nargs=2, metavar=("H", "W"))
+    count: int = flag(4, type=POSITIVE, metavar="N")
+    labels: list[int] = flag(lambda: [3], type=POSITIVE, metavar="L")
     presets: list[str] = flag(lambda: ["psa80", "label50", "dlv2"], choices=tuple(PRESETS))
-    batch: int = flag(1, type=positive_int, metavar="N")
+    batch: int = flag(1, type=POSITIVE, metavar="N")
     device: str = flag("cpu", choices=("cpu", "cuda"))
 
 

@@ -19,9 +19,9 @@ from data.readable import ListFlags, open_list
 from data.transforms import resize_of
 from network.methods import Batch, Method
 from network.weights.restore import restore
-from tool.cli import positive_int
 from tool.flags import flag
 from tool.infer.previous import PreviousOutputs
+from tool.ranges import POSITIVE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class CropFlags(JsonFlags):
     """
 
     checkpoint: tuple[Path, ...] = flag(metavar="FILE")
-    batches: int = flag(8, type=positive_int, metavar="N")
+    batches: int = flag(8, type=POSITIVE, metavar="N")
     device: str = "auto"
     data: ListFlags
 

@@ -31,12 +31,13 @@ from data.dataset import InferDataset
 from data.readable import open_list
 from data.regions import FEWEST, SAMPLE, SHARE
 from network.contrast.gate import LARGEST, GateSettings, NroiGate, RegionCollector
-from tool.cli import positive_int, run_stage
+from tool.cli import run_stage
 from tool.flags import flag
 from tool.formats.regions import Regions
 from tool.infer.multiscale import infer_images
 from tool.infer.scales import Views
 from tool.parallel.dist import pick_device
+from tool.ranges import FACTOR, POSITIVE, SIDE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,13 +54,13 @@ class Command(JsonFlags):
         width: Channels of the features with --memory.
     """
 
-    scales: tuple[float, ...] | None = flag(None, metavar="FACTOR")
-    images: int = flag(16, type=positive_int, metavar="N")
-    size: tuple[int, int] | None = flag(None, type=positive_int, nargs=2, metavar=("H", "W"))
-    classes: int = flag(20, type=positive_int, metavar="K")
-    bank: int = flag(LARGEST, type=positive_int, metavar="N")
-    memory: int | None = flag(None, type=positive_int, metavar="N")
-    width: int = flag(4096, type=positive_int, metavar="D")
+    scales: tuple[float, ...] | None = flag(None, type=FACTOR, metavar="FACTOR")
+    images: int = flag(16, type=POSITIVE, metavar="N")
+    size: tuple[int, int] | None = flag(None, type=SIDE, nargs=2, metavar=("H", "W"))
+    classes: int = flag(20, type=POSITIVE, metavar="K")
+    bank: int = flag(LARGEST, type=POSITIVE, metavar="N")
+    memory: int | None = flag(None, type=POSITIVE, metavar="N")
+    width: int = flag(4096, type=POSITIVE, metavar="D")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

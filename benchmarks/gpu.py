@@ -25,8 +25,9 @@ from typing import Any, BinaryIO
 from benchmarks.drawn import write_drawn
 from benchmarks.gpu_table import ended, tables
 from benchmarks.record import write_record
-from tool.cli import positive_float, run_stage
+from tool.cli import run_stage
 from tool.flags import flag, parse_flags
+from tool.ranges import SOME
 
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL = 460.0  # seconds of all parts together
@@ -98,7 +99,7 @@ def part_limit(text: str) -> tuple[str, float]:
     name, _, seconds = text.partition("=")
     if name in PARTS:
         with contextlib.suppress(ValueError, argparse.ArgumentTypeError):
-            return name, positive_float(seconds)
+            return name, SOME(seconds)
     raise argparse.ArgumentTypeError(
         f"{text}: give PART=SECONDS, above 0; there are the parts {', '.join(PARTS)}"
     )
@@ -118,7 +119,7 @@ class Command:
 
     tiny: bool = False
     out: Path = flag(lambda: Path(os.environ.get("OUT") or "out"))
-    total: float = flag(TOTAL, type=positive_float, metavar="SECONDS")
+    total: float = flag(TOTAL, type=SOME, metavar="SECONDS")
     only: tuple[str, ...] = flag(tuple(PARTS), choices=tuple(PARTS), metavar="PART")
     limit: list[tuple[str, float]] = flag(
         list, type=part_limit, nargs=None, action="append", metavar="PART=SECONDS"

@@ -34,12 +34,13 @@ from benchmarks.training import build, headline, parse_with_training
 from data.dataset import InferDataset
 from data.readable import open_list
 from network.methods import Method
-from tool.cli import positive_float, positive_int, run_stage
+from tool.cli import run_stage
 from tool.flags import flag
 from tool.infer.multiscale import infer_images, present_rows
 from tool.infer.outputs import Outputs, Plan
 from tool.infer.scales import Views
 from tool.parallel.dist import pick_device
+from tool.ranges import BATCH, FACTOR, POSITIVE, SIDE, SOME, WORKERS
 
 Sample = dict[str, Any]
 DISTINCT = 50  # number of different images of the memory run, which repeats them
@@ -61,14 +62,14 @@ class Command(JsonFlags):
         peak_tflops: Peak of the device in TFLOP/s. By default that of a known card.
     """
 
-    scales: tuple[float, ...] | None = flag(None, metavar="FACTOR")
-    batch_size: list[int] = flag(lambda: [1, 4, 8], type=positive_int, metavar="N")
-    images: int = flag(32, type=positive_int, metavar="N")
-    size: tuple[int, int] | None = flag(None, type=positive_int, nargs=2, metavar=("H", "W"))
-    classes: int = flag(20, type=positive_int, metavar="K")
-    memory: int | None = flag(None, type=positive_int, metavar="N")
-    num_workers: int = flag(2, metavar="N")
-    peak_tflops: float | None = flag(None, type=positive_float, metavar="T")
+    scales: tuple[float, ...] | None = flag(None, type=FACTOR, metavar="FACTOR")
+    batch_size: list[int] = flag(lambda: [1, 4, 8], type=BATCH, metavar="N")
+    images: int = flag(32, type=POSITIVE, metavar="N")
+    size: tuple[int, int] | None = flag(None, type=SIDE, nargs=2, metavar=("H", "W"))
+    classes: int = flag(20, type=POSITIVE, metavar="K")
+    memory: int | None = flag(None, type=POSITIVE, metavar="N")
+    num_workers: int = flag(2, type=WORKERS, metavar="N")
+    peak_tflops: float | None = flag(None, type=SOME, metavar="T")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,8 +16,9 @@ from torch import Tensor
 from benchmarks.record import JsonFlags, Rows, row
 from benchmarks.timing import repeated, spread
 from network.walk.random_walk import pairs_within, path_affinity, random_walk
-from tool.cli import positive_int, run_stage
+from tool.cli import run_stage
 from tool.flags import flag, parse_flags
+from tool.ranges import POSITIVE
 
 STRIDE = 4
 COLUMNS = ("image", "cells", "what", "median s", "fastest", "slowest")
@@ -36,7 +37,7 @@ def image_size(text: str) -> tuple[int, int]:
         argparse.ArgumentTypeError: A side is below 1.
     """
     height, _, width = text.partition("x")
-    return positive_int(height), positive_int(width)
+    return POSITIVE(height), POSITIVE(width)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,10 +55,10 @@ class Command(JsonFlags):
     sizes: list[tuple[int, int]] = flag(
         lambda: [(375, 500), (480, 640)], type=image_size, metavar="HxW"
     )
-    classes: int = flag(3, type=positive_int, metavar="P")
+    classes: int = flag(3, type=POSITIVE, metavar="P")
     gradient: bool = False
     device: str = flag("cpu", choices=("cpu", "cuda"))
-    repeats: int = flag(5, type=positive_int, metavar="N")
+    repeats: int = flag(5, type=POSITIVE, metavar="N")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,11 +17,12 @@ import numpy as np
 from benchmarks.drawn import soft_blobs
 from benchmarks.record import JsonFlags, write_record
 from benchmarks.timing import repeated
-from tool.cli import positive_int, run_stage
+from tool.cli import run_stage
 from tool.flags import flag, parse_flags
 from tool.formats.cam import Cam, save_cam
 from tool.formats.mask import load_mask, save_mask
 from tool.formats.predictions import Predictions
+from tool.ranges import POSITIVE
 from tool.score.evaluation import Evaluation
 from tool.score.metrics import THRESHOLDS, Sweep
 
@@ -39,8 +40,8 @@ class Command(JsonFlags):
         separate: Number of separate evaluations to time.
     """
 
-    files: int = flag(100, type=positive_int, metavar="N")
-    separate: int = flag(10, type=positive_int, metavar="N")
+    files: int = flag(100, type=POSITIVE, metavar="N")
+    separate: int = flag(10, type=POSITIVE, metavar="N")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -27,10 +27,11 @@ from benchmarks.record import TIMES, JsonFlags, write_record
 from benchmarks.timing import repeated, spread
 from benchmarks.training import build, headline, parse_with_training
 from data.colour import DeviceTransform
-from tool.cli import positive_float, positive_int, run_stage
+from tool.cli import run_stage
 from tool.flags import flag
 from tool.parallel.dist import pick_device
 from tool.progress import Progress
+from tool.ranges import POSITIVE, SOME
 from tool.train.engine import History, Settings, take_step, to_device
 
 PARTS = ("load", "to device", "finish", "backbone forward", "heads and terms forward")
@@ -47,8 +48,8 @@ class Command(JsonFlags):
         peak_tflops: Peak of the device in TFLOP/s. By default that of a known card.
     """
 
-    repeats: int = flag(10, type=positive_int, metavar="N")
-    peak_tflops: float | None = flag(None, type=positive_float, metavar="T")
+    repeats: int = flag(10, type=POSITIVE, metavar="N")
+    peak_tflops: float | None = flag(None, type=SOME, metavar="T")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,13 +19,14 @@ from data.files import list_bytes
 from data.labels import label_files
 from data.prepare import PrepareFlags, check_lists, recorded
 from tool.bar import counted
-from tool.cli import positive_int, run_stage
+from tool.cli import run_stage
 from tool.files import file_hash, first_few, locked
 from tool.flags import flag, parse_flags
 from tool.formats.image import check_size
 from tool.formats.mask import is_whole, save_mask
 from tool.parallel.processes import cores, map_processes
 from tool.provenance import MADE_FROM, claim, differing
+from tool.ranges import SOME_WORKERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Command(PrepareFlags):
     """
 
     overlap: str = flag("small", choices=OVERLAPS)
-    workers: int = flag(cores, type=positive_int, metavar="N")
+    workers: int = flag(cores, type=SOME_WORKERS, metavar="N")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from data.catalog import Catalog
 from data.readable import ListFlags, open_list
 from tool.bar import counted
-from tool.cli import non_negative_float, positive_int, run_stage
+from tool.cli import run_stage
 from tool.files import locked, spelled
 from tool.flags import flag, parse_flags
 from tool.formats.boundary import (
@@ -38,6 +38,7 @@ from tool.formats.mask import UNKNOWN, is_whole
 from tool.formats.predictions import read_mask, require_files
 from tool.parallel.processes import default_workers, map_processes
 from tool.provenance import claim, fingerprint
+from tool.ranges import AMOUNT, SIDE, SOME_WORKERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,11 +57,11 @@ class Rules:
             seeds say otherwise.
     """
 
-    window: int = flag(13, type=positive_int, metavar="PIXELS")
-    theta_s: float = flag(0.30, type=non_negative_float)
-    theta_d: float = flag(0.10, type=non_negative_float)
-    tau_sobel: float = flag(0.5, type=non_negative_float)
-    salient_above: float = flag(0.0, type=non_negative_float)
+    window: int = flag(13, type=SIDE, metavar="PIXELS")
+    theta_s: float = flag(0.30, type=AMOUNT)
+    theta_d: float = flag(0.10, type=AMOUNT)
+    tau_sobel: float = flag(0.5, type=AMOUNT)
+    salient_above: float = flag(0.0, type=AMOUNT)
 
     def __post_init__(self) -> None:
         if self.window % 2 == 0:
@@ -83,7 +84,7 @@ class Command:
     out: Path
     saliency: bool = False
     rules: Rules = flag(title="rules")
-    workers: int = flag(default_workers, type=positive_int, metavar="N")
+    workers: int = flag(default_workers, type=SOME_WORKERS, metavar="N")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

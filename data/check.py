@@ -18,11 +18,13 @@ import numpy as np
 
 from data.catalog import DARK_MAPS, HALF, Catalog, DatasetFlags, catalog_from
 from tool.bar import counted
-from tool.cli import one_line, positive_int, run_stage
+from tool.cli import one_line, run_stage
 from tool.files import write_json
 from tool.flags import flag, parse_flags
 from tool.formats.predictions import colour_warning
+from tool.limits import raise_if_limit
 from tool.parallel.processes import cores
+from tool.ranges import POSITIVE
 from tool.score.truth import no_foreground
 
 FILE_ERRORS = (ValueError, OSError)
@@ -45,6 +47,7 @@ class Finding:
         try:
             return read()
         except FILE_ERRORS as error:
+            raise_if_limit(error)
             message = one_line(error)
             if message not in self.problems:
                 self.problems.append(message)
@@ -197,7 +200,7 @@ class Command:
     data: DatasetFlags
     json: Path | None = None
     strict: bool = False
-    show: int = flag(100, type=positive_int, metavar="N")
+    show: int = flag(100, type=POSITIVE, metavar="N")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,12 +13,7 @@ from data.files import all_found
 from data.transforms import Resize, TrainTransform
 from tool.files import first_few
 from tool.formats.image import batches_of_one_size
-from tool.infer.previous import (
-    INFERABLE,
-    PreviousOutputs,
-    check_not_reduced,
-    takes_previous_outputs,
-)
+from tool.infer.previous import INFERABLE, PreviousOutputs, takes_previous_outputs
 from tool.infer.scales import Views
 from tool.progress import derive_seed
 
@@ -135,11 +130,9 @@ class InferDataset(Dataset):
 
         Raises:
             FileNotFoundError: An image, seed or CAM is missing; names the first few.
-            ValueError: There are no ids, an id has no label, an input cannot be loaded, or the
-                views reduce images and the method reads files of previous stages.
+            ValueError: There are no ids, an id has no label, or an input cannot be loaded.
         """
         _check_inputs("inference", inputs, ("image_id", "image", "label", *INFERABLE))
-        check_not_reduced(inputs, views.max_side)
         self.with_label = "label" in inputs
         _check_list(catalog, ids, with_label=self.with_label)
         self.previous, self.inputs = previous or PreviousOutputs(), inputs
@@ -149,8 +142,15 @@ class InferDataset(Dataset):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batches(self, indices: Sequence[int], batch_size: int) -> list[list[int]]:
+    def batches(
+        self, indices: Sequence[int], batch_size: int, *, stride: int = 1
+    ) -> list[list[int]]:
         """Split `indices` into lists of at most `batch_size` images whose maps have one size.
+
+        Args:
+            indices: Of the images.
+            batch_size: The most images of a list.
+            stride: Pixels per value of the maps.
 
         Raises:
             ValueError: An image file is broken; names it.
@@ -159,16 +159,20 @@ class InferDataset(Dataset):
             return [[index] for index in indices]
         return batches_of_one_size(
             indices,
-            lambda index: self.views.map_size(self.catalog.image_size(self.ids[index])),
+            lambda index: self._sizes(self.catalog.image_size(self.ids[index])[::-1], stride),
             batch_size,
         )
+
+    def _sizes(self, whole: tuple[int, int], stride: int) -> tuple[tuple[int, int], ...]:
+        """Return what images of one batch share: the size of the copies, and of the maps."""
+        return self.views.seen_size(whole), self.views.map_size(whole, stride)
 
     def __getitem__(self, index: int) -> dict[str, object]:
         """Return the sample of one image.
 
         Returns:
-            "image_id" str; "size" (H, W) ints of the maps, which are the image's unless the views
-            reduce it; "images", one (3, h, w) uint8 tensor per view. If
+            "image_id" str; "whole", the size of the image, and "size" (H, W), that to which the
+            views reduce it, as pairs of ints; "images", one (3, h, w) uint8 tensor per view. If
             `inputs` names them, also "label" (K,) float32 {0, 1}, "seed" (H, W) int64 in 0..K or
             255, and "cam" (K, ceil(H / 4), ceil(W / 4)) float32 in [0, 1].
 
@@ -178,15 +182,17 @@ class InferDataset(Dataset):
         image_id = self.ids[index]
         image = self.catalog.read_image(image_id)
         images = self.views.of(image)
-        size = self.views.map_size((image.height, image.width))
+        whole = (image.height, image.width)
+        size = self.views.seen_size(whole)
         num_classes = self.catalog.num_classes
-        sample = {"image_id": image_id, "size": size, "images": images}
+        sample = {"image_id": image_id, "whole": whole, "size": size, "images": images}
         if self.with_label:
             sample["label"] = torch.from_numpy(self.catalog.label(image_id))
         if takes_previous_outputs(self.inputs):
             sample |= self.previous.read(
                 self.inputs,
                 image_id,
+                whole=whole,
                 size=size,
                 label=lambda: self.catalog.label(image_id),
                 num_classes=num_classes,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import coco14
 import voc12
 from data.labels import number_as_id
+from tool.formats.image import MAX_SIDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +24,11 @@ class Layout:
     ids_of_int: Callable[[int], tuple[str, ...]] = number_as_id  # that a number can be
     official: tuple[str, ...] = ()  # lists whose masks are in the last folder of masks first
     upright: bool = False  # images are turned as their EXIF data say; benchmarks are as stored
+    max_side: int | None = None  # larger images are reduced to it; a benchmark's images are small
 
 
 _VOC = Layout((voc12.IMAGE_FOLDER,), voc12.MASK_FOLDERS, voc12.SALIENCY_FOLDER, voc12.LIST_FOLDER)
-_FOLDER = Layout(("images",), ("masks",), "saliency", "lists", upright=True)
+_FOLDER = Layout(("images",), ("masks",), "saliency", "lists", upright=True, max_side=MAX_SIDE)
 LAYOUTS = {
     "toy": _VOC,
     "voc12": dataclasses.replace(
@@ -43,6 +45,7 @@ LAYOUTS = {
         class_names=coco14.CLASS_NAMES,
         ids_of_int=coco14.image_ids_of,
         upright=False,
+        max_side=None,
     ),
     "folder": _FOLDER,
 }

@@ -11,6 +11,7 @@ from functools import partial
 from data.catalog import Catalog, DatasetFlags, catalog_from
 from tool.cli import one_line
 from tool.files import list_hash
+from tool.limits import raise_if_limit
 from tool.parallel import dist
 from tool.parallel.processes import cores
 
@@ -98,5 +99,6 @@ def complaint(catalog: Catalog, image_id: str, *, saliency: bool, masks: bool) -
         if masks:
             catalog.read_mask(image_id)
     except (ValueError, OSError) as error:
+        raise_if_limit(error)  # the file may be whole
         return one_line(error)
     return None

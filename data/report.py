@@ -17,9 +17,10 @@ from typing import Any
 from data.readable import ListFlags, open_list
 from data.report_images import ReportImages
 from tool.bar import Bar
-from tool.cli import positive_int, run_stage
+from tool.cli import run_stage
 from tool.flags import flag, parse_flags
 from tool.parallel.processes import cores
+from tool.ranges import POSITIVE
 from tool.report.head import head
 from tool.report.html import Page, Row, write_page
 from tool.report.run import open_run, with_own_names
@@ -44,7 +45,7 @@ class Command:
     mask_dir: Path | None = None
     score: Path | None = flag(None, metavar="FILE")
     out: Path | None = flag(None, metavar="FILE")
-    pictures: int = flag(400, type=positive_int, metavar="IMAGES")
+    pictures: int = flag(400, type=POSITIVE, metavar="IMAGES")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

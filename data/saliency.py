@@ -20,7 +20,7 @@ from PIL import Image
 from data.catalog import Catalog
 from data.readable import ListFlags, open_list
 from tool.bar import counted
-from tool.cli import positive_int, run_stage
+from tool.cli import run_stage
 from tool.download import fetch
 from tool.files import atomic_path, file_hash
 from tool.flags import flag, parse_flags
@@ -28,6 +28,7 @@ from tool.formats.image import IMAGENET_MEAN, IMAGENET_STD, decode
 from tool.formats.mask import is_whole
 from tool.parallel.processes import cores, map_processes
 from tool.provenance import claim
+from tool.ranges import SOME_WORKERS
 
 NETWORKS = ("u2netp", "u2net")  # names of tool.download
 _MEAN, _STD = np.array([IMAGENET_MEAN, IMAGENET_STD], np.float32)
@@ -64,7 +65,7 @@ class Command:
     model: str = flag(NETWORKS[0], metavar="|".join((*NETWORKS, "FILE")))
     out: Path | None = None
     shard: tuple[int, int] | None = flag(None, type=shard, nargs=None, metavar="I/N")
-    workers: int = flag(cores, type=positive_int, metavar="N")
+    workers: int = flag(cores, type=SOME_WORKERS, metavar="N")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

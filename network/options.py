@@ -10,12 +10,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tool.flags import add_flags, flags_as
+from tool.ranges import Range
 
 _LARGEST = 2**31 - 1  # of a count
 
 
 def option(
-    default: Any, help_text: str = "", *, choices: Sequence[Any] = (), inference: bool = False
+    default: Any,
+    help_text: str = "",
+    *,
+    choices: Sequence[Any] = (),
+    within: Range | None = None,
+    inference: bool = False,
 ) -> Any:
     """Return a field of a method's `Config` with more than a default.
 
@@ -26,11 +32,14 @@ def option(
         default: A bool, an int, a float or a str.
         help_text: Help of the flag; if empty, the field's line in the docstring of the `Config`.
         choices: The permitted values; empty for all of the default's type.
+        within: The range of a number, for its flag and for every other way in which it is given.
         inference: Training does not use it, so that `infer_cam.py --set` may change it.
     """
     metadata: dict[str, Any] = {"help": help_text, "inference": inference}
     if choices:
         metadata["choices"] = tuple(choices)
+    if within is not None:
+        metadata["type"] = within
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -106,6 +115,11 @@ def check_option(field: dataclasses.Field, value: Any) -> None:
         raise ValueError(
             f"the hyper-parameter {field.name} is {reprlib.repr(value)}: it must be {rule}, "
             f"like its default {default!r}"
+        )
+    within = field.metadata.get("type")
+    if within is not None and value not in within:
+        raise ValueError(
+            f"the hyper-parameter {field.name} is {reprlib.repr(value)}: it must be {within}"
         )
     if choices and value not in choices:
         raise ValueError(

@@ -6,11 +6,25 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from tool.cli import non_negative_float, non_negative_int, positive_float, positive_int
 from tool.crf.post import Post
 from tool.flags import flag
 from tool.infer.scales import Views
+from tool.ranges import (
+    AMOUNT,
+    BATCH,
+    COUNT,
+    CROP,
+    EPOCHS,
+    FACTOR,
+    MOMENTUM,
+    POSITIVE,
+    RATE,
+    SIDE,
+    STEPS,
+    UNIT,
+)
 
+STRIDES = (8, 16, 32)  # of the deepest features
 OPTIMIZERS = ("sgd", "adam", "adamw")
 _IN_SHORT: tuple[str, ...] = ("steps", "batch_size", "accumulate", "crop", "long_side", "scale")
 _IN_SHORT += ("output_stride", "lr", "momentum", "weight_decay", "warmup", "clip")
@@ -60,26 +74,26 @@ class Recipe:
         ValueError: The optimizer is unknown, or `short` has a name that it cannot change.
     """
 
-    steps: int = flag(20_000, type=positive_int, exclusive="length")
-    epochs: float | None = flag(None, type=positive_float, exclusive="length")
-    batch_size: int = flag(8, type=positive_int, metavar="IMAGES")
-    accumulate: int = flag(1, type=positive_int, metavar="N")
-    crop: int = flag(448, type=positive_int, metavar="PIXELS")
+    steps: int = flag(20_000, type=STEPS, exclusive="length")
+    epochs: float | None = flag(None, type=EPOCHS, exclusive="length")
+    batch_size: int = flag(8, type=BATCH, metavar="IMAGES")
+    accumulate: int = flag(1, type=BATCH, metavar="N")
+    crop: int = flag(448, type=CROP, metavar="PIXELS")
     long_side: tuple[int, int] = flag(
-        (448, 768), type=positive_int, exclusive="size", nargs=2, metavar=("LOW", "HIGH")
+        (448, 768), type=SIDE, exclusive="size", nargs=2, metavar=("LOW", "HIGH")
     )
-    scale: tuple[float, ...] | None = flag(None, exclusive="size", metavar="FACTOR")
+    scale: tuple[float, ...] | None = flag(None, type=FACTOR, exclusive="size", metavar="FACTOR")
     jitter: bool = True
     backbone: str = "resnet38d"
-    output_stride: int = flag(16, type=positive_int, metavar="PIXELS")
+    output_stride: int = flag(16, type=POSITIVE, choices=STRIDES, metavar="PIXELS")
     optimizer: str = "sgd"
-    lr: float = flag(0.01, type=non_negative_float)
+    lr: float = flag(0.01, type=RATE)
     rates: tuple[float, float, float, float] = (1, 2, 10, 20)
-    momentum: float = flag(0.0, type=non_negative_float)
-    weight_decay: float = flag(5e-4, type=non_negative_float)
-    warmup: int = flag(0, type=non_negative_int, metavar="STEPS")
+    momentum: float = flag(0.0, type=MOMENTUM)
+    weight_decay: float = flag(5e-4, type=UNIT)
+    warmup: int = flag(0, type=COUNT, metavar="STEPS")
     power: float = 0.9
-    clip: float | None = flag(None, type=non_negative_float, metavar="NORM")
+    clip: float | None = flag(None, type=AMOUNT, metavar="NORM")
     scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
     sides: tuple[int, ...] | None = None
     mirror: bool = True

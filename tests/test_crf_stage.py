@@ -92,8 +92,6 @@ def test_masks_without_crf_are_the_cams_over_a_threshold(
         run(folder_dataset, tmp_path / "mask", "--threshold", 0.3)
     with pytest.raises(ValueError, match="another preset"):
         run(folder_dataset, tmp_path / "mask")
-    with pytest.raises(ValueError, match=r"--threshold 2"):
-        run(folder_dataset, tmp_path / "other", "--threshold", 2)
     with pytest.raises(ValueError, match=r"not with --seeds"):
         run(folder_dataset, tmp_path / "other", "--threshold", 0.3, "--seeds", 0.3, 0.05)
 
@@ -297,12 +295,7 @@ def test_bad_files_are_named(folder_dataset: Path, tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (("--seeds", 0.1, 0.3), "seed"),
-        (("--seeds", 1.3, 0.3), "seed"),
-        (("--seeds", 0.3, -0.1), "seed"),
-        (("--seeds", math.nan, 0.1), "seed"),
         (("--seeds", 0.3, 0.05, "--preset", "psa80"), "label50"),
-        (("--alpha", 0), "alpha"),
-        (("--alpha", math.nan), "alpha"),
     ],
 )
 def test_bad_flags(folder_dataset: Path, tmp_path: Path, flags: tuple, message: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tool.formats.checkpoint import load_checkpoint, save_checkpoint
 from tool.progress import Progress
-from tool.train.engine import History, Settings, fit, set_rates, split, total_loss
+from tool.train.engine import History, Settings, check_finite, fit, set_rates, split, total_loss
 from tool.train.log import RunLog
 
 
@@ -105,6 +105,31 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_everything() -> None:
     for word in ("step 3", "fit inf", "size", "image 3.0", "image 3.3"):
         assert word in message
     assert saved == [2], "the checkpoint before the bad step stays, none comes after it"
+
+
+def test_weights_that_diverge_in_the_last_step_are_not_saved() -> None:
+    """The losses of all steps were finite: no later one shows it."""
+    method, saved, steps = Line(), [], []
+
+    def spoil(gradient: Tensor) -> Tensor:
+        steps.append(1)
+        return gradient * math.inf if len(steps) == 6 else gradient
+
+    method.slope.register_hook(spoil)
+    with pytest.raises(FloatingPointError, match="step 6: the weights are not finite"):
+        train(method, saved=saved, save_every=4)
+    assert saved == [4]
+
+
+def test_a_state_of_the_optimizer_that_is_not_finite_is_not_saved() -> None:
+    method = Line()
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.5, momentum=0.9)
+    method.slope.grad = torch.ones(())
+    optimizer.step()
+    check_finite(method, optimizer, 1)
+    optimizer.state[method.slope]["momentum_buffer"].fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="--lr"):
+        check_finite(method, optimizer, 1)
 
 
 def test_terms_and_weights_must_name_the_same() -> None:

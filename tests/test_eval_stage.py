@@ -256,7 +256,6 @@ def test_bad_masks_are_named(folder_dataset: Path, tmp_path: Path) -> None:
     fails(folder_dataset, masks, r"b-4\.png.*RGB")
     fails(folder_dataset, masks, "--sweep needs CAMs", "--sweep")
     save_mask(masks / "b-4.png", mask)
-    fails(folder_dataset, masks, "threshold", "--bg-threshold", 2)
     save_cam(masks / "a1.npy", cam_of(folder_dataset, "a1"))
     fails(folder_dataset, masks, "both masks and CAMs")
 

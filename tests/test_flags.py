@@ -18,6 +18,7 @@ from runs import REPOSITORY
 import train_fbr
 from tool.cli import Parser, command_of
 from tool.flags import add_flags, attribute_texts, flag, flags_as, given, parse_flags
+from tool.ranges import SEED
 
 
 def commands() -> list[str]:
@@ -132,7 +133,7 @@ def test_seed_is_the_random_seed_wherever_it_is_a_flag(monkeypatch) -> None:
     for name in COMMANDS:
         for action in parser_of(importlib.import_module(name), monkeypatch)._actions:
             if "--seed" in action.option_strings and action.help != argparse.SUPPRESS:
-                assert action.type is int, name
+                assert action.type is SEED, name
                 assert "andom seed" in action.help, name
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from method_cases import make_method
+from PIL import Image
 from runs import Result, assert_refused, run
 
 from data.catalog import open_catalog
@@ -14,6 +15,7 @@ from network.methods import find_method
 from network.options import inference_options
 from tool.formats.cam import Cam, load_cam, save_cam
 from tool.formats.checkpoint import save_checkpoint
+from tool.formats.mask import load_mask
 
 
 @pytest.fixture
@@ -58,11 +60,15 @@ def test_show_takes_the_files_of_the_earlier_stage(irn, tmp_path, folder_dataset
     assert_refused(run("network/predict/__main__.py", *shown, *out), "--cam-dir")
     shown += ["--cam-dir", tmp_path / "cam"]
     assert_refused(run("network/predict/__main__.py", *shown, *out), "--classes")
-    reduced = ["--classes", "disc", "--max-side", 20]
-    assert_refused(run("network/predict/__main__.py", *shown, *reduced, *out), "--max-side")
-    result = run("network/predict/__main__.py", *shown, "--classes", "disc", *out)
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "shown.png").is_file()
+    mask, widths = tmp_path / "mask.png", []
+    for more in ([], ["--max-side", 20]):
+        flags = [*shown, "--classes", "disc", *more, "--mask", mask, *out]
+        result = run("network/predict/__main__.py", *flags)
+        assert result.returncode == 0, result.stderr
+        with Image.open(tmp_path / "shown.png") as drawn, Image.open(shown[0]) as photograph:
+            widths.append(drawn.width)
+            assert load_mask(mask).shape == photograph.size[::-1]
+    assert widths[1] < widths[0]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,21 @@ from untrained import SEGMENT
 
 from data.catalog import open_catalog
 from data.dataset import InferDataset
+from data.layouts import LAYOUTS
 from tool.crf.post import max_side_of
-from tool.formats.cam import Cam, at_size, cam_mask, check_maps, load_cam
-from tool.formats.image import reduced, reduced_size
-from tool.formats.mask import enlarged, load_mask
+from tool.formats.cam import (
+    Cam,
+    at_size,
+    cam_mask,
+    check_maps,
+    load_cam,
+    resized_cam,
+    save_cam,
+    strided_size,
+)
+from tool.formats.image import MAX_SIDE, reduced, reduced_size
+from tool.formats.mask import load_mask, resized, save_mask
+from tool.infer.flags import ViewFlags
 from tool.infer.previous import PreviousOutputs
 from tool.infer.scales import Views
 
@@ -48,7 +60,7 @@ def test_masks_have_their_own_size_in_one_pass_and_in_two(name, folder_root, tmp
         assert rows.size == reduced_size((height, width), SIDE)
         for folder in (crf, plain):
             assert load_mask(folder / f"{image_id}.png").shape == (height, width)
-        expected = enlarged(cam_mask(rows, 0.22), (height, width))
+        expected = resized(cam_mask(rows, 0.22), (height, width))
         np.testing.assert_array_equal(load_mask(plain / f"{image_id}.png"), expected)
     for folder in (cam, crf, plain):
         assert json.loads((folder / "made_from.json").read_text())["max_side"] == SIDE
@@ -67,7 +79,93 @@ def test_smaller_images_are_as_without_it(folder_root, tmp_path) -> None:
     whole, less = (files(tmp_path / folder, ".npy") for folder in ("whole", "reduced"))
     assert len(SMALL) == 2
     assert {name for name in whole if whole[name] == less[name]} == {f"{s}.npy" for s in SMALL}
-    assert "max_side" not in json.loads((tmp_path / "whole" / "made_from.json").read_text())
+    note = json.loads((tmp_path / "whole" / "made_from.json").read_text())
+    assert note["max_side"] == MAX_SIDE, "the default of photographs of one's own"
+
+
+def test_only_photographs_of_ones_own_are_reduced_by_default() -> None:
+    sides = {name: layout.max_side for name, layout in LAYOUTS.items()}
+    assert sides == {"toy": None, "voc12": None, "coco14": None, "folder": MAX_SIDE}
+    flags, views = ViewFlags(max_side=70), Views((0.5,))
+    assert flags.changed(views, max_side=MAX_SIDE).max_side == 70
+    assert ViewFlags().changed(views, max_side=MAX_SIDE).max_side == MAX_SIDE
+    assert ViewFlags().changed(views).max_side is None
+
+
+@pytest.fixture
+def wide_root(folder_root: Path, tmp_path: Path) -> Path:
+    """A dataset whose image a1 is longer than the default limit, and cheap all the same."""
+    root = shutil.copytree(folder_root, tmp_path / "wide")
+    for name, mode in (("images/a1.jpg", "RGB"), ("masks/a1.png", None)):
+        with Image.open(root / name) as image:
+            palette = image.getpalette()
+            wide = (image.convert(mode) if mode else image).resize((1500, 40), 0)
+        if palette and not mode:
+            wide.putpalette(palette)
+        wide.save(root / name)
+    (root / "lists" / "train.txt").write_text("a1\nb-4\n")
+    return root
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_by_default_a_large_photograph_is_reduced_in_all_stages(
+    wide_root, tmp_path, stride
+) -> None:
+    """With a stride, which counts pixels of the photograph itself, stages 3 and 4 take the CAM."""
+    flags = [*given("cam", wide_root, tmp_path), "--cam-stride", stride]
+    cam, crf, out = (tmp_path / kind for kind in ("cam", "crf", "stage 3"))
+    infer(flags, "--out", cam, "--masks", crf, *CRF, "--crf-workers", 1)
+    own = (40, 1500)
+    expected = reduced_size(own, MAX_SIDE) if stride == 1 else strided_size(own, stride)
+    assert load_cam(cam / "a1.npy").size == expected
+    assert stage_3(flags, cam, out, "--workers", 1, *CRF).returncode == 0
+    assert files(crf) == files(out)
+    assert load_mask(out / "a1.png").shape == own
+    assert json.loads((out / "crf.json").read_text())["max_side"] == MAX_SIDE
+    truth = ["--dataset", "folder", "--root", wide_root, "--list", "train"]
+    result = run("eval_miou.py", "--pred-dir", cam, *truth)
+    assert result.returncode == 0, result.stderr
+
+
+def test_stage_3_reduces_foreign_cams_of_full_size(wide_root, tmp_path) -> None:
+    random = np.random.default_rng(0)
+    for image_id, size in (("a1", (40, 1500)), ("b-4", (48, 80))):
+        rows = random.random((1, size[0] // 8, size[1] // 4), dtype=np.float32)
+        save_cam(tmp_path / "cam" / f"{image_id}.npy", resized_cam(Cam(np.array([1]), rows), size))
+    masks = {}
+    for side in (None, 700, 5000):
+        out = tmp_path / f"mask {side}"
+        more = [] if side is None else ["--max-side", side]
+        flags = ["--root", wide_root]
+        result = stage_3(flags, tmp_path / "cam", out, "--workers", 1, *CRF, *more)
+        assert result.returncode == 0, result.stderr
+        assert json.loads((out / "crf.json").read_text())["max_side"] == (side or MAX_SIDE)
+        masks[side] = load_mask(out / "a1.png")
+        assert masks[side].shape == (40, 1500)
+        assert len(np.unique(masks[side])) == 2
+    assert not np.array_equal(masks[None], masks[5000])
+    assert (masks[None] == masks[5000]).mean() > 0.9
+
+
+def test_files_of_previous_stages_are_reduced_with_the_photograph(tmp_path) -> None:
+    """A seed takes the nearest pixel, a CAM its cells; both files have the photograph's size."""
+    seed = np.arange(24, dtype=np.uint8).reshape(4, 6) % 3
+    save_mask(tmp_path / "a.png", seed.repeat(2, 0).repeat(2, 1))
+    maps = np.random.default_rng(0).random((1, 8, 12), dtype=np.float32)
+    save_cam(tmp_path / "a.npy", Cam(np.array([2]), maps))
+    previous = PreviousOutputs({"seed": tmp_path, "cam": tmp_path})
+
+    def read(whole: tuple[int, int], size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        more = {"label": lambda: np.ones(2), "num_classes": 2}
+        return previous.read(("seed", "cam"), "a", whole=whole, size=size, **more)
+
+    found = read((8, 12), (4, 6))
+    np.testing.assert_array_equal(found["seed"].numpy(), seed)
+    assert found["cam"].shape == (2, 1, 2)
+    assert read((8, 12), (8, 12))["seed"].shape == (8, 12)
+    for wrong in ((4, 6), (16, 24)):
+        with pytest.raises(ValueError, match="its image"):
+            read(wrong, (4, 6))
 
 
 def test_the_crf_of_a_gpu_enlarges_too(folder_root, tmp_path, monkeypatch) -> None:
@@ -102,17 +200,7 @@ def test_batches_are_of_images_whose_maps_have_one_size(folder_root) -> None:
 
 def test_what_cannot_be_is_refused_in_one_line(folder_root, tmp_path) -> None:
     flags = [*given("cam", folder_root, tmp_path), "--max-side", SIDE, "--out", tmp_path / "cam"]
-    assert_refused(run("infer_cam.py", *flags, "--cam-stride", 4), "--max-side", "--cam-stride")
     assert run("infer_cam.py", *flags[:-3], 0, *flags[-2:]).returncode == 2
-    catalog = open_catalog("folder", folder_root)
-    with pytest.raises(ValueError, match="--max-side"):
-        InferDataset(
-            catalog,
-            ["a1"],
-            views=Views(max_side=9),
-            inputs=("image", "cam"),
-            previous=PreviousOutputs({"cam": tmp_path}),
-        )
     with pytest.raises(ValueError, match="not positive"):
         Views(max_side=0)
     (tmp_path / "made_from.json").write_text('{"max_side": "wide"}')
@@ -155,6 +243,6 @@ def test_maps_of_other_proportions_are_refused() -> None:
 
 def test_a_mask_is_enlarged_by_the_nearest_pixel() -> None:
     mask = np.array([[1, 2], [3, 255]], np.uint8)
-    np.testing.assert_array_equal(enlarged(mask, (4, 6)), mask.repeat(2, 0).repeat(3, 1))
-    assert enlarged(mask, (5, 3)).dtype == np.uint8
-    assert enlarged(mask, (2, 2)) is mask
+    np.testing.assert_array_equal(resized(mask, (4, 6)), mask.repeat(2, 0).repeat(3, 1))
+    assert resized(mask, (5, 3)).dtype == np.uint8
+    assert resized(mask, (2, 2)) is mask

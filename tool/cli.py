@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
-import math
 import os
 import platform
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from tool.limits import limit_of
 
 SYSTEMS = "this project runs on Linux, on macOS, and in WSL on Windows"
 DEVICES = ("auto", "cpu", "cuda")
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
+_flags: set[str] = set()  # of the command that runs, for messages that name them
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,6 +47,12 @@ class Parser(argparse.ArgumentParser):
             default=None,
             help="Show the whole traceback of an error.",
         )
+
+    def parse_known_args(self, *args: Any, **settings: Any) -> Any:
+        """Parse as ever; note which flags there are."""
+        _flags.clear()
+        _flags.update(self._option_string_actions)
+        return super().parse_known_args(*args, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2; under torchrun only the first rank prints."""
@@ -98,9 +106,10 @@ def command_of(module: str) -> str:
 def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     """Run `main` as a program; an error that a user can cause ends in one line and exit status 2.
 
-    A `ValueError`, `OSError` or `FloatingPointError` is the user's. Anything else is an error of
-    this program and keeps its traceback. With `--traceback` the user's errors show theirs too. A
-    system without POSIX is refused in the same way.
+    A `ValueError`, `OSError` or `FloatingPointError` is the user's. So is an error of any type that
+    reports a limit of the machine (`tool.limits`): the line names the command's flags that help.
+    Anything else is an error of this program and keeps its traceback. With `--traceback` the user's
+    errors show theirs too. A system without POSIX is refused in the same way.
 
     Args:
         main: Takes the arguments, None for those of the process, and returns the exit status.
@@ -111,42 +120,14 @@ def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
         sys.exit(2)
     try:
         sys.exit(main(None) or 0)
-    except USER_ERRORS as error:
+    except Exception as error:
+        limit = limit_of(error)
+        if limit is None and not isinstance(error, USER_ERRORS):
+            raise
         if "--traceback" in sys.argv:
             traceback.print_exc()
-        print(f"{command}: error: {one_line(error)}", file=sys.stderr)
+        line = one_line(error) if limit is None else limit.line(error, _flags)
+        print(f"{command}: error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def positive_float(text: str) -> float:
-    """Parse a finite number above 0; an `argparse` type."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{value} is not a number above 0")
-    return value
-
-
-def non_negative_float(text: str) -> float:
-    """Parse a finite number of at least 0; an `argparse` type."""
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{value} is not a number of at least 0")
-    return value
-
-
-def non_negative_int(text: str) -> int:
-    """Parse an integer of at least 0; an `argparse` type."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 0")
-    return value
-
-
-def positive_int(text: str) -> int:
-    """Parse an integer of at least 1; an `argparse` type."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value

@@ -6,8 +6,9 @@
         alpha: float = 8.0
 
 The entry of a field in the section "Attributes" of the class's docstring is the help of its flag. A
-field without a default must be given. A bool becomes `--x` and `--no-x`. A list or tuple takes
-several values. A field that is itself such a dataclass becomes a group of flags.
+field without a default must be given. The `type` of a number is its range (`tool.ranges`). A bool
+becomes `--x` and `--no-x`. A list or tuple takes several values. A field that is itself such a
+dataclass becomes a group of flags.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from tool.cli import Parser, Renamed
+from tool.ranges import DEFAULTS
 
 Flags = TypeVar("Flags")
 _OURS = ("positional", "renamed", "exclusive", "title", "inference", "help")
@@ -141,7 +143,11 @@ def add_flag(
         kind = bool
     # What the field states itself overrides what follows from the hint.
     settings = (
-        ({"action": argparse.BooleanOptionalAction} if kind is bool else {"type": kind})
+        (
+            {"action": argparse.BooleanOptionalAction}
+            if kind is bool
+            else {"type": DEFAULTS.get(kind, kind)}
+        )
         | ({"nargs": "+"} if several else {})
         | settings
     )

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.toy import CLASS_NAMES, write_toy
-from tool.cli import positive_int, run_stage
+from tool.cli import run_stage
 from tool.flags import flag, parse_flags
+from tool.ranges import POSITIVE, SEED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,9 @@ class Command:
     """
 
     root: Path = Path("out/toy-data")
-    seed: int = 0
-    train: int = flag(240, type=positive_int, metavar="N")
-    val: int = flag(120, type=positive_int, metavar="N")
+    seed: int = flag(0, type=SEED)
+    train: int = flag(240, type=POSITIVE, metavar="N")
+    val: int = flag(120, type=POSITIVE, metavar="N")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from network.losses import image_cells, mean_of_views, over_maximum, resize
 from network.options import option
 from tool.parallel.dist import gather, global_mean
 from tool.progress import Progress
+from tool.ranges import UNIT
 from tool.train.batch import Batch, part
 
 
@@ -55,8 +56,8 @@ class NroiConfig:
     """
 
     temperature: float = 0.5
-    quantile: float = 0.6
-    floor: float = 0.05
+    quantile: float = option(0.6, within=UNIT)
+    floor: float = option(0.05, within=UNIT)
     max_queries: int = 256
     num_negatives: int = 256
     num_clusters: int = 8

@@ -19,8 +19,9 @@ from network.heads import projection
 from network.losses import full_precision, image_cells, resize_area
 from network.methods import Batch
 from network.methods.amn import Amn
-from network.options import weights_of
+from network.options import option, weights_of
 from tool.progress import Progress
+from tool.ranges import UNIT
 
 
 def above_floor(prob: Tensor, inside: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ class FbrAmn(NroiContrast, Amn):
 
         width: int = 128
         query_seed: bool = True
-        quantile: float = 0.4
+        quantile: float = option(0.4, within=UNIT)
         bank_size: int = 100_000
         weight_nce_nroi: float = 0.05
 

@@ -16,22 +16,18 @@ from network.contrast.gate import GateSettings, NroiGate
 from network.methods import Method
 from network.predict.maps import class_maps, mask_of
 from network.weights.restore import restore
-from tool.cli import DEVICES, positive_int, run_stage
+from tool.cli import DEVICES, run_stage
 from tool.crf.post import GATES
 from tool.files import atomic_path, file_hash
 from tool.flags import flag, parse_flags
-from tool.formats.image import decode, reduced
-from tool.formats.mask import enlarged, save_mask
+from tool.formats.image import MAX_SIDE, decode, reduced
+from tool.formats.mask import resized, save_mask
 from tool.formats.regions import REGIONS, load_regions
 from tool.infer.multiscale import network_input
-from tool.infer.previous import (
-    PREVIOUS,
-    PreviousFlags,
-    check_not_reduced,
-    takes_previous_outputs,
-)
+from tool.infer.previous import PREVIOUS, PreviousFlags, takes_previous_outputs
 from tool.infer.scales import Views, at_scale
 from tool.parallel.dist import pick_device
+from tool.ranges import POSITIVE, SIDE, UNIT
 from tool.report.picture import heat, label_colours, strip
 from tool.train.run_directory import CHECKPOINT
 
@@ -49,7 +45,8 @@ class Command:
         top: Number of classes to show without --classes. By default 2, and all classes of the mask
             of a segmentation network.
         mask: Write the mask to this file too: a palette PNG of class indices, of the image's size.
-        max_side: Reduce a larger image first, so that its longer side has this many pixels.
+        max_side: Reduce a larger image first, so that its longer side has this many pixels. By
+            default 1024, or that of the gate's regions; the mask has the image's own size.
         bg_threshold: The mask is background where no class is above T. By default T is the method's
             threshold.
         out: PNG to write. By default out/NAME_cam.png.
@@ -61,10 +58,10 @@ class Command:
     image: Path = flag(positional=True, metavar="IMAGE")
     checkpoint: Path
     classes: list[str] | None = flag(None, metavar="NAME")
-    top: int | None = flag(None, type=positive_int, metavar="N")
+    top: int | None = flag(None, type=POSITIVE, metavar="N")
     mask: Path | None = flag(None, metavar="FILE")
-    max_side: int | None = flag(None, type=positive_int, metavar="PIXELS")
-    bg_threshold: float | None = flag(None, metavar="T")
+    max_side: int | None = flag(None, type=SIDE, metavar="PIXELS")
+    bg_threshold: float | None = flag(None, type=UNIT, metavar="T")
     out: Path | None = None
     gate: str | None = flag(None, choices=GATES)
     device: str = flag("auto", choices=DEVICES)
@@ -83,7 +80,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     names, segments = config["class_names"], is_segmentation_network(method)
     previous = command.previous.outputs()
     previous.require(method.infer_inputs, [name])
-    check_not_reduced(method.infer_inputs, command.max_side)
     chosen = chosen_classes(command.classes or (), names)
     if not chosen and (method.conditioned or takes_previous_outputs(method.infer_inputs)):
         raise ValueError(
@@ -91,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{', '.join(names)}"
         )
     gate, views = gate_of(command, method, config, device)
-    image = reduced(photograph, views.max_side)
+    image, whole = reduced(photograph, views.max_side), (photograph.height, photograph.width)
     if not chosen and not segments:
         chosen = likeliest(method, image, command.top or 2, device)
         if not chosen:
@@ -100,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"{', '.join(names)}"
             )
     label = label_of(chosen, len(names))
-    maps = class_maps(method, name, image, label, previous, device, views, gate)
+    maps = class_maps(method, name, image, label, previous, device, views, gate, whole=whole)
     gated, present = maps["gated CAM" if gate else "CAM"], torch.from_numpy(label)
     mask = mask_of(gated, None if segments else present, method, command.bg_threshold)
     shown = {names[index]: index for index in chosen or largest_classes(mask, command.top)}
@@ -110,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         Image.fromarray(picture).save(temporary)
     print(out)
     if command.mask is not None:
-        save_mask(command.mask, enlarged(mask, (photograph.height, photograph.width)))
+        save_mask(command.mask, resized(mask, whole))
         print(command.mask)
 
 
@@ -202,7 +198,7 @@ def gate_of(
             another checkpoint; names the file.
     """
     path, views = command.checkpoint.parent / REGIONS, method.recipe.views()
-    views = dataclasses.replace(views, max_side=command.max_side)
+    views = dataclasses.replace(views, max_side=command.max_side or MAX_SIDE)
     if (command.gate or method.recipe.post.gate) != "nroi":
         return None, views
     if "label" not in method.infer_inputs:
@@ -224,7 +220,8 @@ def gate_of(
     seed = config.get("seed", 0)
     gate = NroiGate(regions, device, seed=seed, has_background=method.has_background)
     views = Views.noted(noted)
-    return gate, dataclasses.replace(views, max_side=command.max_side or views.max_side)
+    max_side = command.max_side or views.max_side or MAX_SIDE
+    return gate, dataclasses.replace(views, max_side=max_side)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ def class_maps(
     device: torch.device,
     views: Views,
     gate: NroiGate | None,
+    *,
+    whole: tuple[int, int] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Compute the maps of an image.
 
@@ -38,6 +40,7 @@ def class_maps(
         device: The device that computes.
         views: The sizes of the copies of the image.
         gate: The gate of the run; None for none.
+        whole: (H, W) of the photograph, which files of previous stages have; None if `image` is it.
 
     Returns:
         `CAM` (C, H, W) float32 on the CPU, the first of the method's maps. If the method reads the
@@ -49,7 +52,12 @@ def class_maps(
     if "label" in inputs:
         sample["label"] = torch.from_numpy(label)
     sample |= previous.read(
-        inputs, image_id, size=size, label=lambda: label, num_classes=len(label)
+        inputs,
+        image_id,
+        whole=whole or size,
+        size=size,
+        label=lambda: label,
+        num_classes=len(label),
     )
     shown: dict[str, torch.Tensor] = {}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tool.cli import positive_int
 from tool.crf.dense import BACKENDS, PRESETS, pick_backend, preset_of
 from tool.crf.post import PRESET, Post
 from tool.flags import flag
+from tool.ranges import EXPONENT, ITERATIONS, UNIT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,12 @@ class CrfFlags:
     """
 
     preset: str | None = flag(None, choices=tuple(PRESETS))
-    iterations: int | None = flag(None, type=positive_int, metavar="N")
-    alpha: float | None = None
-    seeds: list[float] | None = flag(None, nargs="*", metavar=("FG", "BG"), renamed="--seed")
-    threshold: float | None = flag(None, metavar="T", renamed="--no-crf")
+    iterations: int | None = flag(None, type=ITERATIONS, metavar="N")
+    alpha: float | None = flag(None, type=EXPONENT)
+    seeds: list[float] | None = flag(
+        None, type=UNIT, nargs="*", metavar=("FG", "BG"), renamed="--seed"
+    )
+    threshold: float | None = flag(None, type=UNIT, metavar="T", renamed="--no-crf")
     backend: str = flag("auto", choices=BACKENDS)
 
 

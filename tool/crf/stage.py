@@ -15,9 +15,9 @@ from PIL import Image
 from tool.crf.dense import Preset
 from tool.crf.jobs import Task, mask_task, seed_task, solve, solve_batch, threshold_task
 from tool.files import spelled
-from tool.formats.cam import Cam, as_stored, at_size, load_cam
+from tool.formats.cam import Cam, as_stored, check_maps, load_cam, resized_cam
 from tool.formats.image import batches_of_one_size, reduced
-from tool.formats.mask import enlarged, is_whole, save_mask
+from tool.formats.mask import is_whole, resized, save_mask
 from tool.formats.predictions import check_classes
 from tool.parallel.processes import map_processes
 from tool.provenance import SETTINGS, claim, note_of
@@ -46,9 +46,9 @@ class PostProcess:
         seeds: (FG, BG), the thresholds of a confident seed; None for a mask.
         threshold: For a mask without a CRF: the best class must exceed it to be foreground. None
             for a mask from a CRF.
-        max_side: The longer side, in pixels, to which images were reduced for the CAMs. The
-            photograph is reduced in the same way for the CRF, and the mask is enlarged at the end.
-            None if the CAMs are of images at full size.
+        max_side: The longer side, in pixels, to which a larger photograph is reduced for the CRF.
+            Its CAM is reduced to the same size, unless it has it already. The mask is enlarged at
+            the end. None for images as they are.
         backend: The library that computes the CRF, as `tool.crf.dense.pick_backend` returns it.
         device: The torch device that computes.
 
@@ -115,9 +115,11 @@ class PostProcess:
         if cam is None:
             cam = load_cam(source, label=lambda: self.images.label(image_id))
             check_classes(source, cam.class_index, self.images.num_classes)
-        image = np.asarray(reduced(self.images.read_image(image_id), self.max_side))
+        photograph = self.images.read_image(image_id)
+        image = np.asarray(reduced(photograph, self.max_side))
         try:
-            return image, self.task(image, at_size(cam, image.shape[:2]))
+            check_maps(cam, (photograph.height, photograph.width))
+            return image, self.task(image, resized_cam(cam, image.shape[:2]))
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
 
@@ -141,7 +143,7 @@ class PostProcess:
     def _save(self, image_id: str, mask: np.ndarray) -> None:
         """Write the mask (h, w) uint8 of an image, enlarged to the image's own size."""
         size = self.images.image_size(image_id)[::-1]
-        save_mask(self.out / f"{image_id}.png", enlarged(mask, size))
+        save_mask(self.out / f"{image_id}.png", resized(mask, size))
 
     def task(self, image: np.ndarray, cam: Cam) -> Task:
         """Return the task of an image (H, W, 3) uint8: its mask or its seed."""

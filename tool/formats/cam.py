@@ -65,12 +65,21 @@ def at_size(cam: Cam, size: tuple[int, int]) -> Cam:
         ValueError: The maps have another size.
     """
     check_maps(cam, size)
+    return resized_cam(cam, size)
+
+
+def resized_cam(cam: Cam, size: tuple[int, int]) -> Cam:
+    """Return the CAM at another size (H, W): enlarged bilinearly, or reduced by means of areas.
+
+    A CAM without classes is returned as it is.
+    """
     if cam.size == size or not cam.class_index.size:
         return cam
     import cv2
 
+    kind = cv2.INTER_AREA if cam.size[0] > size[0] else cv2.INTER_LINEAR
     flip = (size[1], size[0])  # OpenCV takes (W, H)
-    maps = [cv2.resize(row, flip, interpolation=cv2.INTER_LINEAR) for row in cam.cam]
+    maps = [cv2.resize(row, flip, interpolation=kind) for row in cam.cam]
     return Cam(cam.class_index, np.stack(maps))
 
 

@@ -10,10 +10,15 @@ from typing import TypeVar
 import numpy as np
 from PIL import ExifTags, Image
 
+from tool.limits import raise_if_limit
+
 Item = TypeVar("Item")
 
 # The errors that Pillow raises for a broken file.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# The longer side to which photographs of one's own are reduced before a network sees them. Networks
+# are trained on 448 to 768 pixels. Memory grows with the area: 12 megapixels would take 26 GB.
+MAX_SIDE = 1024
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # recognised by the bytes, not by the suffix
 # EXIF's orientation -> the transposition that turns the stored pixels upright; 1 is upright.
 _TURNS = dict(
@@ -239,7 +244,8 @@ def check_size(what: object, size: tuple[int, ...], other: object, wanted: tuple
 
 
 def _broken(path: Path, error: Exception) -> ValueError:
-    """Return the error that names a broken file."""
+    """Return the error that names a broken file; one of the system's limits is raised again."""
+    raise_if_limit(error)
     if isinstance(error, FileNotFoundError):
         return ValueError(f"image {path} does not exist")
     reason = " ".join(str(error).split()) or type(error).__name__

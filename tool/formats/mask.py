@@ -11,6 +11,7 @@ from PIL import Image
 
 from tool.files import atomic_path
 from tool.formats.image import BROKEN
+from tool.limits import raise_if_limit
 
 UNKNOWN = 255
 
@@ -55,11 +56,11 @@ def write_mask(file: BinaryIO, mask: np.ndarray) -> None:
     image.save(file, format="PNG")
 
 
-def enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a mask (h, w) uint8 enlarged to the size (H, W) by nearest-neighbour interpolation."""
+def resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a mask (h, w) uint8 at the size (H, W): each pixel takes the value at its centre."""
     if mask.shape == size:
         return mask
-    return np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+    return np.array(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def load_mask(path: Path | str) -> np.ndarray:
@@ -80,6 +81,7 @@ def load_mask(path: Path | str) -> np.ndarray:
     except FileNotFoundError:
         raise
     except BROKEN as error:
+        raise_if_limit(error)
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path}: not a whole mask image: {reason}") from error
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tool.files import as_json, atomic_path
+from tool.limits import raise_if_limit
 
 REGIONS = "nroi.npz"  # in a run directory
 _ARRAYS = {"owner": ("int64", 1), "region": ("float32", 2), "prototype": ("float32", 2)}
@@ -108,6 +109,7 @@ def read_regions(path: Path) -> tuple[Regions, dict[str, Any]]:
         _check(regions)
         return regions, dict(about["made_from"])
     except _BROKEN as error:
+        raise_if_limit(error)
         raise ValueError(f"{path} is no whole file of regions ({error}): remove it") from error
 
 

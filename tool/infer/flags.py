@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from tool.cli import DEVICES, non_negative_int, positive_int
+from tool.cli import DEVICES
 from tool.flags import flag
 from tool.infer.scales import Views
 from tool.parallel.machine import spare_cores
 from tool.parallel.processes import default_workers
+from tool.ranges import BATCH, FACTOR, SIDE, SOME_WORKERS, STRIDE, WORKERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class OutputFlags:
     out: Path | None = None
     masks: Path | None = None
     argmax: Path | None = None
-    cam_stride: int = flag(1, type=positive_int, metavar="PIXELS")
+    cam_stride: int = flag(1, type=STRIDE, metavar="PIXELS")
     with_labels: bool = False
 
     def __post_init__(self) -> None:
@@ -40,8 +41,6 @@ class OutputFlags:
             raise ValueError("--out for CAMs, --masks or --argmax for masks, or several of them")
         if len({folder.resolve() for folder in self.folders()}) < len(self.folders()):
             raise ValueError("--out, --masks and --argmax must be different folders")
-        if self.cam_stride > 32:
-            raise ValueError("--cam-stride is at most 32")
 
     def folders(self) -> list[Path]:
         """Return the folders that were given."""
@@ -59,22 +58,23 @@ class ViewFlags:
             input size need them.
         mirror: Infer the mirror of each image too, which takes twice the time. By default as the
             recipe says.
-        max_side: Reduce a larger image first, so that its longer side has this many pixels, for
-            photographs of many megapixels. Its CAM has the reduced size, its mask the image's own.
+        max_side: Reduce a larger image first, so that its longer side has this many pixels. By
+            default 1024 for photographs of your own (--dataset folder), whose memory would else be
+            tens of GB, and no limit for the benchmarks. A CAM has the reduced size, or its share of
+            the image's own with --cam-stride; a mask has the image's own.
     """
 
-    scales: tuple[float, ...] | None = flag(None, exclusive="size", metavar="FACTOR")
-    sides: tuple[int, ...] | None = flag(
-        None, exclusive="size", type=positive_int, metavar="PIXELS"
-    )
+    scales: tuple[float, ...] | None = flag(None, type=FACTOR, exclusive="size", metavar="FACTOR")
+    sides: tuple[int, ...] | None = flag(None, exclusive="size", type=SIDE, metavar="PIXELS")
     mirror: bool | None = None
-    max_side: int | None = flag(None, type=positive_int, metavar="PIXELS")
+    max_side: int | None = flag(None, type=SIDE, metavar="PIXELS")
 
-    def changed(self, views: Views) -> Views:
+    def changed(self, views: Views, *, max_side: int | None = None) -> Views:
         """Return `views` with the changes that the flags ask for.
 
         Args:
-            views: The recipe's copies. Their `max_side` is replaced by that of the flags.
+            views: The copies of the recipe.
+            max_side: Of the dataset, in place of a flag that is not given.
 
         Raises:
             ValueError: A scale is not positive.
@@ -82,7 +82,7 @@ class ViewFlags:
         if self.scales or self.sides:
             views = Views(self.scales or (), self.sides, views.mirror)
         mirror = views.mirror if self.mirror is None else self.mirror
-        return dataclasses.replace(views, mirror=mirror, max_side=self.max_side)
+        return dataclasses.replace(views, mirror=mirror, max_side=self.max_side or max_side)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,8 +98,8 @@ class RunFlags:
         amp: Compute in bf16, which is faster on a GPU.
     """
 
-    batch_size: int | None = flag(None, type=positive_int, metavar="IMAGES")
-    num_workers: int = flag(spare_cores, type=non_negative_int, metavar="N")
-    crf_workers: int = flag(default_workers, type=positive_int, metavar="N")
+    batch_size: int | None = flag(None, type=BATCH, metavar="IMAGES")
+    num_workers: int = flag(spare_cores, type=WORKERS, metavar="N")
+    crf_workers: int = flag(default_workers, type=SOME_WORKERS, metavar="N")
     device: str = flag("auto", choices=DEVICES)
     amp: bool = False

@@ -16,6 +16,7 @@ from tool.files import spelled
 from tool.formats.boundary import load_boundary
 from tool.formats.cam import Cam, check_maps, load_cam, strided_size
 from tool.formats.image import check_size
+from tool.formats.mask import resized
 from tool.formats.predictions import check_classes, colour_warning, read_mask, require_files
 from tool.parallel import dist
 
@@ -130,6 +131,7 @@ class PreviousOutputs:
         inputs: Collection[str],
         image_id: str,
         *,
+        whole: tuple[int, int],
         size: tuple[int, int],
         label: Callable[[], np.ndarray],
         num_classes: int,
@@ -139,22 +141,24 @@ class PreviousOutputs:
         Args:
             inputs: The batch keys of a method in inference.
             image_id: The image.
-            size: (H, W) of the image.
+            whole: (H, W) of the image, which the files have. A CAM may have `size` instead.
+            size: (H, W) to which the image is reduced, if at all. Seeds are reduced to it by the
+                nearest pixel, CAMs to its cells.
             label: A function that returns the image's (K,) label, for the pickled CAM layouts.
             num_classes: K, without background.
 
         Returns:
-            `seed` (H, W) int64 in 0..K and 255, and `cam` (C, h, w) float32, as in `class_cells`.
+            `seed` (h, w) int64 in 0..K and 255, and `cam` (C, h, w) float32, as in `class_cells`.
 
         Raises:
             ValueError: As `read_mask` and `read_cam`.
         """
         found = {}
         if "seed" in inputs:
-            seed = self.read_mask("seed", image_id, size=size, num_classes=num_classes)
-            found["seed"] = torch.from_numpy(seed).long()
+            seed = self.read_mask("seed", image_id, size=whole, num_classes=num_classes)
+            found["seed"] = torch.from_numpy(resized(seed, size)).long()
         if "cam" in inputs:
-            cam = self.read_cam(image_id, size=size, label=label, num_classes=num_classes)
+            cam = self.read_cam(image_id, size=whole, label=label, num_classes=num_classes)
             cells = strided_size(size, self.cam_stride)
             found["cam"] = class_cells(
                 cam, num_classes, cells, with_background=bool(self.with_background)
@@ -250,22 +254,6 @@ def class_cells(
 def takes_previous_outputs(inputs: Collection[str]) -> bool:
     """Return whether a method with these inputs reads files of a previous stage."""
     return not set(KINDS).isdisjoint(inputs)
-
-
-def check_not_reduced(inputs: Collection[str], max_side: int | None) -> None:
-    """Check that images are not reduced if a method reads files of their full size.
-
-    Args:
-        inputs: The method's batch keys in inference.
-        max_side: The longer side in pixels to which images are reduced; None for no limit.
-
-    Raises:
-        ValueError: `max_side` is given, and the method reads such files.
-    """
-    if max_side is not None and takes_previous_outputs(inputs):
-        raise ValueError(
-            "--max-side: this method reads files of previous stages, of the whole image's size"
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from tool.formats.cam import strided_size
 from tool.formats.image import reduced, reduced_size
 
 
@@ -73,9 +74,17 @@ class Views:
             return [at_side(image, side) for side in self.sides]
         return [at_scale(image, scale) for scale in self.scales]
 
-    def map_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the size (H, W) of the maps of an image of size (H, W)."""
+    def seen_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the size (H, W) to which an image of size (H, W) is reduced, if at all."""
         return reduced_size(size, self.max_side)
+
+    def map_size(self, size: tuple[int, int], stride: int = 1) -> tuple[int, int]:
+        """Return the size (H, W) of the maps of an image of size (H, W).
+
+        With a stride it follows from the image's own size, so that the stages that read the maps
+        can tell the stride from the two.
+        """
+        return self.seen_size(size) if stride == 1 else strided_size(size, stride)
 
     def note(self) -> dict[str, Any]:
         """Return the entries of a provenance note about the copies, in plain types."""

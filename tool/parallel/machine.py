@@ -1,4 +1,4 @@
-"""Properties of the machine: spare cores, devices that are cheap to read from, memory, compiler."""
+"""Properties of the machine: spare cores, devices cheap to read from, memory, C++ compiler."""
 
 from __future__ import annotations
 
@@ -31,17 +31,6 @@ def reading_is_free(tensor: torch.Tensor) -> bool:
     Reading from an accelerator would wait for all work that is queued there.
     """
     return tensor.device.type == "cpu"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error means that memory did not suffice.
-
-    On a CPU torch has no error type for that, so the message decides.
-    """
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    text = str(error)
-    return "allocate memory" in text or "out of memory" in text or "could not create a" in text
 
 
 def peak_memory(device: torch.device) -> float:

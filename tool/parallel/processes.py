@@ -173,7 +173,7 @@ class Pool:
             if code not in (None, -signal.SIGKILL):
                 why = f"signal {-code}" if code < 0 else f"exit status {code}"
             self._died = ChildProcessError(
-                f"a worker process died ({why}): run again to go on, if need be with fewer workers"
+                f"a worker process died ({why}): the same command goes on where it was"
             )
             self._hang_up()
         return self._died

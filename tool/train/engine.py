@@ -205,7 +205,8 @@ def fit(
         cases.
 
     Raises:
-        FloatingPointError: A loss is not finite. The last checkpoint stays as it is.
+        FloatingPointError: A loss is not finite, or what would be saved is not. The last checkpoint
+            stays as it is.
     """
     model = distributed(method) if dist.world_size() > 1 else method
     method.train()
@@ -234,6 +235,7 @@ def fit(
             ended = stop_requested(interrupt, done, settings)
             if done % settings.save_every == 0 or last or ended:
                 history.fetch()
+                check_finite(method, optimizer, done)
                 save(done)
             if ended and not last:
                 return interrupt.signal or signal.SIGTERM
@@ -327,6 +329,24 @@ def take_step(
         nn.utils.clip_grad_norm_(trained, settings.clip)
     optimizer.step()
     method.after_step(progress)
+
+
+def check_finite(method: Trainable, optimizer: torch.optim.Optimizer, done: int) -> None:
+    """Check what a checkpoint would hold: the step after the last loss may have diverged.
+
+    Ranks have equal weights, so all of them find the same.
+
+    Raises:
+        FloatingPointError: A parameter or the optimizer's state is not finite; names the step.
+    """
+    tensors: list[Tensor] = [*method.parameters()]
+    for state in optimizer.state.values():
+        tensors += [value for value in state.values() if isinstance(value, Tensor)]
+    if tensors and not torch.stack([value.detach().isfinite().all() for value in tensors]).all():
+        raise FloatingPointError(
+            f"step {done}: the weights are not finite any more, and are not saved: what helps is a "
+            "smaller --lr, a --warmup, or --clip"
+        )
 
 
 def stop_requested(interrupt: Interrupt, done: int, settings: Settings) -> bool:

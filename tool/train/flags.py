@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from tool.cli import DEVICES, non_negative_int, positive_int
+from tool.cli import DEVICES
 from tool.flags import flag
 from tool.parallel.machine import spare_cores
+from tool.ranges import COUNT, POSITIVE, SEED, WORKERS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,11 +31,11 @@ class RunFlags:
     """
 
     out: Path
-    seed: int = 0
-    save_every: int = flag(200, type=positive_int, metavar="STEPS")
-    log_every: int = flag(20, type=positive_int, metavar="STEPS")
-    picture_every: int = flag(200, type=non_negative_int, metavar="STEPS")
-    num_workers: int = flag(spare_cores, type=non_negative_int, metavar="N")
+    seed: int = flag(0, type=SEED)
+    save_every: int = flag(200, type=POSITIVE, metavar="STEPS")
+    log_every: int = flag(20, type=POSITIVE, metavar="STEPS")
+    picture_every: int = flag(200, type=COUNT, metavar="STEPS")
+    num_workers: int = flag(spare_cores, type=WORKERS, metavar="N")
     device: str = flag("auto", choices=DEVICES)
     amp: bool = False
     compile: str | None = flag(

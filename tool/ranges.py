@@ -1,0 +1,81 @@
+"""The ranges of the numbers that flags take: each is an `argparse` type that says what it is.
+
+A numeric flag whose field names no range gets one of `DEFAULTS`, so none is without bounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import reprlib
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """A range of numbers, which parses a text: NaN is in none.
+
+    Attributes:
+        low: The smallest number.
+        high: The largest number; finite.
+        whole: Only ints are in it.
+        above: `low` itself is not in it.
+        below: `high` itself is not in it.
+    """
+
+    low: float
+    high: float
+    whole: bool = False
+    above: bool = False
+    below: bool = False
+
+    def __call__(self, text: str) -> float:
+        """Parse a number.
+
+        Raises:
+            argparse.ArgumentTypeError: It is none, or not in the range; names the range.
+        """
+        try:
+            value = int(text) if self.whole else float(text)
+        except ValueError:
+            value = math.nan
+        if value not in self:
+            raise argparse.ArgumentTypeError(f"{reprlib.repr(text)} is not {self}")
+        return value
+
+    def __contains__(self, value: float) -> bool:
+        is_high = value <= self.high and not (self.below and value == self.high)
+        return is_high and value >= self.low and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.above else f"from {_shown(self.low)}"
+        high = f"below {self.high:g}" if self.below else f"to {_shown(self.high)}"
+        joined = f"{low} {high}" if not self.above and not self.below else f"{low} and {high}"
+        return f"{'an int' if self.whole else 'a number'} {joined}"
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+_LARGEST = 2**31 - 1  # of a count
+COUNT = Range(0, _LARGEST, whole=True)
+POSITIVE = Range(1, _LARGEST, whole=True)
+SEED = Range(0, 2**63 - 1, whole=True)  # what torch takes
+WORKERS = Range(0, 1024, whole=True)
+SOME_WORKERS = Range(1, 1024, whole=True)
+STEPS = Range(1, 10**9, whole=True)
+EPOCHS = Range(0, 10**6, above=True)
+BATCH = Range(1, 2**16, whole=True)
+CROP = Range(16, 2**13, whole=True)  # pixels of a side; a network has cells of up to 32
+SIDE = Range(1, 2**16, whole=True)  # of what is no crop
+STRIDE = Range(1, 32, whole=True)
+FACTOR = Range(0, 16, above=True)  # on the size of an image
+RATE = Range(0, 1000)
+MOMENTUM = Range(0, 1, below=True)
+UNIT = Range(0, 1)
+ITERATIONS = Range(1, 1000, whole=True)
+EXPONENT = Range(0, 1000, above=True)
+AMOUNT = Range(0, 1e9)
+SOME = Range(0, 1e9, above=True)
+DEFAULTS = {int: COUNT, float: AMOUNT}
