@@ -43,7 +43,8 @@ class Command:
         pred_255: What a predicted 255 counts as. Choose ignore for seeds, whose 255 is unknown.
         context: Folder of context PNGs, which adds the leak score. Of the toy dataset it is
             ROOT/context.
-        json: Write the result to this file too. With --sweep the curve goes beside it, as .png and .pdf.
+        json: Write the result to this file too. With --sweep the curve goes beside it as
+            .png and .pdf.
     """
 
     data: TrainListFlags
