@@ -86,7 +86,7 @@ def test_other_runs_are_compared_on_the_same_images(folder_root, tmp_path) -> No
     shutil.copytree(one / "mask", masks)
     report(one, "--compare", other, masks, "--out", tmp_path / "page.html")
     found, pictures = content(tmp_path / "page.html")
-    assert [r["name"] for r in found["runs"]] == ["a/run", "b/run", "third"]
+    assert [r["name"] for r in found["runs"]] == ["a/run", "b/run", f"{tmp_path.name}/third"]
     rows = {row["id"]: row for row in found["rows"]}
     assert rows["c5"]["differ"] == [0.0, 0.0]
     assert rows["b-4"]["differ"] == [None, 0.0]

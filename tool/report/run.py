@@ -91,7 +91,7 @@ def open_run(folder: Path, *, mask_dir: Path | None = None, score: Path | None =
     else:
         scored = result([score.parent], score.stem)
     return Run(
-        name=folder.name,
+        name=f"{folder.parent.name}/{folder.name}" if masks == folder else folder.name,
         home=home,
         mask_dir=masks,
         cam_dir=cam_dir,

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tool.formats.image import reduced_size
-from tool.formats.mask import enlarged
+from tool.formats.mask import resized
 
 LONGEST = 256  # pixels of a photograph and of its masks
 CELLS = 96  # of a map, which has no finer detail
@@ -31,7 +31,7 @@ def grey_map(values: np.ndarray) -> str:
 def class_indices(mask: np.ndarray) -> str:
     """Return a mask (H, W) uint8, reduced; the grey values of the picture are its values."""
     height, width = reduced_size(mask.shape, LONGEST)  # type: ignore[arg-type]
-    return _uri(Image.fromarray(enlarged(mask, (height, width))), "png")
+    return _uri(Image.fromarray(resized(mask, (height, width))), "png")
 
 
 def _uri(image: Image.Image, kind: str, **settings: int) -> str:

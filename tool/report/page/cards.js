@@ -70,9 +70,11 @@ function card(row) {
   made.setAttribute("aria-label", `Image ${row.id}`);
   made.append(heading(row));
   const picture = pictureOf(row);
+  const cams = element("div", null, { className: "cams" });
   for (const { title, panels } of strips(picture)) {
     const strip = element("div", null, { className: "strip" });
     if (title !== null) strip.append(stripTitle(row, title));
+    strip.style.setProperty("--panels", panels.length);
     for (const panel of panels) {
       const figure = element("figure", null, { className: "panel" }), canvas = element("canvas", null);
       canvas.style.aspectRatio = `${picture.w} / ${picture.h}`;
@@ -84,8 +86,9 @@ function card(row) {
       figure.append(canvas, caption);
       strip.append(figure);
     }
-    made.append(strip);
+    (title === null ? made : cams).append(strip);
   }
+  made.append(cams);
   made.row = row;
   watcher.observe(made);
   return made;
