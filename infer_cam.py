@@ -123,7 +123,7 @@ def prepare(command: Command, device: torch.device) -> Work:
         previous.require(method.infer_inputs, images.ids)
         previous = previous.whole(images.ids, label=catalog.label)
         method.has_background = bool(previous.with_background)
-    views = method.views(command.views)
+    views = method.inference_views(command.views)
     outputs = Outputs(catalog, plan_from(command, method))
     inputs = method.infer_inputs
     if command.output.with_labels:

@@ -1,8 +1,8 @@
 """Backbones: networks that turn an image into named, non-negative feature maps (taps).
 
 A family is one file of this folder. Its `NAMES` lists the backbones that it serves, and its
-`build(name, output_stride=...)` builds one. If some of them have a single output stride, its
-`only_stride(name)` returns it, else None. No other file changes when a family is added.
+`build(name, output_stride=...)` builds one. If each of them has a single output stride,
+`only_stride(name)` returns it. No other file changes when a family is added.
 """
 
 from __future__ import annotations
@@ -183,6 +183,16 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def fitted(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of a foreign file as this network has it, or unchanged.
+
+        Args:
+            name: In the file.
+            tensor: Of any shape.
+        """
+        del name
+        return tensor
+
     def published(self) -> tuple[str, str]:
         """Return the address of published ImageNet weights, and a name for the file.
 
@@ -231,11 +241,12 @@ def stride_of(name: str, stride: int) -> int:
     Args:
         name: Of the backbone.
         stride: The one to take if the backbone has a choice.
+
+    Raises:
+        ValueError: The name is unknown; the message lists the known ones.
     """
-    for family in _families():
-        if _serves(family, name) and hasattr(family, "only_stride"):
-            return family.only_stride(name) or stride
-    return stride
+    family = _family_of(name)
+    return family.only_stride(name) if hasattr(family, "only_stride") else stride
 
 
 def _families() -> list[ModuleType]:
@@ -253,12 +264,23 @@ def backbone_names() -> list[str]:
     return [name for family in _families() for name in family.NAMES]
 
 
-def _serves(family: ModuleType, name: str) -> bool:
-    """Return whether the family serves the backbone called `name`."""
-    return any(
-        name.startswith(known.removesuffix(_ANY)) if known.endswith(_ANY) else name == known
+def _family_of(name: str) -> ModuleType:
+    """Return the family that serves the backbone called `name`.
+
+    If several do, it is the one with the longest beginning of the name in its `NAMES`.
+
+    Raises:
+        ValueError: There is none; the message lists the known ones.
+    """
+    serving = [
+        (len(known), family)
+        for family in _families()
         for known in family.NAMES
-    )
+        if name == known or (known.endswith(_ANY) and name.startswith(known.removesuffix(_ANY)))
+    ]
+    if not serving:
+        raise ValueError(f"unknown backbone {name!r}: there are {', '.join(backbone_names())}")
+    return max(serving, key=lambda one: one[0])[1]
 
 
 def build_backbone(name: str, *, output_stride: int = 16) -> Backbone:
@@ -271,9 +293,6 @@ def build_backbone(name: str, *, output_stride: int = 16) -> Backbone:
     Raises:
         ValueError: The name is unknown; the message lists the known ones.
     """
-    for family in _families():
-        if _serves(family, name):
-            backbone = family.build(name, output_stride=output_stride)
-            replace_thin_strides(backbone)
-            return backbone
-    raise ValueError(f"unknown backbone {name!r}: there are {', '.join(backbone_names())}")
+    backbone = _family_of(name).build(name, output_stride=output_stride)
+    replace_thin_strides(backbone)
+    return backbone

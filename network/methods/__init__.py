@@ -186,7 +186,7 @@ class Method(nn.Module):
             return present
         return torch.cat([present.new_zeros(1), present + 1])
 
-    def views(self, flags: ViewFlags | None = None) -> Views:
+    def inference_views(self, flags: ViewFlags | None = None) -> Views:
         """Return the copies of an image that pass through the network in inference.
 
         Args:
