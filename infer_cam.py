@@ -120,7 +120,7 @@ def prepare(command: Command, device: torch.device) -> Work:
         previous.require(method.infer_inputs, images.ids)
         previous = previous.whole(images.ids, label=catalog.label)
         method.has_background = bool(previous.with_background)
-    views = command.views.changed(method.recipe.views(), max_side=catalog.layout.max_side)
+    views = method.inference_views(command.views, max_side=catalog.layout.max_side)
     outputs = Outputs(catalog, plan_from(command, method, views))
     inputs = method.infer_inputs
     if command.output.with_labels:

@@ -26,6 +26,7 @@ from data.loader import step_batches
 from data.masks import survey, write_survey
 from data.readable import ImageList, ListFlags, open_list
 from data.transforms import resize_of
+from network.backbones import check_squares
 from network.flags import (
     StartFlags,
     add_network_flags,
@@ -129,6 +130,7 @@ def train(command: Command, device: torch.device) -> int:
     warn_of_warmup(recipe)
     config = run_config(command, recipe, catalog, images)
     method = build_method(config)
+    check_squares(method.backbone, (recipe.crop, recipe.crop), "--crop")
     dataset = dataset_from(command, catalog, images.ids)
     weights = start_file(method, command.start)
     loaded = load_start(method, command, config, weights)
@@ -399,6 +401,7 @@ def run_config(
         "init_background": start.background,
         "seeds": None,
         **({"clip": recipe.clip} if recipe.clip else {}),
+        **({"norm": start.norm} if start.norm != "frozen" else {}),
         **dist.on_main(lambda: fingerprints(command.previous, command.method.inputs)),
         "jitter": None if recipe.jitter == command.method.recipe.jitter else recipe.jitter,
         "list_sha256": images.sha256,

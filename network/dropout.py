@@ -39,13 +39,31 @@ class SeededDropout(nn.Module):
         """Apply dropout to a map (N, D, h, w); return it unchanged after `eval()`."""
         if not self.training or self.probability == 0:
             return feature
-        num_images, *shape = feature.shape
-        shape = (shape[0], 1, 1) if self.channels else tuple(shape)
+        num_images, shape = len(feature), self.mask_shape(feature)
         name = f"{self._name}.{self._calls}"
         self._calls += 1
         draw = self._progress.uniform_per_image(name, num_images, shape, feature.device)
         keep = (draw >= self.probability).to(feature.dtype)
         return feature * (keep / (1 - self.probability))  # the expected value stays the same
+
+    def mask_shape(self, feature: Tensor) -> tuple[int, ...]:
+        """Return the shape of the mask of one image."""
+        return (feature.shape[1], 1, 1) if self.channels else tuple(feature.shape[1:])
+
+
+class SeededDropPath(SeededDropout):
+    """Stochastic depth: `SeededDropout` of whole images, in front of a residual sum.
+
+    Args:
+        probability: Of zeroing, in [0, 1).
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__(probability, channels=False)
+
+    def mask_shape(self, feature: Tensor) -> tuple[int, ...]:
+        """Return the shape of the mask of one image: a single value."""
+        return (1,) * (feature.ndim - 1)
 
 
 def begin_step(module: nn.Module, progress: Progress) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from network.backbones import NORMS
 from network.methods import Method
 from network.recipe import Recipe
 from network.weights.channel_order import PLACES
@@ -37,6 +38,9 @@ class StartFlags:
             What fits by name and shape is taken, and the classifier if the classes are the same.
         background: Position of the background map in the classifier of --init, if the file does not
             show it: first (SEAM, PPC), last (EPS) or none (PSA).
+        norm: Statistics of the BatchNorms of pretrained weights. With frozen they are those of the
+            file, and results do not depend on the batch. With live they are those of the batch in
+            training, as TransCAM and BAO were released; several ranks need a GPU each.
         allow_pixel_truth: Take a file of --weights or --init that has seen pixel truth, such as a
             segmentation network. The run is then no weak supervision; its config.json says
             init_saw_masks.
@@ -45,6 +49,7 @@ class StartFlags:
     weights: str | None = flag(None, metavar="W")
     init: Path | None = flag(None, metavar="FILE")
     background: str | None = flag(None, choices=PLACES)
+    norm: str = flag("frozen", choices=NORMS)
     allow_pixel_truth: bool = False
 
     def __post_init__(self) -> None:

@@ -1,7 +1,8 @@
 """Backbones: networks that turn an image into named, non-negative feature maps (taps).
 
 A family is one file of this folder. Its `NAMES` lists the backbones that it serves, and its
-`build(name, output_stride=...)` builds one. No other file changes when a family is added.
+`build(name, output_stride=...)` builds one. If each of them has a single output stride,
+`only_stride(name)` returns it. No other file changes when a family is added.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ from tool.formats.image import IMAGENET_MEAN, IMAGENET_STD
 TAP_NAMES = ("tap1", "tap2", "low", "mid", "high")
 FROZEN = ("norms", "stem", "shallow")  # parts of pretrained weights that can stay as they are
 AFFINITY = "affinity"  # a tap of every backbone; see `Backbone`
+RAW = "raw"  # likewise
+TOKEN = "token"  # a tap of transformers with a class token
+NORMS = ("frozen", "live")  # what the norms of pretrained weights take as their statistics
 AFFINITY_SUM = 12.0  # the sum of a row: Conformer-S adds the attention of 12 blocks
+_OF_EVERY = (AFFINITY, RAW)  # taps that every backbone has
 _ANY = "<name>"  # at the end of an entry of `NAMES`: every name that begins like it
 
 
@@ -45,20 +50,31 @@ class Tap:
 class Backbone(nn.Module):
     """A network that returns taps.
 
-    Besides its taps, every backbone returns `affinity`, (N, p, p) with p = h w cells of the high
-    tap. It is the attention of a transformer, summed over its blocks, if `affinity` is among the
-    backbone's own taps. Otherwise it is the `cosine_affinity` of the high tap.
+    Besides its taps, every backbone returns
+
+    - `affinity`, (N, p, p) with p = h w cells of the high tap. It is the attention of a
+      transformer, summed over its blocks, if `affinity` is among the backbone's own taps.
+      Otherwise it is the `cosine_affinity` of the high tap.
+    - `raw`, (N, D, h, w): what the high tap is before it is made non-negative, if `raw` is among
+      the backbone's own taps. Otherwise it is the high tap.
+
+    A transformer has the tap `token` if it has a class token: (N, D), normalised, of any sign.
 
     Attributes:
         name: The name on the command line.
         taps: Maps the name of a tap to its description. `low`, `mid` and `high` are always among
-            them. The deepest tap comes last.
+            them. See also `maps`.
         mean: Mean of each channel of the RGB input, in [0, 1].
         std: Standard deviation of each channel of the RGB input, in [0, 1].
         stem: Prefixes of the parameters that stay frozen if the weights are pretrained.
         shallow: Prefixes of further parameters that a plain classifier leaves frozen.
         caffe: Its weights are of Caffe's ResNet; see `network.weights.caffe`.
         saw_masks: Its weights were trained on pixel masks. What loads the weights sets it.
+        squares: It takes only squares, whose side is a multiple of this many pixels; 0 if it takes
+            images of any size.
+        sides: The sides of the squares that it takes in inference, if it takes only squares and
+            neither the method nor the user says which.
+        image_heads: Beginnings of the names of image-level heads in its published files.
     """
 
     name: str
@@ -69,6 +85,9 @@ class Backbone(nn.Module):
     shallow: tuple[str, ...] = ()
     caffe = False
     saw_masks = False
+    squares = 0
+    sides: tuple[int, ...] = ()
+    image_heads: tuple[str, ...] = ()
     _kept: tuple[Tensor, dict[str, Tensor]] | None = None  # by `one_pass`
     _keeps = False
 
@@ -79,18 +98,32 @@ class Backbone(nn.Module):
 
         Args:
             image: (N, 3, H, W), normalised.
-            names: The taps to return; `affinity` is permitted for every backbone.
+            names: The taps to return; `affinity` and `raw` are permitted for every backbone.
+
+        Raises:
+            ValueError: The backbone takes only squares, and the images are none.
         """
         if self._kept is not None and self._kept[0] is image and set(names) <= set(self._kept[1]):
             return {name: self._kept[1][name] for name in names}
-        plain = tuple(name for name in names if name != AFFINITY or AFFINITY in self.taps)
-        wanted = plain if plain == tuple(names) or "high" in plain else (*plain, "high")
-        found = super().__call__(image, wanted)
+        check_squares(self, image.shape[-2:])
+        wanted = [name for name in names if name in self.taps or name not in _OF_EVERY]
+        if self._keeps and RAW in self.taps:
+            wanted.append(RAW)  # the gate asks for it next
+        if len(wanted) < len(names) and "high" not in wanted:
+            wanted.append("high")
+        found = super().__call__(image, tuple(dict.fromkeys(wanted)))
+        if RAW in names and RAW not in found:
+            found[RAW] = found["high"]
         if AFFINITY in names and AFFINITY not in found:
             found[AFFINITY] = cosine_affinity(found["high"])
         if self._keeps:
             self._kept = image, found
         return {name: found[name] for name in names}
+
+    @property
+    def maps(self) -> dict[str, Tap]:
+        """The taps that are maps (N, D, h, w), non-negative, shallow first, `high` last."""
+        return {name: tap for name, tap in self.taps.items() if name in TAP_NAMES}
 
     @contextlib.contextmanager
     def one_pass(self) -> Iterator[None]:
@@ -101,10 +134,16 @@ class Backbone(nn.Module):
         finally:
             self._keeps, self._kept = False, None
 
-    def freeze(self) -> None:
-        """Freeze the stem and what `freeze_norms` says, as hosts do with pretrained weights."""
-        self.freeze_norms()
-        fold_frozen_norms(self)
+    def freeze(self, norm: str = "frozen") -> None:
+        """Freeze the stem and what `freeze_norms` says, as hosts do with pretrained weights.
+
+        Args:
+            norm: With "live" the norms stay as they are: in training they take the statistics of
+                the batch.
+        """
+        if norm == "frozen":
+            self.freeze_norms()
+            fold_frozen_norms(self)
         for name, parameter in self.named_parameters():
             if name.startswith(self.stem):
                 parameter.requires_grad_(False)
@@ -137,12 +176,22 @@ class Backbone(nn.Module):
 
         Args:
             image: (N, 3, H, W), normalised.
-            names: The taps to compute.
+            names: The taps to compute; they are among `taps`.
 
         Returns:
-            Each tap (N, D, h, w) by name, non-negative; `affinity` is (N, p, p).
+            Each tap (N, D, h, w) by name, non-negative; `affinity` is (N, p, p), `token` (N, D).
         """
         raise NotImplementedError
+
+    def fitted(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of a foreign file as this network has it, or unchanged.
+
+        Args:
+            name: In the file.
+            tensor: Of any shape.
+        """
+        del name
+        return tensor
 
     def published(self) -> tuple[str, str]:
         """Return the address of published ImageNet weights, and a name for the file.
@@ -151,6 +200,25 @@ class Backbone(nn.Module):
             ValueError: There are no such weights.
         """
         raise ValueError(f"--weights imagenet: no published weights exist for {self.name}")
+
+
+def check_squares(backbone: Backbone, size: Sequence[int], flag: str = "") -> None:
+    """Check that a backbone takes images of a size (H, W).
+
+    Args:
+        backbone: The backbone.
+        size: Of the images.
+        flag: What sets the size, for the message.
+
+    Raises:
+        ValueError: It takes only squares of other sides.
+    """
+    height, width = size
+    if backbone.squares and (height != width or height % backbone.squares):
+        raise ValueError(
+            f"{flag}{': ' if flag else ''}{backbone.name} takes squares whose side is a multiple "
+            f"of {backbone.squares}, not {width}x{height}"
+        )
 
 
 def cosine_affinity(feature: Tensor) -> Tensor:
@@ -165,6 +233,20 @@ def cosine_affinity(feature: Tensor) -> Tensor:
     cells = F.normalize(feature.float().flatten(2), dim=1, eps=1e-4)  # (N, D, p)
     cosine = F.relu(cells.transpose(1, 2) @ cells)
     return AFFINITY_SUM * cosine / cosine.sum(dim=2, keepdim=True).clamp(min=1e-4)
+
+
+def stride_of(name: str, stride: int) -> int:
+    """Return the output stride to take for a backbone where the user gives none.
+
+    Args:
+        name: Of the backbone.
+        stride: The one to take if the backbone has a choice.
+
+    Raises:
+        ValueError: The name is unknown; the message lists the known ones.
+    """
+    family = _family_of(name)
+    return family.only_stride(name) if hasattr(family, "only_stride") else stride
 
 
 def _families() -> list[ModuleType]:
@@ -182,12 +264,23 @@ def backbone_names() -> list[str]:
     return [name for family in _families() for name in family.NAMES]
 
 
-def _serves(family: ModuleType, name: str) -> bool:
-    """Return whether the family serves the backbone called `name`."""
-    return any(
-        name.startswith(known.removesuffix(_ANY)) if known.endswith(_ANY) else name == known
+def _family_of(name: str) -> ModuleType:
+    """Return the family that serves the backbone called `name`.
+
+    If several do, it is the one with the longest beginning of the name in its `NAMES`.
+
+    Raises:
+        ValueError: There is none; the message lists the known ones.
+    """
+    serving = [
+        (len(known), family)
+        for family in _families()
         for known in family.NAMES
-    )
+        if name == known or (known.endswith(_ANY) and name.startswith(known.removesuffix(_ANY)))
+    ]
+    if not serving:
+        raise ValueError(f"unknown backbone {name!r}: there are {', '.join(backbone_names())}")
+    return max(serving, key=lambda one: one[0])[1]
 
 
 def build_backbone(name: str, *, output_stride: int = 16) -> Backbone:
@@ -200,9 +293,6 @@ def build_backbone(name: str, *, output_stride: int = 16) -> Backbone:
     Raises:
         ValueError: The name is unknown; the message lists the known ones.
     """
-    for family in _families():
-        if _serves(family, name):
-            backbone = family.build(name, output_stride=output_stride)
-            replace_thin_strides(backbone)
-            return backbone
-    raise ValueError(f"unknown backbone {name!r}: there are {', '.join(backbone_names())}")
+    backbone = _family_of(name).build(name, output_stride=output_stride)
+    replace_thin_strides(backbone)
+    return backbone

@@ -16,6 +16,10 @@ from network.backbones.cpu.depthwise import replace_depthwise
 from tool.formats.cam import strided_size
 
 NAMES = ("timm:<name>",)
+_KINDS = (
+    "what works are convolutional networks (such as timm:resnet50, timm:convnext_tiny and "
+    "timm:tf_efficientnet_lite0) and plain ViTs (timm:vit_..., timm:deit...)"
+)
 
 
 class TimmBackbone(Backbone):
@@ -29,17 +33,14 @@ class TimmBackbone(Backbone):
     def __init__(self, name: str, *, output_stride: int) -> None:
         super().__init__()
         self.name = name
-        model_name = name.removeprefix("timm:")
-        if set(model_name) & set(":/"):  # with hf-hub: and local-dir: timm would fetch files
-            raise ValueError(f"backbone {name!r}: only the names of timm's own models are known")
         try:
             self.net = timm.create_model(
-                model_name, features_only=True, output_stride=output_stride, pretrained=False
+                model_name(name), features_only=True, output_stride=output_stride, pretrained=False
             )
         except (RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
             raise ValueError(
                 f"backbone {name!r}: timm cannot make it with feature maps at output stride "
-                f"{output_stride} ({error})"
+                f"{output_stride} ({error}); {_KINDS}"
             ) from error
         except AssertionError as error:  # timm's way to say that a network cannot be dilated
             raise ValueError(
@@ -55,7 +56,7 @@ class TimmBackbone(Backbone):
             raise ValueError(f"backbone {name!r} has {len(info)} feature maps, three are needed")
         channels, strides = info.channels()[-5:], info.reduction()[-5:]
         self.taps = {tap: Tap(c, s) for tap, c, s in zip(names, channels, strides, strict=True)}
-        self.mean, self.std = input_statistics(model_name, self.net.pretrained_cfg)
+        self.mean, self.std = input_statistics(model_name(name), self.net.pretrained_cfg)
         self.stem = self._stem([i["module"] for i in info.get_dicts()], info.reduction())
 
     def _stem(self, modules: list[str], strides: list[int]) -> tuple[str, ...]:
@@ -85,30 +86,53 @@ class TimmBackbone(Backbone):
         return {name: F.relu(taps[name]) for name in names}
 
     def published(self) -> tuple[str, str]:
-        """See `Backbone.published`: the weights that timm loads by default.
+        """See `Backbone.published`: the weights that timm loads by default."""
+        return address_of(self.name, self.net.pretrained_cfg)
 
-        Their address on the Hugging Face hub is preferred, because the parameters there have timm's
-        names.
-        """
-        config = self.net.pretrained_cfg
-        if config.get("hf_hub_id"):
-            file = config.get("hf_hub_filename") or "model.safetensors"
-            name = config["hf_hub_id"].replace("/", "--") + PurePosixPath(file).suffix
-            return huggingface_hub.hf_hub_url(config["hf_hub_id"], file), name
-        if config.get("url"):
-            return config["url"], PurePosixPath(urlsplit(config["url"]).path).name
-        raise ValueError(f"--weights imagenet: timm publishes no weights of {self.name}")
+
+def model_name(name: str) -> str:
+    """Return timm's name of the backbone `timm:NAME`.
+
+    Raises:
+        ValueError: It is no name of timm's own models.
+    """
+    found = name.removeprefix("timm:")
+    if set(found) & set(":/"):  # with hf-hub: and local-dir: timm would fetch files
+        raise ValueError(f"backbone {name!r}: only the names of timm's own models are known")
+    return found
+
+
+def address_of(backbone: str, config: dict) -> tuple[str, str]:
+    """Return the address of the weights that timm loads by default, and a name for the file.
+
+    Their address on the Hugging Face hub is preferred, because the parameters there have timm's
+    names.
+
+    Args:
+        backbone: Name of the backbone, for the message.
+        config: Of the model, as timm describes its weights.
+
+    Raises:
+        ValueError: There are no such weights.
+    """
+    if config.get("hf_hub_id"):
+        file = config.get("hf_hub_filename") or "model.safetensors"
+        name = config["hf_hub_id"].replace("/", "--") + PurePosixPath(file).suffix
+        return huggingface_hub.hf_hub_url(config["hf_hub_id"], file), name
+    if config.get("url"):
+        return config["url"], PurePosixPath(urlsplit(config["url"]).path).name
+    raise ValueError(f"--weights imagenet: timm publishes no weights of {backbone}")
 
 
 def input_statistics(
-    model_name: str, config: dict
+    name: str, config: dict
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Return the mean and the standard deviation of a timm model's input in [0, 1].
 
     The EfficientNet-Lite weights were trained on (x - 127) / 128 with x in 0..255, which timm
     rounds to mean and std 0.5.
     """
-    if model_name.startswith("tf_efficientnet_lite"):
+    if name.startswith("tf_efficientnet_lite"):
         return (127 / 255,) * 3, (128 / 255,) * 3
     return tuple(config["mean"]), tuple(config["std"])
 

@@ -18,13 +18,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network.backbones import Backbone, build_backbone
+from network.backbones import NORMS, RAW, Backbone, build_backbone, check_squares
 from network.backbones.cpu.pointwise import replace_thin_strides
 from network.dropout import begin_step
 from network.losses import over_maximum, sum_of_mirrors
 from network.options import check_option
 from network.options import option as option
 from network.recipe import Recipe as Recipe
+from tool.infer.flags import ViewFlags
+from tool.infer.scales import Views
 from tool.progress import Progress, derive_seed
 from tool.train.batch import Batch as Batch
 from tool.train.batch import part
@@ -147,7 +149,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def embed(self, batch: Batch) -> Tensor | None:
-        """Return the features in which the gate seeks NROIs, by default the high tap.
+        """Return the features in which the gate seeks NROIs, by default the raw high tap.
 
         The backbone computes each image once for both this and `score`
         (`tool.infer.multiscale.score_and_embed`).
@@ -158,7 +160,7 @@ class Method(nn.Module):
         Returns:
             (2B, D, h, w) or (B, D, h, w), like `score`; None if the method has no such features.
         """
-        return self.backbone(batch["image"])["high"]
+        return self.backbone(batch["image"], (RAW,))[RAW]
 
     def classify(self, batch: Batch) -> Tensor | None:
         """Compute the image-level probabilities of the classes.
@@ -216,6 +218,32 @@ class Method(nn.Module):
         if not self.has_background:
             return present
         return torch.cat([present.new_zeros(1), present + 1])
+
+    def inference_views(
+        self, flags: ViewFlags | None = None, *, max_side: int | None = None
+    ) -> Views:
+        """Return the copies of an image that pass through the network in inference.
+
+        Args:
+            flags: The user's choices; None for those of the recipe.
+            max_side: The dataset's limit in pixels, in place of a flag that is not given.
+
+        Raises:
+            ValueError: The backbone does not take images of these sizes.
+        """
+        views, squares = self.recipe.views(), self.backbone.squares
+        if squares and views.sides is None:
+            views = dataclasses.replace(views, sides=self.backbone.sides)
+        if flags is not None:
+            views = flags.changed(views, max_side=max_side)
+        if squares and views.sides is None:
+            shown = " ".join(map(str, self.backbone.sides))
+            raise ValueError(
+                f"--scales: {self.backbone.name} takes squares: give --sides, such as {shown}"
+            )
+        for side in views.sides or ():
+            check_squares(self.backbone, (side, side), "--sides")
+        return views
 
     def before_losses(self, batch: Batch, progress: Progress) -> Batch:
         """Return the batch that `losses` gets: by default the same one.
@@ -327,7 +355,8 @@ def build_method(config: dict[str, Any]) -> Method:
 
     Args:
         config: `method`, `backbone`, `output_stride`, `num_classes`, `pretrained`, `method_config`
-            (the hyper-parameters that differ from the defaults), and `seed`, 0 if missing.
+            (the hyper-parameters that differ from the defaults), `seed`, 0 if missing, and `norm`
+            (of `NORMS`), frozen if missing.
 
     Returns:
         The method. If `pretrained`, its backbone is frozen, but its weights are still random.
@@ -346,12 +375,15 @@ def build_method(config: dict[str, Any]) -> Method:
         )
     for name, value in config["method_config"].items():
         check_option(known[name], value)
+    norm = config.get("norm", "frozen")
+    if norm not in NORMS:
+        raise ValueError(f"norm is {norm!r:.80}: there are {', '.join(NORMS)}")
     # Layers draw their weights from torch's global generator. Seed it, and restore it afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(config.get("seed", 0), "weights"))
         backbone = build_backbone(config["backbone"], output_stride=config["output_stride"])
         if config["pretrained"]:
-            backbone.freeze()
+            backbone.freeze(norm)
         hyper = method.Config(**config["method_config"])
         try:
             built = method(backbone, config["num_classes"], hyper, pretrained=config["pretrained"])

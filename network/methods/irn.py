@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.backbones import TAP_NAMES
+from network.backbones import RAW, TAP_NAMES
 from network.dropout import SeededDropout
 from network.heads import BoundaryHead, DisplacementHead
 from network.losses import add_up, at_cells, full_precision, resize, resize_cells, sum_of_mirrors
@@ -95,19 +95,18 @@ class Irn(Method):
             raise ValueError(f"exponent {config.exponent}: a walk of more than 2^20 steps")
         if config.pad > 4096:
             raise ValueError(f"pad {config.pad}: at most 4096 pixels")
-        if list(backbone.taps) != list(TAP_NAMES):
+        if list(backbone.maps) != list(TAP_NAMES):
             name = type(self).__module__.rpartition(".")[2]  # also a subclass's, such as bes
             raise ValueError(
                 f"method {name!r} needs a backbone of five taps: {backbone.name!r} has "
-                f"{', '.join(backbone.taps)}"
+                f"{', '.join(backbone.maps)}"
             )
-        if not self.pretrained:
-            backbone.freeze_norms()
+        backbone.freeze_norms()
         backbone.requires_grad_(False)
         for module in backbone.modules():
             if isinstance(module, SeededDropout):
                 module.probability = 0.0
-        taps = tuple(backbone.taps.values())
+        taps = tuple(backbone.maps.values())
         self.boundary = BoundaryHead(taps)
         self.displacement = DisplacementHead(taps)
 
@@ -160,9 +159,9 @@ class Irn(Method):
         return logit[..., :h, :w]
 
     def embed(self, batch: Batch) -> Tensor:
-        """Return the high tap (2B, D, h, w) of the padded images, with the padding cut off."""
+        """Return the raw high tap (2B, D, h, w) of the padded images, without the padding."""
         h, w = strided_size(batch["image"].shape[-2:], self.backbone.taps["high"].stride)
-        high = self.backbone(self.padded(batch["image"]))["high"][..., :h, :w]
+        high = self.backbone(self.padded(batch["image"]), (RAW,))[RAW][..., :h, :w]
         self._padded = None
         return high
 

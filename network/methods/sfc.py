@@ -161,7 +161,7 @@ class Sfc(Cam):
             raise ValueError(f"bank_side {config.bank_side} is not in 1..4096")
         channels = backbone.taps["high"].channels
         self.classifier = nn.Conv2d(channels, self.num_classes, 1, bias=False)
-        self.side = SideFeatures(backbone.taps)
+        self.side = SideFeatures(backbone.maps)
         self.correlation = DeepCorrelation(channels, centred=config.centred)
         self.bank = ImageBank(
             self.num_classes, config.bank_side, mean=backbone.mean, std=backbone.std

@@ -167,8 +167,8 @@ def likeliest(method: Method, image: Image.Image, top: int, device: torch.device
     They are those of `classify`. A method that reads no label may have none: then those whose maps
     are highest on average. Of any other method without `classify` the list is empty.
     """
-    views = method.recipe.views().of(image)
-    eight_bit = (views[-1] if method.recipe.sides else at_scale(image, 1.0))[None].to(device)
+    views = method.inference_views()
+    eight_bit = (views.of(image)[-1] if views.sides else at_scale(image, 1.0))[None].to(device)
     one = network_input(eight_bit, method.backbone.mean, method.backbone.std, mirror=False)
     found = method.classify({"image": one})
     if found is None:
@@ -197,7 +197,7 @@ def gate_of(
         ValueError: `--gate nroi` is given and the run has no regions, or they are damaged or of
             another checkpoint; names the file.
     """
-    path, views = command.checkpoint.parent / REGIONS, method.recipe.views()
+    path, views = command.checkpoint.parent / REGIONS, method.inference_views()
     views = dataclasses.replace(views, max_side=command.max_side or MAX_SIDE)
     if (command.gate or method.recipe.post.gate) != "nroi":
         return None, views

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from network.backbones import stride_of
 from network.methods import Method, build_method, find_method, method_names
 from network.weights.channel_order import PLACES
 from network.weights.pixel_truth import FACT
@@ -96,7 +97,7 @@ def network_from(
     config = {
         "method": name,
         "backbone": backbone,
-        "output_stride": find_method(name).recipe.output_stride,
+        "output_stride": stride_of(backbone, find_method(name).recipe.output_stride),
         "num_classes": len(class_names),
         "class_names": list(class_names),
         "pretrained": True,

@@ -28,6 +28,7 @@ def refuse_pixel_truth(
     width: int,
     num_classes: int | None,
     allowed: bool,
+    image_heads: tuple[str, ...] = (),
 ) -> str:
     """Refuse weights that have seen pixel truth, unless they are allowed.
 
@@ -38,6 +39,7 @@ def refuse_pixel_truth(
         width: D, the number of channels of the backbone's deepest map.
         num_classes: K; None if it is not known.
         allowed: Value of `--allow-pixel-truth`.
+        image_heads: Beginnings of names of heads that are no sign.
 
     Returns:
         A note that says what shows that the weights have seen pixel truth; "" if nothing does.
@@ -47,7 +49,7 @@ def refuse_pixel_truth(
     """
     sign = _sign_of_ours(config) if config else ""
     if not sign and (config is None or config.get("method") not in method_names()):
-        sign = _sign_of_foreign(found, content, width, num_classes)
+        sign = _sign_of_foreign(found, content, width, num_classes, image_heads)
     if sign and not allowed:
         raise ValueError(
             f"the file has seen pixel truth ({sign}), so a run from it is not weakly supervised: "
@@ -67,7 +69,11 @@ def _sign_of_ours(config: dict[str, Any]) -> str:
 
 
 def _sign_of_foreign(
-    found: Found, content: dict[str, Any], width: int, num_classes: int | None
+    found: Found,
+    content: dict[str, Any],
+    width: int,
+    num_classes: int | None,
+    image_heads: tuple[str, ...],
 ) -> str:
     """Return what shows that a foreign file has a segmentation head; "" if nothing does.
 
@@ -93,7 +99,9 @@ def _sign_of_foreign(
     heads += [
         name
         for name, tensor in found.rest.items()
-        if _is_last(name, tensor, width, caffe=found.caffe_names) and len(tensor) in rows
+        if _is_last(name, tensor, width, caffe=found.caffe_names)
+        and len(tensor) in rows
+        and not name.startswith(image_heads)
     ]
     return f"{heads[0]!r:.80} is of a segmentation head" if heads else ""
 

@@ -158,6 +158,7 @@ def open_weights(
             width=backbone.taps["high"].channels,
             num_classes=num_classes,
             allowed=allow_pixel_truth,
+            image_heads=backbone.image_heads,
         )
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error

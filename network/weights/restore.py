@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from network.backbones import build_backbone
+from network.backbones import build_backbone, stride_of
 from network.methods import Method, build_method, find_method
 from network.options import inference_options
 from network.weights.foreign_heads import CLASSIFIER, fitted_classifier, split_heads
@@ -221,7 +221,7 @@ def open_checkpoint(
     config = {
         "method": method,
         "backbone": wanted.backbone,
-        "output_stride": find_method(method).recipe.output_stride,
+        "output_stride": stride_of(wanted.backbone, find_method(method).recipe.output_stride),
         "num_classes": len(names),
         "class_names": list(names),
         "pretrained": True,

@@ -47,6 +47,7 @@ class Found:
             well; else "".
         content: The first names in the file, for a message.
         form: A note for the user about a file of Caffe's form; else "".
+        refitted: A note for the user that names the tensors that were changed to fit; else "".
         caffe_names: Whether the file has the names of Caffe's ResNet. They are translated in
             `backbone`.
     """
@@ -59,6 +60,7 @@ class Found:
     place: str
     content: str
     form: str
+    refitted: str
     caffe_names: bool
 
     @property
@@ -69,7 +71,7 @@ class Found:
     @property
     def notes(self) -> list[str]:
         """The notes for the user: what was assumed about the file."""
-        return [note for note in (self.place, self.form) if note]
+        return [note for note in (self.place, self.form, self.refitted) if note]
 
     @property
     def count(self) -> int:
@@ -115,7 +117,10 @@ def find_backbone(
     # Find the place with most tensors of the backbone.
     own = {plain_name(name): (name, t.shape) for name, t in backbone.state_dict().items()}
     named = list(containers_of(content))
-    containers = [(keys, {our_name(n): t for n, t in tensors.items()}) for keys, tensors in named]
+    containers = [
+        (keys, {our_name(n): backbone.fitted(n, t) for n, t in tensors.items()})
+        for keys, tensors in named
+    ]
     places = _places(containers, own) if prefix is None else [_Place(0, False, (), prefix)]
     best = max(places, key=lambda place: place[:2], default=_Place(0, False, (), ""))
     tensors = plain_tensors(dict(containers).get(best.keys, {}), path)
@@ -136,6 +141,7 @@ def find_backbone(
         place=f"{_named(best)} (also in it: {', '.join(rivals)})" if rivals else "",
         content=described(content, own),
         form="",
+        refitted=_refitted(backbone_tensors, dict(named).get(best.keys, {}), best.prefix),
         caffe_names=any(map(is_caffes, dict(named).get(best.keys, {}))),
     )
     # Check the form of a ResNet. A checkpoint of this codebase names its backbone, and so its form.
@@ -151,6 +157,17 @@ def find_backbone(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return dataclasses.replace(found, backbone=tensors, form=form)
+
+
+def _refitted(taken: dict[str, Tensor], given: dict[str, Tensor], prefix: str) -> str:
+    """Name the tensors of a backbone that have another shape in the file; "" if none has."""
+    names = [
+        plain_name(name)
+        for name, tensor in taken.items()
+        if (theirs := given.get(prefix + plain_name(name))) is not None
+        and theirs.shape != tensor.shape
+    ]
+    return f"resampled: {', '.join(names)}" if names else ""
 
 
 def plain_name(name: str) -> str:
