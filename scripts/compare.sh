@@ -30,5 +30,5 @@ for seed in $SEEDS; do
   done
 done | xargs -P "$JOBS" -L 1 bash -c 'one "$@"' one || failed=1
 # shellcheck disable=SC2086  # METHODS is a list of words
-"$PYTHON" -m tool.report.table "$COMPARE_OUT" --methods $METHODS ${BASELINE:+--baseline "$BASELINE"}
+"$PYTHON" -m tool.report.table "$COMPARE_OUT" --methods $METHODS ${BASELINE:+--baseline "$BASELINE"} ${SAVE:+--save "$SAVE"}
 exit "$failed"

@@ -40,5 +40,5 @@ export -f seed_of
 printf '%s\n' $SEEDS | xargs -P "$JOBS" -L 1 bash -c 'seed_of "$1"' seed_of || failed=1
 rows=()
 for method in $METHODS; do rows+=("$method" "$method+irn"); done
-"$PYTHON" -m tool.report.table "$COMPARE_OUT" --methods "${rows[@]}" ${BASELINE:+--baseline "$BASELINE"}
+"$PYTHON" -m tool.report.table "$COMPARE_OUT" --methods "${rows[@]}" ${BASELINE:+--baseline "$BASELINE"} ${SAVE:+--save "$SAVE"}
 exit "$failed"

@@ -8,11 +8,14 @@ results of a seed differ between processors by up to the spread of the seeds.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tool.cli import run_stage
+from tool.files import write_json
 from tool.flags import flag, parse_flags
 from tool.report.figures import paired, read, spread
 
@@ -24,14 +27,17 @@ class Command:
     """What the command line says.
 
     Attributes:
-        directory: Folder of the runs METHOD-seedN, the OUT of scripts/compare.sh or compare_amn.sh.
+        directory: Folder of the runs METHOD-seedN, the OUT of scripts/compare.sh or compare_amn.sh,
+            or a folder that --save wrote.
         methods: Rows of the table, in this order. By default every method of the folder.
         baseline: Method that the others are compared with, seed by seed.
+        save: Folder that receives RUN.json per run: its figures, configuration, code and processor.
     """
 
     directory: Path = flag(positional=True)
     methods: list[str] | None = flag(None, metavar="METHOD")
     baseline: str | None = flag(None, metavar="METHOD")
+    save: Path | None = flag(None, metavar="DIR")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = command.baseline
     if base is not None and base not in runs:
         raise FileNotFoundError(f"--baseline {base}: {command.directory} has no such run")
+    if command.save is not None:
+        for path in itertools.chain(*runs.values()):
+            write_json(command.save / f"{name_of(path)}.json", record_of(path))
     names = [cam_column(path for paths in runs.values() for path in paths), *COLUMNS[1:]]
     names += [f"masks - {base}", f"leak - {base}"] if base else []
     print(f"| method | {' | '.join(names)} |")
@@ -64,11 +73,42 @@ def main(argv: Sequence[str] | None = None) -> None:
 def find_runs(directory: Path) -> dict[str, list[Path]]:
     """Return the finished runs of each method."""
     runs: dict[str, list[Path]] = {}
-    for path in sorted(directory.glob("*-seed*/miou.json")):
-        match = re.fullmatch(r"(.+)-seed\d+", path.parent.name)
+    folders = [path.parent for path in directory.glob("*-seed*/miou.json")]
+    for path in sorted([*folders, *directory.glob("*-seed*.json")]):
+        match = re.fullmatch(r"(.+)-seed\d+(\.json)?", path.name)
         if match:
-            runs.setdefault(match[1], []).append(path.parent)
+            runs.setdefault(match[1], []).append(path)
     return runs
+
+
+def name_of(run: Path) -> str:
+    """Return METHOD-seedN of a run directory, or of a file that --save wrote."""
+    return run.name.removesuffix(".json")
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    """Return the figures of a run, and what the run was.
+
+    Args:
+        run: A run directory, or a file that --save wrote.
+
+    Returns:
+        `figures` and `cam_threshold`, and `config`, `commit` and `cpu` of the run's `config.json`.
+    """
+    if run.is_file():
+        return read(run)
+    noted = read(run / "config.json")
+    mask, cam = read(run / "miou.json"), read(run / "miou_cam.json")
+    leak = mask.get("leak") or {}
+    figures = {
+        "CAM": cam.get("miou"),
+        "CAM oracle": cam.get("oracle", [None, None])[1],
+        "masks": mask.get("miou"),
+        "leak": leak.get("overall") if isinstance(leak, dict) else leak,
+    }
+    threshold = (cam.get("protocol") or {}).get("bg_threshold")
+    record = {name: noted.get(name) for name in ("commit", "cpu", "config")}
+    return record | {"figures": figures, "cam_threshold": threshold}
 
 
 def cam_column(runs: Iterable[Path]) -> str:
@@ -77,7 +117,7 @@ def cam_column(runs: Iterable[Path]) -> str:
     The threshold is that of the first run that has CAMs.
     """
     for run in runs:
-        threshold = (read(run / "miou_cam.json").get("protocol") or {}).get("bg_threshold")
+        threshold = record_of(run)["cam_threshold"]
         if threshold is not None:
             return f"CAM at {threshold:.2f}".replace("0.", ".")
     return COLUMNS[0]
@@ -85,15 +125,7 @@ def cam_column(runs: Iterable[Path]) -> str:
 
 def figures(run: Path) -> dict[str, float | None]:
     """Return the figures of one run in percent, None for those that it does not have."""
-    mask = read(run / "miou.json")
-    cam = read(run / "miou_cam.json")
-    leak = mask.get("leak") or {}
-    return {
-        "CAM": cam.get("miou"),
-        "CAM oracle": cam.get("oracle", [None, None])[1],
-        "masks": mask.get("miou"),
-        "leak": leak.get("overall") if isinstance(leak, dict) else leak,
-    }
+    return record_of(run)["figures"]
 
 
 def difference(runs: Sequence[Path], baseline: Sequence[Path], name: str) -> str:
@@ -102,8 +134,8 @@ def difference(runs: Sequence[Path], baseline: Sequence[Path], name: str) -> str
     Runs of one seed are a pair if they were trained on one processor model. A dash if there is no
     pair, or if the runs are the baseline's.
     """
-    others = {run.name.rpartition("-seed")[2]: run for run in baseline}
-    pairs = [(run, others.get(run.name.rpartition("-seed")[2])) for run in runs]
+    others = {name_of(run).rpartition("-seed")[2]: run for run in baseline}
+    pairs = [(run, others.get(name_of(run).rpartition("-seed")[2])) for run in runs]
     found = []
     for one, other in pairs:
         if other is None or one == other or processor(one) != processor(other):
@@ -116,7 +148,7 @@ def difference(runs: Sequence[Path], baseline: Sequence[Path], name: str) -> str
 
 def processor(run: Path) -> object:
     """Return the processor model that a run was trained on; None if it does not say."""
-    return read(run / "config.json").get("cpu")
+    return record_of(run)["cpu"]
 
 
 def row(runs: list[dict[str, float | None]]) -> list[str]:
