@@ -49,9 +49,10 @@ class Recipe:
             them are choices.
         jitter: Change brightness, contrast, saturation and hue of each crop.
         backbone: Network under the method. Take resnet38d for the papers' setting on a GPU, or
-            timm:NAME for any of timm's networks with feature maps; an unknown name lists more.
+            timm:NAME for any of timm's networks with feature maps and its plain ViTs, such as
+            timm:vit_small_patch16_224.dino; an unknown name lists more.
         output_stride: Pixels per cell of the deepest features. A smaller one gives finer CAMs and
-            takes more memory; resnet38d always has 8.
+            takes more memory; resnet38d always has 8, conformer_s 16, a ViT the size of its patch.
         optimizer: "sgd", "adam" or "adamw".
         lr: Learning rate of pretrained weights. New layers learn faster, by the factors of `rates`.
         rates: Factors on `lr` of pretrained weights and biases, new weights and biases.

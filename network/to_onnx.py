@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,13 @@ def export_onnx(method: Method, config: dict[str, Any], out: Path) -> str:
     """
     if method.conditioned or set(method.infer_inputs) - {"image", "label"}:
         raise ValueError(f"ONNX: method {config['method']!r} needs more than an image")
+    if method.backbone.squares:
+        raise ValueError(f"ONNX: {method.backbone.name} takes only squares, the file any size")
     for package in ("onnxscript", "onnx"):
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"--out {out}: ONNX needs {package}: pip install onnx onnxscript")
     network = Scores(copy.deepcopy(method).cpu().float()).eval()
-    unit = max(network.multiple, 32)
+    unit = network.multiple * math.ceil(32 / network.multiple)  # at least 32
     image = 255 * torch.rand(1, 3, *(unit * side for side in _EXAMPLE))
     sides: dict[int, Any] = {
         axis: unit * torch.export.Dim(name, min=2, max=LARGEST)

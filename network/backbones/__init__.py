@@ -106,13 +106,14 @@ class Backbone(nn.Module):
         if self._kept is not None and self._kept[0] is image and set(names) <= set(self._kept[1]):
             return {name: self._kept[1][name] for name in names}
         check_squares(self, image.shape[-2:])
-        wanted = [name for name in names if name in self.taps or name not in _OF_EVERY]
-        if self._keeps and RAW in self.taps:
-            wanted.append(RAW)  # the gate asks for it next
-        if len(wanted) < len(names) and "high" not in wanted:
+        replaced = [name for name in names if name in _OF_EVERY and name not in self.taps]
+        wanted = [name for name in names if name not in replaced]
+        if replaced:
             wanted.append("high")
+        if self._keeps and RAW in self.taps:
+            wanted.append(RAW)  # the gate reads it next
         found = super().__call__(image, tuple(dict.fromkeys(wanted)))
-        if RAW in names and RAW not in found:
+        if RAW not in self.taps and "high" in found:
             found[RAW] = found["high"]
         if AFFINITY in names and AFFINITY not in found:
             found[AFFINITY] = cosine_affinity(found["high"])

@@ -123,6 +123,8 @@ def fold_frozen_norms(backbone: nn.Module) -> None:
     before and after, under random statistics. If they differ, everything is left as it was.
     """
     norms = [module for module in backbone.modules() if isinstance(module, FROZEN)]
+    if not norms:
+        return
     buffers = [b for n in norms for b in (n.weight, n.bias, n.running_var, n.running_mean)]
     saved = [buffer.clone() for buffer in buffers]
     generator = torch.Generator().manual_seed(0)
