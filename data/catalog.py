@@ -16,6 +16,7 @@ from data.files import IMAGE_SUFFIXES, all_found, check_id, find_file
 from data.labels import read_class_names, read_labels, read_text
 from data.layouts import LAYOUTS, Layout
 from data.lists import id_of_line
+from tool.files import check_same
 from tool.flags import flag
 from tool.formats.image import check_size, decode, size_of
 from tool.formats.predictions import read_mask
@@ -65,7 +66,8 @@ class Catalog:
 
         Raises:
             FileNotFoundError: no such list; names the lists there are.
-            ValueError: an empty list, an id twice, or one that leaves the root.
+            ValueError: an empty list, an id twice, or one that leaves the root; or the path is that
+                of a file here and of another one in the list folder.
         """
         path = self._list_path(list_name)
         lines = (line.strip() for line in read_text(path).split("\n"))
@@ -97,9 +99,10 @@ class Catalog:
         folder = self.root / self.layout.lists
         named = folder / (list_name if list_name.endswith(".txt") else f"{list_name}.txt")
         path = Path(list_name) if list_name.endswith(".txt") else named
-        for candidate in (path, named):
-            if candidate.is_file():
-                return candidate
+        found = [candidate for candidate in (path, named) if candidate.is_file()]
+        if found:
+            check_same(found, f"list {list_name!r}")
+            return found[0]
         there = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"list {path} does not exist (--list): {folder} has {there}")
 

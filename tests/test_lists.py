@@ -284,3 +284,18 @@ def test_predictions_cams_and_seeds_may_spell_accents_apart(tmp_path: Path) -> N
     )
     assert found["seed"].tolist() == mask.tolist()
     assert previous.whole([COMPOSED], label=lambda _: np.ones(1)).with_background is False
+
+
+def test_a_list_here_and_one_of_the_dataset(
+    folder_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = open_catalog("folder", folder_dataset)
+    monkeypatch.chdir(tmp_path)
+    assert len(catalog.ids("val.txt")) == 3
+    (tmp_path / "val.txt").write_text("a1\n")
+    with pytest.raises(ValueError, match=r"list 'val\.txt' can be val\.txt or .*keep one"):
+        catalog.ids("val.txt")
+    assert len(catalog.ids("val")) == 3
+    assert catalog.ids(str(tmp_path / "val.txt")) == ["a1"]
+    monkeypatch.chdir(folder_dataset / "lists")
+    assert len(catalog.ids("val.txt")) == 3
