@@ -191,6 +191,7 @@ def test_batches_are_of_images_whose_maps_have_one_size(folder_root) -> None:
     ]
     tiny = InferDataset(catalog, ids, views=Views(max_side=3))
     assert tiny.batches(range(4), 4) == [[0, 1, 2], [3]]
+    assert tiny.batches(range(4), 4, stride=4) == [[0], [1], [2], [3]], "maps of other sizes"
     views = dataset[0]["images"]
     assert [tuple(view.shape) for view in views] == [(3, 24, 30), (3, 12, 15)]
     photograph = catalog.read_image("a1").resize((30, 24), Image.Resampling.BICUBIC)
