@@ -88,8 +88,8 @@ METHODS = [
     ("script_sfc.sh", {"METHOD": "fbr"}, "script_contrast.sh"),
     ("script_gate.sh", {"METHOD": "fbr"}, "script_contrast.sh"),
     ("slurm_contrast.sh", {"METHOD": "sbe"}, "script_sbe.sh"),
-    ("compare.sh", {"METHODS": "fill amn"}, "script_amn.sh"),
-    ("compare.sh", {"METHODS": "cam sfc:--weight=0"}, "script_sfc.sh"),
+    ("compare.sh", {"METHODS": "fill irn"}, "script_amn.sh"),
+    ("compare.sh", {"METHODS": "cam deeplab2:--weight=0"}, "script_seg.sh"),
     ("compare_amn.sh", {"METHODS": "cam eps"}, "script_contrast.sh"),
     ("compare_gate.sh", {"METHODS": "cam sbe"}, "script_sbe.sh"),
 ]

@@ -21,14 +21,15 @@ def test_rows_are_mean_and_deviation_over_seeds(tmp_path) -> None:
     for seed, masks in enumerate((50.0, 52.0, 54.0)):
         write(tmp_path / f"fbr-seed{seed}", masks, masks - 10)
     write(tmp_path / "fill-seed0", 40.0)
+    (tmp_path / "fill-seed0" / "minutes.json").write_text('{"minutes": 7}')
     write(tmp_path / "fbr:--tau=0.5-seed0", 41.0)
     (tmp_path / "fbr-seed3").mkdir()
     result = run("tool/report/table.py", tmp_path, "--methods", "fill", "fbr", "eps")
     rows = [[cell.strip() for cell in line.split("|")] for line in result.stdout.splitlines()]
     assert rows[0][2] == "CAM at .25"
     by_name = {row[1]: row[2:-1] for row in rows}
-    assert by_name["`fbr`"] == ["42.0 ± 2.0", "43.0 ± 2.0", "52.0 ± 2.0", "12.5 ± 0.0", "3"]
-    assert by_name["`fill`"] == ["-", "-", "40.0", "12.5", "1"]
+    assert by_name["`fbr`"] == ["42.0 ± 2.0", "43.0 ± 2.0", "52.0 ± 2.0", "12.5 ± 0.0", "-", "3"]
+    assert by_name["`fill`"] == ["-", "-", "40.0", "12.5", "7.0", "1"]
     assert set(by_name["`eps`"]) == {"not run", "0"}
     # The figures travel without the runs.
     (tmp_path / "fbr-seed1" / "config.json").write_text(json.dumps({"commit": "abc"}))

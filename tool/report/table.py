@@ -19,7 +19,7 @@ from tool.files import write_json
 from tool.flags import flag, parse_flags
 from tool.report.figures import paired, read, spread
 
-COLUMNS = ("CAM", "CAM oracle", "masks", "leak", "seeds")
+COLUMNS = ("CAM", "CAM oracle", "masks", "leak", "minutes", "seeds")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def find_runs(directory: Path) -> dict[str, list[Path]]:
     """Return the finished runs of each method."""
     runs: dict[str, list[Path]] = {}
-    folders = [path.parent for path in directory.glob("*-seed*/miou.json")]
+    folders = {path.parent for path in directory.glob("*-seed*/miou*.json")}
     for path in sorted([*folders, *directory.glob("*-seed*.json")]):
         match = re.fullmatch(r"(.+)-seed\d+(\.json)?", path.name)
         if match:
@@ -105,6 +105,7 @@ def record_of(run: Path) -> dict[str, Any]:
         "CAM oracle": cam.get("oracle", [None, None])[1],
         "masks": mask.get("miou"),
         "leak": leak.get("overall") if isinstance(leak, dict) else leak,
+        "minutes": read(run / "minutes.json").get("minutes"),
     }
     threshold = (cam.get("protocol") or {}).get("bg_threshold")
     record = {name: noted.get(name) for name in ("commit", "cpu", "config")}
@@ -125,7 +126,8 @@ def cam_column(runs: Iterable[Path]) -> str:
 
 def figures(run: Path) -> dict[str, float | None]:
     """Return the figures of one run in percent, None for those that it does not have."""
-    return record_of(run)["figures"]
+    found = record_of(run)["figures"]
+    return {name: found.get(name) for name in COLUMNS[:-1]}
 
 
 def difference(runs: Sequence[Path], baseline: Sequence[Path], name: str) -> str:
