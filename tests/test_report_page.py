@@ -128,6 +128,8 @@ def test_the_table_sorts_and_opens_images(window: Browser, pages: dict[str, Path
     rows = "[...document.querySelectorAll('#table tbody tr')]"
     cells = f"return {rows}.map((row) => row.cells[0].innerText)"
     assert window.run(cells)[0] == "d6"
+    for hidden in ("legend", "pictures"):
+        assert window.run(f"return document.getElementById('{hidden}').offsetParent === null")
     head = (
         "[...document.querySelectorAll('th button')].find((one) => one.innerText.startsWith('IoU'))"
     )
