@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from network.contrast.gate import GateSettings, NroiGate
-from network.methods import Method
+from network.predict.choose import (
+    chosen_classes,
+    gate_of,
+    is_segmentation_network,
+    label_of,
+    likeliest,
+    likelihood,
+)
 from network.predict.maps import class_maps, mask_of
 from network.weights.restore import restore
 from tool.cli import DEVICES, run_stage
 from tool.crf.post import GATES
-from tool.files import atomic_path, file_hash
+from tool.files import atomic_path
 from tool.flags import flag, parse_flags
-from tool.formats.image import MAX_SIDE, decode, reduced
+from tool.formats.image import decode, reduced
 from tool.formats.mask import resized, save_mask
-from tool.formats.regions import REGIONS, load_regions
-from tool.infer.multiscale import network_input
 from tool.infer.previous import PREVIOUS, PreviousFlags, takes_previous_outputs
-from tool.infer.scales import Views, at_scale
 from tool.parallel.dist import pick_device
 from tool.ranges import POSITIVE, SIDE, UNIT
 from tool.report.picture import heat, label_colours, strip
-from tool.train.run_directory import CHECKPOINT
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,15 +86,23 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"method {config['method']!r} is given the image's classes: pass --classes, of "
             f"{', '.join(names)}"
         )
-    gate, views = gate_of(command, method, config, device)
+    gate, views = gate_of(
+        command.checkpoint,
+        method,
+        config,
+        device,
+        wanted=command.gate,
+        max_side=command.max_side,
+    )
     image, whole = reduced(photograph, views.max_side), (photograph.height, photograph.width)
     if not chosen and not segments:
-        chosen = likeliest(method, image, command.top or 2, device)
-        if not chosen:
+        found = likelihood(method, image, device)
+        if found is None:
             raise ValueError(
                 f"method {config['method']!r} does not classify: pass --classes, of "
                 f"{', '.join(names)}"
             )
+        chosen = likeliest(found, command.top or 2)
     label = label_of(chosen, len(names))
     maps = class_maps(method, name, image, label, previous, device, views, gate, whole=whole)
     gated, present = maps["gated CAM" if gate else "CAM"], torch.from_numpy(label)
@@ -136,92 +144,11 @@ def draw(
     return strip([*panels, ("mask", label_colours(image, mask))])
 
 
-def is_segmentation_network(method: Method) -> bool:
-    """Return whether the maps of a method say themselves which classes an image has."""
-    return method.has_background and set(method.infer_inputs) == {"image"}
-
-
 def largest_classes(mask: np.ndarray, top: int | None) -> list[int]:
     """Return the 0-based classes of a mask, ascending: the `top` largest, or all."""
     pixels = np.bincount(mask.ravel(), minlength=256)[1:]
     largest = [int(index) for index in (-pixels).argsort(kind="stable") if pixels[index]]
     return sorted(largest[:top])
-
-
-def chosen_classes(wanted: Sequence[str], names: list[str]) -> list[int]:
-    """Return the 0-based indices of the wanted classes, ascending.
-
-    Raises:
-        ValueError: A name is unknown; lists the known ones.
-    """
-    for name in wanted:
-        if name not in names:
-            raise ValueError(f"unknown class {name!r}: there are {', '.join(names)}")
-    return sorted({names.index(name) for name in wanted})
-
-
-@torch.inference_mode()
-def likeliest(method: Method, image: Image.Image, top: int, device: torch.device) -> list[int]:
-    """Return the `top` likeliest 0-based classes, ascending.
-
-    They are those of `classify`. A method that reads no label may have none: then those whose maps
-    are highest on average. Of any other method without `classify` the list is empty.
-    """
-    views = method.inference_views()
-    eight_bit = (views.of(image)[-1] if views.sides else at_scale(image, 1.0))[None].to(device)
-    one = network_input(eight_bit, method.backbone.mean, method.backbone.std, mirror=False)
-    found = method.classify({"image": one})
-    if found is None:
-        if "label" in method.infer_inputs:
-            return []
-        score = method.score({"image": one})  # (1, C, h, w)
-        found = (score[:, 1:] if method.has_background else score).mean(dim=(2, 3))
-    return sorted(found[0].topk(min(top, found.shape[1])).indices.tolist())
-
-
-def label_of(chosen: Sequence[int], num_classes: int) -> np.ndarray:
-    """Return a label (K,) float32 with 1 at the chosen 0-based classes."""
-    label = np.zeros(num_classes, np.float32)
-    label[list(chosen)] = 1
-    return label
-
-
-def gate_of(
-    command: Command, method: Method, config: dict[str, Any], device: torch.device
-) -> tuple[NroiGate | None, Views]:
-    """Return the gate of a run, or None if it has none, and the sizes of the copies of the image.
-
-    With a gate these are the sizes at which its regions were collected, else the method's.
-
-    Raises:
-        ValueError: `--gate nroi` is given and the run has no regions, or they are damaged or of
-            another checkpoint; names the file.
-    """
-    path, views = command.checkpoint.parent / REGIONS, method.inference_views()
-    views = dataclasses.replace(views, max_side=command.max_side or MAX_SIDE)
-    if (command.gate or method.recipe.post.gate) != "nroi":
-        return None, views
-    if "label" not in method.infer_inputs:
-        raise ValueError("--gate nroi: this method infers without classes, which the gate needs")
-    if command.checkpoint.name != CHECKPOINT or not path.is_file():
-        why = f"{path} does not exist: run infer_cam.py first"
-        if command.checkpoint.name != CHECKPOINT:
-            why = f"regions belong to the {CHECKPOINT} of a run, and this is another file"
-        if command.gate is not None:
-            raise ValueError(f"--gate nroi: {why}")
-        print(f"without the gate: {why}", file=sys.stderr)
-        return None, views
-    made_from = {
-        "checkpoint_sha256": file_hash(command.checkpoint),
-        "class_names": list(config["class_names"]),
-        "settings": dataclasses.asdict(GateSettings()),
-    }
-    regions, noted = load_regions(path, made_from)
-    seed = config.get("seed", 0)
-    gate = NroiGate(regions, device, seed=seed, has_background=method.has_background)
-    views = Views.noted(noted)
-    max_side = command.max_side or views.max_side or MAX_SIDE
-    return gate, dataclasses.replace(views, max_side=max_side)
 
 
 if __name__ == "__main__":

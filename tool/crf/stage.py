@@ -155,6 +155,18 @@ class PostProcess:
         fg, bg = self.seeds
         return seed_task(image, cam, self.preset, fg=fg, bg=bg, n_labels=labels)
 
+    def mask(self, image: np.ndarray, cam: Cam) -> np.ndarray:
+        """Return the mask (h, w) uint8 of an image in memory.
+
+        Args:
+            image: (h, w, 3) uint8, reduced to `max_side` if the photograph is larger.
+            cam: The CAM as a file stores it, of the image's size.
+
+        Raises:
+            ValueError: The sizes differ.
+        """
+        return solve(image, self.task(image, cam), self.preset.crf, backend=self.backend)
+
     def write_all(self, image_ids: Sequence[str], *, workers: int) -> Iterator[bool]:
         """Write the file of every image, and yield for each image whether it was written.
 
