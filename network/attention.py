@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from network.backbones import cosine_affinity
 from network.losses import full_precision, over_maximum
 
 INITS = ("kaiming", "xavier")
@@ -33,6 +34,22 @@ def score_head(channels: int, num_maps: int, *, init: str) -> nn.Conv2d:
     else:
         nn.init.xavier_uniform_(layer.weight)
     return layer
+
+
+def centred_affinity(feature: Tensor) -> Tensor:
+    """Compute an affinity of cells by how they differ from the mean of their image.
+
+    Features that are not negative have cosines of about .5 whatever they show. Maps that such an
+    affinity spreads keep a seventh of their deviation, and cover the image.
+
+    Args:
+        feature: (N, D, h, w).
+
+    Returns:
+        (N, p, p), as `cosine_affinity`; 0 if all cells of an image are equal.
+    """
+    feature = feature.float()
+    return cosine_affinity(feature - feature.mean(dim=(-2, -1), keepdim=True))
 
 
 def spread(maps: Tensor, affinity: Tensor) -> Tensor:

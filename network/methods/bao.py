@@ -64,9 +64,9 @@ class Bao(TransCam):
         Attributes:
             weight_pcl: Weight of the classification of cells.
             smoothing: Label smoothing: the share of the target that the other maps divide.
-            target_momentum: Of the target network at the start of an epoch; it rises to 1 in the epoch.
-                In the first epoch the target equals the online network. Give a smaller one if an
-                epoch has few steps: in VOC's 1,322 steps the target moves 28 % of the way.
+            target_momentum: Momentum of the target network at the start of an epoch, in which it
+                rises to 1. In the first epoch the target equals the online network. Give a smaller
+                one if an epoch has few steps: in VOC's 1,322 the target moves 28 % of the way.
             network: What infers: the online network, or the target.
         """
 
@@ -107,7 +107,7 @@ class Bao(TransCam):
             maps = self.target.run(self, self.image_maps, image)
             inside = image_cells(batch["valid"], maps.shape[-2:])
             found = label_cells(maps, label, inside)
-        taps = self.taps(image, AFFINITY)
+        taps = self.taps(image, affinity=True)
         activation = self.activation_maps(taps, label)
         self._metrics = {"foreground": ((found > 0) & (found < 255)).float().mean()}
         return {
@@ -133,7 +133,7 @@ class Bao(TransCam):
 
     def image_maps(self, image: Tensor) -> Tensor:
         """Return M* (N, K, h, w), of any sign, of images (N, 3, H, W)."""
-        return self.spread_maps(self.taps(image, AFFINITY))
+        return self.spread_maps(self.taps(image, affinity=True))
 
     def activation_maps(self, taps: dict[str, Tensor], label: Tensor) -> Tensor:
         """Return AM (N, K+1, h, w), logits, background first, of taps and the label (N, K)."""
@@ -142,7 +142,7 @@ class Bao(TransCam):
 
     def image_map(self, image: Tensor, label: Tensor) -> Tensor:
         """Return the background of AM and the classes of M*, (N, K+1, h, w), of any sign."""
-        taps = self.taps(image, AFFINITY)
+        taps = self.taps(image, affinity=True)
         ground = self.activation_maps(taps, label)[:, :1]
         return torch.cat([ground, self.spread_maps(taps)], dim=1)
 

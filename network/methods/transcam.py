@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from network.attention import INITS, score_head, spread
+from network.attention import INITS, centred_affinity, score_head, spread
 from network.backbones import AFFINITY
 from network.losses import classification, min_max, resize, sum_of_mirrors
 from network.methods import Batch, Method, Recipe, option
@@ -67,11 +67,14 @@ class TransCam(Method):
         """The hyper-parameters of TransCAM.
 
         Attributes:
-            head_init: First weights of the 3x3 convolutions: kaiming as published, or xavier, which are
-                smaller. A short run needs the latter, as it cannot unlearn a large random map.
+            head_init: First weights of the 3x3 convolutions: kaiming as published, or xavier, with
+                smaller ones. A short run needs the latter: it cannot unlearn a large random map.
+            centred: On a backbone without attention, compare cells by how they differ from the mean
+                of their image. Otherwise most cells look alike, and the spread maps are flat.
         """
 
         head_init: str = option("kaiming", choices=INITS)
+        centred: bool = True
 
     def build(self) -> None:
         """Make the heads."""
@@ -94,9 +97,19 @@ class TransCam(Method):
         """Return the weight of the only term, 1."""
         return {"cls": 1.0}
 
-    def taps(self, image: Tensor, *names: str) -> dict[str, Tensor]:
-        """Return what the heads need of images (N, 3, H, W), and further taps."""
-        return self.backbone(image, ("high", *([_TOKEN] if self.has_token else []), *names))
+    def taps(self, image: Tensor, *, affinity: bool = False) -> dict[str, Tensor]:
+        """Return what the heads need of images (N, 3, H, W).
+
+        Args:
+            image: The images.
+            affinity: Return the affinity A*, (N, p, p), too.
+        """
+        names = ["high", *([_TOKEN] if self.has_token else [])]
+        centred = self.config.centred and AFFINITY not in self.backbone.taps
+        taps = self.backbone(image, names + [AFFINITY] * (affinity and not centred))
+        if affinity and centred:
+            taps[AFFINITY] = centred_affinity(taps["high"])
+        return taps
 
     def logit(self, taps: dict[str, Tensor]) -> Tensor:
         """Return the logits (N, K): the mean of the score maps, plus the class token's."""
@@ -111,7 +124,7 @@ class TransCam(Method):
 
     def score(self, batch: Batch) -> Tensor:
         """Return the spread score maps (2B, K, h, w), of any sign."""
-        return self.spread_maps(self.taps(batch["image"], AFFINITY))
+        return self.spread_maps(self.taps(batch["image"], affinity=True))
 
     def classify(self, batch: Batch) -> Tensor:
         """Return the sigmoid of the logits, (N, K)."""
