@@ -10,13 +10,13 @@
 # SEED=0  OUT=out/...  BACKBONE=...  TRANSCAM_OUT=... (the first stage, which other runs may share)  SKIP_BAD_IMAGES=1
 # are further settings; TRANSCAM_FLAGS and BAO_FLAGS go to train_fbr.py; SIDES, those of the squares in inference, to
 # infer_cam.py. METHOD=transcam stops after the first stage. NETWORK=online|target: which of BAO's networks infers.
-# Its masks are mask/ without a CRF, which go on, and mask-crf/. TransCAM's are mask/ with the CRF, at its published .44 of
-# the CAM, and mask-free/ at .22, FBR's, which nobody chose on ground truth for it. All are scored.
+# Its masks are mask/ with the CRF, which go on, and argmax/ without. TransCAM's are mask/ with the CRF, at its published .44
+# of the CAM, and mask-free/ at .22, FBR's, which nobody chose on ground truth for it. All are scored.
 # GATE=1|0: gate the maps of both stages by background regions (NROIs), or not (the default). The gate multiplies the
 # rows of the classes. The background's row stays as it is, so a cell that the gate lowers goes to the background where that
 # row is above what is left. Gated results lie beside the others, in cam-gated/, mask-gated/ and so on; both may be made in
 # one OUT, and only inference runs again.
-# SEG=1: go on with a segmentation network trained on SEG_MASK (mask, or mask-crf) of BAO, in OUT/seg; SEG_METHOD, SEG_STEPS,
+# SEG=1: go on with a segmentation network trained on SEG_MASK (mask, or argmax) of BAO, in OUT/seg; SEG_METHOD, SEG_STEPS,
 # SEG_BACKBONE, SEG_WEIGHTS and SEG_FLAGS are its settings (scripts/script_seg.sh).
 # SHORT=1|0: each method's recipe for a few hundred images (its `Recipe.short`), or the paper's; by default 1 for the
 # embedded dataset and your own photographs.
@@ -85,10 +85,9 @@ network=(--seed "$SEED" ${BACKBONE:+--backbone "$BACKBONE"} --init "$transcam/ch
 # shellcheck disable=SC2086
 train bao "$bao" ${size[@]+"${size[@]}"} $BAO_FLAGS
 kind+="$gated"
-maps "$bao" "$kind" --set "network=$NETWORK"
+maps "$bao" "$kind" --set "network=$NETWORK" --argmax "$bao/argmax$kind"
+evaluate "$bao/argmax$kind" "$bao/miou-argmax$kind.json"
 evaluate "$bao/cam$kind" "$bao/miou_cam$kind.json"
-post "$bao/cam$kind" "$bao/mask$kind" --threshold 0              # no threshold counts where the background is a row
+post "$bao/cam$kind" "$bao/mask$kind"
 evaluate "$bao/mask$kind" "$bao/miou$kind.json"
-post "$bao/cam$kind" "$bao/mask-crf$kind"
-evaluate "$bao/mask-crf$kind" "$bao/miou-crf$kind.json"
 segment "$bao/${SEG_MASK:-mask}$kind" "$OUT/seg$kind"
