@@ -13,11 +13,11 @@ from method_cases import MIXED, gradients, make_batch, make_method
 from runs import assert_refused, run, train_flags
 from torch import Tensor
 
-from network.attention import label_cells, momentum_at
 from network.backbones import AFFINITY
 from network.losses import balanced_cross_entropy, image_cells
 from network.methods import Method
 from network.methods.bao import Bao
+from network.spreading import label_cells, momentum_at
 from network.weights.foreign_heads import our_names
 from network.weights.initialise import initialise
 from tool.formats.cam import load_cam

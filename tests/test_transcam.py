@@ -9,11 +9,11 @@ from attentive import CLASSES, attentive
 from method_cases import MIXED, first_steps, gradients, make_batch, make_method
 from torch import Tensor, nn
 
-from network.attention import centred_affinity, score_head, spread
 from network.backbones import AFFINITY, cosine_affinity
 from network.calibration.maps import contrast_kept
 from network.methods import Method, find_method
 from network.methods.transcam import TransCam
+from network.spreading import centred_affinity, score_head, spread
 from network.weights.foreign_heads import our_names
 from tool.progress import Progress
 

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network.attention import label_cells, momentum_at, score_head, spread
 from network.backbones import AFFINITY
 from network.heads import LabelConditioning
 from network.losses import (
@@ -30,6 +29,7 @@ from network.methods import Batch, option
 from network.methods.transcam import TransCam
 from network.options import weights_of
 from network.shadow import Shadow
+from network.spreading import label_cells, momentum_at, score_head, spread
 from tool.crf.post import Post
 from tool.progress import Progress
 from tool.train.batch import part
