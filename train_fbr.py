@@ -66,9 +66,9 @@ class MethodFlags:
 
     Attributes:
         method: What to train. cam is a plain classifier; eps and ppc are hosts that use saliency;
-            fbr is the main method; sfc is another from labels alone; amn, irn, fbr_amn, sfc_irn,
-            bes and sbe refine the results of an earlier run; deeplab1 and deeplab2 are networks
-            that are trained on masks.
+            fbr is the main method; sfc, transcam and bao are others from labels alone; amn, irn,
+            fbr_amn, sfc_irn, bes and sbe refine the results of an earlier run; deeplab1 and
+            deeplab2 are networks that are trained on masks.
         short: Take the method's recipe for a few hundred images on a CPU as the defaults.
     """
 

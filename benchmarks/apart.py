@@ -49,6 +49,9 @@ class Bench:
 class Detached(nn.Module):
     """A backbone whose taps are leaves of the graph, so that its backward can be timed by itself.
 
+    It has the children of the backbone as its own. So all tensors keep their names, by which a
+    target network finds them.
+
     Attributes:
         taps: The taps that the backbone declares.
         real: The backbone's maps since `begin`.
@@ -58,7 +61,10 @@ class Detached(nn.Module):
 
     def __init__(self, backbone: nn.Module, timer: Timer) -> None:
         super().__init__()
-        self.backbone, self.timer, self.taps = backbone, timer, backbone.taps
+        for kind in ("_parameters", "_buffers", "_modules"):
+            self.__dict__[kind] = backbone.__dict__[kind]
+        object.__setattr__(self, "backbone", backbone)  # not registered: it would be a child
+        self.timer, self.taps = timer, backbone.taps
         self.begin()
 
     def begin(self) -> None:
