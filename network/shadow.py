@@ -24,13 +24,14 @@ class Shadow(nn.Module):
         network: Gives the names, the shapes and the first values.
     """
 
+    times: Tensor  # (), int64: how often the values were written
     is_state = True  # state of a run, not weights: exports and `--init` leave it out
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         for name, tensor in network.state_dict().items():
             self.register_buffer(name.replace(".", _DOT), tensor.detach().clone())
-        self.register_buffer("times", torch.zeros((), dtype=torch.int64))  # it was written
+        self.register_buffer("times", torch.zeros((), dtype=torch.int64))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the values by the names that they have in the network."""

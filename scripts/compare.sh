@@ -3,17 +3,17 @@
 #
 #   bash scripts/compare.sh                                         toy, all methods, three seeds
 #   SHORT=1 STEPS=400 METHODS="fill eps fbr" SEEDS=0 DATASET=voc12 ROOT=... TRAIN_LIST=train bash scripts/compare.sh
-#   METHODS="cam+irn sfc bes sbe transcam bao" GATE=1 OUT=out/compare-gated bash scripts/compare.sh
-# A system gives several rows: sfc one for each of its maps and sfc+irn; bes and sbe theirs with the CRF, as NAME+crf; transcam
-# its masks at its published threshold, and at .22 as transcam-free; bao those without and with the CRF. A method named
-# NAME+irn, amn and fbr_amn are those of script_amn.sh. GATE=1|0 is that of every method; without it each has its own.
+#   METHODS="cam+irn sfc bes sbe bao" GATE=1 OUT=out/compare-gated bash scripts/compare.sh
+# A system gives several rows: sfc one for each of its maps and sfc+irn; bes and sbe theirs with the CRF, as NAME+crf; bao
+# those of compare_bao.sh, transcam's among them, without and with the gate if GATE is not given. A method named NAME+irn,
+# amn and fbr_amn are those of script_amn.sh. GATE=1|0 is that of every other method; without it each has its own.
 # A method of script_contrast.sh may carry flags of train_fbr.py: METHODS="fbr fbr:--weight-nce-nroi=0". JOBS=2 runs two at
 # a time (one thread each). BASELINE=eps adds paired differences to that method, over the seeds that both have on one
 # processor model. Every setting of script_contrast.sh holds here. SAVE=FOLDER receives the figures of each run. Finished
 # runs are kept. The minutes are those of one go, beside whatever else the machine did.
 set -euo pipefail
 calls="script_contrast.sh"
-methods="fill cam eps ppc fbr cam+irn amn fbr_amn amn+irn fbr_amn+irn sfc bes sbe transcam bao"
+methods="fill cam eps ppc fbr cam+irn amn fbr_amn amn+irn fbr_amn+irn sfc bes sbe bao"
 source "$(dirname "$0")/settings.sh"
 source scripts/comparison.sh
 METHODS="${METHODS:-fill cam eps ppc fbr}"
@@ -50,16 +50,7 @@ one() {  # method, seed
       keep "$method+crf" "$2" "$run/2-$method" miou-crf ""
       keep "$method" "$2" "$run/2-$method" miou miou_cam
       ;;
-    transcam | bao)                                              # bao begins with transcam
-      local kind=""
-      [ "${GATE:-0}" = 0 ] || kind="-gated"
-      system script_bao.sh "$method" "$2" TRANSCAM_OUT="$COMPARE_OUT/runs/1-transcam-seed$2" || return 1
-      keep transcam-free "$2" "$COMPARE_OUT/runs/1-transcam-seed$2" "miou-free$kind" ""
-      keep transcam "$2" "$COMPARE_OUT/runs/1-transcam-seed$2" "miou$kind" "miou_cam$kind"
-      if [ "$method" = transcam ]; then return 0; fi
-      keep bao+crf "$2" "$run/2-bao" "miou-crf$kind" ""
-      keep bao "$2" "$run/2-bao" "miou$kind" "miou_cam$kind"
-      ;;
+    bao) SEEDS="$2" OUT="$COMPARE_OUT" SAVE="" BASELINE="" GATES="${GATE:-0 1}" bash scripts/compare_bao.sh >/dev/null ;;
     *amn | *+irn)
       local name="${method%+irn}" first="$COMPARE_OUT/runs/1-cam-seed$2" own
       own="$run/2-$name"
@@ -79,13 +70,14 @@ export -f one system keep
 failed=0 rows=()
 for method in $METHODS; do
   case "$method" in
-    *amn:* | *+irn:* | sfc:* | bes:* | sbe:* | transcam:* | bao:*) wrong "METHODS: ${method%%:*} takes no flags here" ;;
+    *amn:* | *+irn:* | sfc:* | bes:* | sbe:* | bao:*) wrong "METHODS: ${method%%:*} takes no flags here" ;;
   esac
   case "$method" in
     sfc*) rows+=(sfc.classifier sfc.prototype sfc.seed sfc.walk sfc sfc+irn) ;;
     bes* | sbe*) rows+=("$method" "$method+crf") ;;
-    transcam*) rows+=(transcam transcam-free) ;;
-    bao*) rows+=(transcam transcam-free bao bao+crf) ;;
+    bao*)
+      for kind in "" +gate; do rows+=("transcam$kind" "transcam-free$kind" "bao$kind" "bao-target$kind"); done
+      ;;
     *+irn) rows+=("${method%+irn}" "$method") ;;
     *) rows+=("$method") ;;
   esac

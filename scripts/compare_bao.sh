@@ -9,7 +9,8 @@
 # trained once. JOBS=2 runs two seeds at a time (one thread each). GATES=0 leaves out the gate, NETWORKS=online the target.
 # Every setting of script_bao.sh holds here. BASELINE=transcam adds paired differences to that row. Finished runs are kept.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+calls="script_bao.sh"
+source "$(dirname "$0")/settings.sh"
 source scripts/comparison.sh
 export GATES="${GATES:-0 1}" NETWORKS="${NETWORKS:-online target}"
 export COMPARE_OUT="${OUT:-out/compare-bao-${DATASET:-toy}}"
@@ -44,5 +45,5 @@ export -f row seed_of
 failed=0
 # shellcheck disable=SC2086  # SEEDS is a list of words
 printf '%s\n' $SEEDS | xargs -P "$JOBS" -L 1 bash -c 'set -e; seed_of "$1"' seed_of || failed=1
-"$PYTHON" -m tool.report.table "$COMPARE_OUT" ${BASELINE:+--baseline "$BASELINE"}
+"$PYTHON" -m tool.report.table "$COMPARE_OUT" ${BASELINE:+--baseline "$BASELINE"} ${SAVE:+--save "$SAVE"}
 exit "$failed"

@@ -22,9 +22,8 @@
 # embedded dataset and your own photographs.
 # Each stage restarts where it stopped. Masks are scored on SCORE_LIST; the checkpoint is the last step's.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"
-
+methods="bao transcam"
+source "$(dirname "$0")/settings.sh"
 source scripts/chain.sh
 METHOD="${METHOD:-bao}"
 case "$METHOD" in
@@ -78,7 +77,10 @@ evaluate "$transcam/mask$gated" "$transcam/miou$gated.json"
 free="$("$PYTHON" -c 'from tool.crf.post import Post, alpha_at; print(alpha_at(Post().threshold))')"
 post "$transcam/cam$gated" "$transcam/mask-free$gated" --alpha "$free"
 evaluate "$transcam/mask-free$gated" "$transcam/miou-free$gated.json"
-if [ "$METHOD" = transcam ]; then exit 0; fi
+if [ "$METHOD" = transcam ]; then
+  finish "$transcam" "$transcam/mask$gated" "$transcam/miou$gated.json" "$MASK_LIST"
+  exit 0
+fi
 
 # BAO starts from its weights, both networks of it.
 network=(--seed "$SEED" ${BACKBONE:+--backbone "$BACKBONE"} --init "$transcam/checkpoint.pth")
@@ -90,4 +92,5 @@ evaluate "$bao/argmax$kind" "$bao/miou-argmax$kind.json"
 evaluate "$bao/cam$kind" "$bao/miou_cam$kind.json"
 post "$bao/cam$kind" "$bao/mask$kind"
 evaluate "$bao/mask$kind" "$bao/miou$kind.json"
+finish "$bao" "$bao/mask$kind" "$bao/miou$kind.json" "$MASK_LIST"
 segment "$bao/${SEG_MASK:-mask}$kind" "$OUT/seg$kind"

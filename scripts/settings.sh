@@ -39,7 +39,7 @@ done
 
 absolute() { case "$1" in "" | /*) echo "$1" ;; *) echo "$caller/$1" ;; esac; }
 if [ "$caller" != "$(dirname "$scripts")" ]; then
-  for name in ROOT OUT SALIENCY_ROOT CAM_DIR CAM_OUT SAVE MASK_DIR WEIGHTS SEG_WEIGHTS PYTHON TRAIN_LIST MASK_LIST SCORE_LIST LIST; do
+  for name in ROOT OUT SALIENCY_ROOT CAM_DIR CAM_OUT TRANSCAM_OUT SAVE MASK_DIR WEIGHTS SEG_WEIGHTS PYTHON TRAIN_LIST MASK_LIST SCORE_LIST LIST; do
     value="${!name:-}"
     case "$name:$value" in
       *WEIGHTS:imagenet | *WEIGHTS:pypi | *WEIGHTS:none | MASK_DIR:truth | *: ) ;;

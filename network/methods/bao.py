@@ -48,10 +48,10 @@ class Bao(TransCam):
     recipe = dataclasses.replace(
         TransCam.recipe,
         epochs=10,
-        short_options=TransCam.recipe.short_options | {"target_momentum": 0.98},
+        short_options={**TransCam.recipe.short_options, "target_momentum": 0.98},
         post=Post(preset="label50", seeds=(1.0, 0.5)),
     )
-    released: Mapping[str, str] = TransCam.released | {
+    released: Mapping[str, str] = dict(TransCam.released) | {
         f"{theirs}.{part}": f"{ours}.{part}"
         for theirs, ours in (("label_enc", "condition.embed"), ("classifier_x", "activation"))
         for part in ("weight", "bias")
