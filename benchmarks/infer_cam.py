@@ -179,7 +179,7 @@ def memory(command: Command, setting: Setting, out: Path) -> None:
     stage = infer_cam.parse(list(map(str, flags)))
     line = row("{images}", "{process:.1f}", "{worker:.1f}", "{seconds:.0f}")
     rows = Rows(command.json, line, "images", "this process, MiB", "a worker, MiB", "s")
-    outputs = MemoryOutputs(dataset, infer_cam.plan_from(stage, method), rows)
+    outputs = MemoryOutputs(dataset, infer_cam.plan_from(stage, method, dataset.views), rows)
     work = infer_cam.Work(method, dataset, outputs, {}, None, setting.device)
     infer_cam.infer(stage, work, gate=None)
     # Caches and workers grow at first, so compare from a fifth of the way on.

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.catalog import Catalog
 from data.readable import ListFlags, open_list
+from tool.bar import counted
 from tool.cli import run_stage
 from tool.files import first_few, locked
 from tool.flags import flag, parse_flags
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with locked(command.out):
         claim(command.out, made_from)
         missing = []
-        for image_id in tqdm(images.ids, desc="masks", mininterval=1.0):
+        for image_id in counted(images.ids, len(images.ids), "masks", unit="image"):
             width, height = catalog.image_size(image_id)
             mask = read(image_id, (height, width))
             if mask is None:

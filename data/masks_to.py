@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data.catalog import Catalog
 from data.readable import ListFlags, open_list
+from tool.bar import counted
 from tool.cli import run_stage
 from tool.files import locked
 from tool.flags import flag, parse_flags
@@ -70,7 +70,7 @@ def masks_of(
         ValueError: A mask is broken, of another size than its image, or has a class above K.
     """
     masks = PreviousOutputs({"mask": folder})
-    for image_id in tqdm(ids, desc="masks", mininterval=1.0):
+    for image_id in counted(ids, len(ids), "masks", unit="image"):
         width, height = catalog.image_size(image_id)
         size, highest = (height, width), catalog.num_classes
         yield image_id, masks.read_mask("mask", image_id, size=size, num_classes=highest)

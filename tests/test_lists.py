@@ -280,7 +280,12 @@ def test_predictions_cams_and_seeds_may_spell_accents_apart(tmp_path: Path) -> N
     previous = PreviousOutputs({"seed": out, "cam": tmp_path / "cam"})
     previous.require(("seed", "cam"), [COMPOSED])
     found = previous.read(
-        ("seed", "cam"), COMPOSED, size=(6, 8), label=lambda: np.ones(1), num_classes=1
+        ("seed", "cam"),
+        COMPOSED,
+        whole=(6, 8),
+        size=(6, 8),
+        label=lambda: np.ones(1),
+        num_classes=1,
     )
     assert found["seed"].tolist() == mask.tolist()
     assert previous.whole([COMPOSED], label=lambda _: np.ones(1)).with_background is False

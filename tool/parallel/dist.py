@@ -304,8 +304,8 @@ def synchronise_norms(module: Module, device: torch.device) -> Module:
         return module
     if device.type == "cpu":
         raise ValueError(
-            "training a BatchNorm in several CPU processes: use one process, a GPU each, or "
-            "pretrained weights with --norm frozen"
+            "training a BatchNorm (from scratch, or --norm live) in several CPU processes: use one "
+            "process, a GPU each, or pretrained weights with --norm frozen"
         )
     return cast(Module, nn.SyncBatchNorm.convert_sync_batchnorm(module))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import sys
 
@@ -37,6 +36,8 @@ def peak_memory(device: torch.device) -> float:
     """Return the most memory in GB that this process has taken: of the GPU, or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    import resource  # not on Windows, where a program still says what it needs
+
     unit = 1 if sys.platform == "darwin" else 1024  # of getrusage: bytes on macOS, else KiB
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
