@@ -84,9 +84,10 @@ def test_no_threshold_makes_the_masks_of_bao(tmp_path: Path) -> None:
 
 
 def test_bao_takes_the_weights_of_transcam_and_no_others(tmp_path: Path) -> None:
-    trained = [c for c in calls_of(tmp_path, WEIGHTS="w.pth") if c[0] == "train_fbr.py"]
-    first, second = trained
-    assert first[first.index("--weights") + 1] == "w.pth"
+    (tmp_path / "w.pth").touch()
+    calls = calls_of(tmp_path, WEIGHTS=tmp_path / "w.pth")
+    first, second = (call for call in calls if call[0] == "train_fbr.py")
+    assert first[first.index("--weights") + 1] == str(tmp_path / "w.pth")
     assert "--weights" not in second
     assert second[second.index("--init") + 1].endswith("1-transcam/checkpoint.pth")
     assert "--short" in first
