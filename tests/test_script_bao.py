@@ -78,7 +78,7 @@ def calls_of(tmp_path: Path, **settings: object) -> list[list[str]]:
 
 def test_no_threshold_makes_the_masks_of_bao(tmp_path: Path) -> None:
     words = [call for call in calls_of(tmp_path) if any("2-bao/" in word for word in call)]
-    assert len(words) == 5
+    assert len(words) == 6
     for call in words:
         assert not {"--threshold", "--threshold-from", "--alpha", "--bg-threshold"} & set(call)
 
