@@ -75,7 +75,7 @@ RATE = Range(0, 1000)
 MOMENTUM = Range(0, 1, below=True)
 UNIT = Range(0, 1)
 ITERATIONS = Range(1, 1000, whole=True)
-EXPONENT = Range(0, 1000, above=True)
+EXPONENT = Range(0, 1e8, above=True)  # `tool.crf.post.alpha_at` of 1e-6 is 1.4e7
 AMOUNT = Range(0, 1e9)
 SOME = Range(0, 1e9, above=True)
 DEFAULTS = {int: COUNT, float: AMOUNT}
