@@ -22,12 +22,17 @@ class Terminal(io.StringIO):
 
 def test_a_training_run_in_a_file_has_a_line_per_row_of_the_log(folder_root, tmp_path) -> None:
     out = tmp_path / "run"
-    result = run("train_fbr.py", *train_flags(folder_root, out, method="cam", steps=5))
+    result = run(
+        "train_fbr.py", *train_flags(folder_root, out, method="cam", steps=5), "--lr", 0.02
+    )
     assert result.returncode == 0, result.stderr
-    form = r"step (\d+)/5  loss [\d.e-]+  lr [\d.e-]+  [\d.]+ img/s  [\d.]+ GB  eta \d+:\d\d"
+    form = r"step (\d+)/5  loss [\d.e-]+  lr ([\d.e-]+)  [\d.]+ img/s  [\d.]+ GB  eta \d+:\d\d"
     lines = result.stderr.splitlines()
     steps = [re.fullmatch(form, line) for line in lines if line.startswith("step ")]
     assert [int(match[1]) for match in steps] == [1, 2, 3, 4, 5]
+    # The rate is that of --lr, whatever multiple of it a group has.
+    rates = [0.02 * (1 - step / 5) ** 0.9 for step in range(5)]
+    assert [float(match[2]) for match in steps] == pytest.approx(rates, rel=0.05)
     assert len((out / "log.jsonl").read_text().splitlines()) == 5
     assert "\r" not in result.stdout + result.stderr
 

@@ -32,6 +32,8 @@ class Settings:
     Attributes:
         steps: Optimizer steps of the whole run.
         batch_size: Images per step, of all ranks together.
+        lr: The learning rate, as a line of the log shows it. The optimizer's groups have multiples
+            of it.
         power: Exponent of the polynomial decay of the learning rates.
         warmup: Number of steps in which the rates rise linearly.
         clip: Largest norm of a step's gradient; None for no limit.
@@ -44,6 +46,7 @@ class Settings:
 
     steps: int
     batch_size: int
+    lr: float = 0.0
     power: float = 0.9
     warmup: int = 0
     clip: float | None = None
@@ -228,7 +231,7 @@ def fit(
                 values["run"] = {"lr_factor": factor, "images_per_s": speed, "memory_gb": memory}
                 if log:
                     log.scalars(done, values)
-                    show(bar, done, values, settings, lr=largest_rate(optimizer))
+                    show(bar, done, values, settings)
             if log and settings.picture_every and (done % settings.picture_every == 0 or last):
                 log.picture(done, batch, method)
             bar.update()
@@ -249,23 +252,16 @@ def grouped(means: dict[str, float], terms: Iterable[str]) -> dict[str, dict[str
     return {"loss": loss, "contrast": {n: v for n, v in means.items() if n not in names}}
 
 
-def largest_rate(optimizer: torch.optim.Optimizer) -> float:
-    """Return the largest learning rate of the groups."""
-    return max(group["lr"] for group in optimizer.param_groups)
-
-
-def show(
-    bar: Bar, done: int, values: dict[str, dict[str, float]], settings: Settings, *, lr: float
-) -> None:
+def show(bar: Bar, done: int, values: dict[str, dict[str, float]], settings: Settings) -> None:
     """Show the values of the log: beside the bar on a terminal, else as a line."""
     loss, run = values["loss"]["loss"], values["run"]
     speed, remaining = run["images_per_s"], (settings.steps - done) * settings.batch_size
     if bar.on_terminal:
         bar.note(loss=f"{loss:.3f}", img_s=f"{speed:.1f}")
         return
-    rate = f"{lr:.2g}".replace("0.", ".", 1) if 1e-4 <= lr < 1 else f"{lr:.2g}"
+    rate = settings.lr * run["lr_factor"]
     bar.line(
-        f"step {done}/{settings.steps}  loss {loss:.3g}  lr {rate}  {speed:.1f} img/s  "
+        f"step {done}/{settings.steps}  loss {loss:.3g}  lr {rate:.2g}  {speed:.1f} img/s  "
         f"{run['memory_gb']:.1f} GB  eta {clock(remaining / speed)}"
     )
 
