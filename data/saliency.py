@@ -27,7 +27,7 @@ from tool.flags import flag, parse_flags
 from tool.formats.image import IMAGENET_MEAN, IMAGENET_STD, decode
 from tool.formats.mask import is_whole
 from tool.parallel.processes import cores, map_processes
-from tool.provenance import claim
+from tool.provenance import check_photographs, claim
 from tool.ranges import SOME_WORKERS
 
 NETWORKS = ("u2netp", "u2net")  # names of tool.download
@@ -84,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     share, parts = command.shard or (0, 1)
     ids = images.ids[share::parts]
     claim(out, {"model_sha256": file_hash(model)})
+    paths = {image_id: catalog.image_path(image_id) for image_id in ids}
+    check_photographs(out, paths, lambda image_id: [out / f"{image_id}.png"])
     work = SaliencyWriter(catalog, out, model)
     done = map_processes(work, ids, workers=command.workers)
     written = sum(counted(done, len(ids), "saliency", unit="image"))

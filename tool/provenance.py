@@ -11,16 +11,18 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tool.files import as_json, read_dict, write_json
+from tool.files import as_json, file_hash, first_few, read_dict, write_json
 
 MADE_FROM = "made_from.json"  # stage 2's note
 SETTINGS = "crf.json"  # stage 3's note
 PLAIN = "plain"  # the folder, in that of the CAMs, of those before the gate
+PHOTOGRAPHS = "photographs.json"  # the hash of the photograph of each file
 POST = "post"  # in stage 2's note: how its maps become masks (`tool.crf.post`); not compared
 
 
@@ -142,6 +144,45 @@ def differing(
     wanted = as_json(dict(made_from))
     names = [n for n in dict.fromkeys((*wanted, *noted)) if n not in (POST, *(apart or {}))]
     return [n for n in names if n not in noted or n not in wanted or noted[n] != wanted[n]]
+
+
+def check_photographs(
+    folder: Path, photographs: Mapping[str, Path], files: Callable[[str], Sequence[Path]]
+) -> None:
+    """Remove the files whose photograph has changed since they were made, and say so.
+
+    What is missing is made anew. The hash of each photograph is noted in the folder, so that a
+    later run can compare. A file without a noted hash is kept.
+
+    Args:
+        folder: The folder of the note.
+        photographs: The path of the photograph of each image id.
+        files: Gives the paths that are made from the photograph of an image id.
+
+    Raises:
+        OSError: A photograph cannot be read, or the note not be written.
+        ValueError: The note is broken; names it.
+    """
+    path = folder / PHOTOGRAPHS
+    noted = read_dict(path) if path.exists() else {}
+    if noted is None or not all(isinstance(value, str) for value in noted.values()):
+        raise ValueError(
+            f"{path} is broken: choose another --out, or remove it if no photograph has changed"
+        )
+    with ThreadPoolExecutor() as pool:
+        hashes = dict(zip(photographs, pool.map(file_hash, photographs.values()), strict=True))
+    stale = []
+    for image_id in photographs:
+        if noted.get(image_id, hashes[image_id]) != hashes[image_id]:
+            there = [file for file in files(image_id) if file.exists()]
+            for file in there:
+                file.unlink()
+            stale += [image_id] if there else []
+    if stale:
+        print(f"{folder}: {len(stale)} changed photographs, made anew: {first_few(stale)}")
+    # The files go first: if the run is killed in between, the next one finds them gone.
+    if noted | hashes != noted:
+        write_json(path, noted | hashes)
 
 
 def commit() -> str | None:

@@ -20,14 +20,15 @@ from tool.formats.image import batches_of_one_size, reduced
 from tool.formats.mask import is_whole, resized, save_mask
 from tool.formats.predictions import check_classes
 from tool.parallel.processes import map_processes
-from tool.provenance import SETTINGS, claim, note_of
+from tool.provenance import SETTINGS, check_photographs, claim, note_of
 
 
 class Images(Protocol):
-    """The part of a dataset that stage 3 uses; `image_size` is (W, H), `label` is (K,)."""
+    """The part of a dataset that stages 2 and 3 use; `image_size` is (W, H), `label` is (K,)."""
 
     @property
     def num_classes(self) -> int: ...
+    def image_path(self, image_id: str) -> Path: ...
     def read_image(self, image_id: str) -> Image.Image: ...
     def image_size(self, image_id: str) -> tuple[int, int]: ...
     def label(self, image_id: str) -> np.ndarray: ...
@@ -258,6 +259,8 @@ class PostProcess:
     def claim(self, image_ids: Sequence[str]) -> None:
         """Write a note of the settings into `out`, or check that its note has the same settings.
 
+        Masks whose photograph has changed are removed, so that they are made anew.
+
         Args:
             image_ids: The images whose files this run writes or checks.
 
@@ -270,3 +273,9 @@ class PostProcess:
             raise ValueError(f"{self.out} has masks of another origin: choose another --out")
         # The note of the CAMs is not compared, because masks older than their CAM are made anew.
         claim(self.out, settings, name=SETTINGS, remarks={"cams": note_of(self.cam_dir)})
+        self.check_photographs(image_ids)
+
+    def check_photographs(self, image_ids: Sequence[str]) -> None:
+        """Remove the masks of images whose photograph has changed; see `check_photographs`."""
+        paths = {image_id: self.images.image_path(image_id) for image_id in image_ids}
+        check_photographs(self.out, paths, lambda image_id: [self.out / f"{image_id}.png"])

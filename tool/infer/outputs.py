@@ -15,7 +15,7 @@ from tool.crf.stage import Images, PostProcess
 from tool.formats.cam import is_whole, save_cam
 from tool.infer.multiscale import Refine, present_rows
 from tool.parallel.writer import BackgroundWriter
-from tool.provenance import MADE_FROM, PLAIN, POST, claim
+from tool.provenance import MADE_FROM, PLAIN, POST, check_photographs, claim
 
 AHEAD = 2  # number of images whose files may wait until a thread or process is free
 
@@ -99,7 +99,7 @@ class Outputs(contextlib.ExitStack):
 
     def __init__(self, images: Images, plan: Plan) -> None:
         super().__init__()
-        self.plan = plan
+        self.images, self.plan = images, plan
         self.masks, self.argmax = plan.post_processes(images)
 
     def __enter__(self) -> Outputs:
@@ -115,6 +115,8 @@ class Outputs(contextlib.ExitStack):
 
     def claim(self, made_from: dict[str, object], image_ids: Sequence[str]) -> None:
         """Write into each folder a note of what it is made from, or check an earlier note.
+
+        Files whose photograph has changed are removed, so that they are made anew.
 
         Args:
             made_from: Values of plain types that determine the maps.
@@ -142,14 +144,18 @@ class Outputs(contextlib.ExitStack):
             claim(self._folder(name), made_from | which, remarks=remarks)
         for writer in writers:
             claim(writer.out, made_from | writer.settings())
+        # Only now, when nothing can be refused any more, may files be removed.
+        if plan.map_dir is not None:
+            paths = {image_id: self.images.image_path(image_id) for image_id in image_ids}
+            check_photographs(plan.map_dir, paths, self._map_files)
+        for writer in writers:
+            writer.check_photographs(image_ids)
 
     def are_whole(self, image_id: str) -> bool:
         """Return whether every file of an image exists and is readable."""
         plan = self.plan
-        if plan.map_dir is not None:
-            paths = [self._folder(name) / f"{image_id}.npy" for name in plan.names()]
-            if not all(map(is_whole, paths)):
-                return False
+        if plan.map_dir is not None and not all(map(is_whole, self._map_files(image_id))):
+            return False
         writers = (self.masks, self.argmax)
         return all(writer is None or writer.is_whole(image_id) for writer in writers)
 
@@ -174,6 +180,10 @@ class Outputs(contextlib.ExitStack):
                 self._files.submit(self.argmax.write, image_id, rows)
             if name == self.plan.maps[0] and self.masks is not None:
                 self._masks.submit(self.masks.write, image_id, rows)
+
+    def _map_files(self, image_id: str) -> list[Path]:
+        """Return the paths of the maps of an image."""
+        return [self._folder(name) / f"{image_id}.npy" for name in self.plan.names()]
 
     def _folder(self, name: str) -> Path:
         """Return the folder of the map called `name`."""
