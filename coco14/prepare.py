@@ -267,6 +267,7 @@ class MaskWriter:
         return self.folder / f"{image.image_id}.png"
 
     def __call__(self, image: ImageObjects) -> bool:
+        """Write the mask of an image unless it is there; return whether it was written."""
         path = self.path_of(image)
         if is_whole(path, (image.height, image.width)):
             return False

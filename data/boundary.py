@@ -113,9 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class BoundaryWriter:
-    """The work on one image: called with its id, it writes the label unless it is there.
-
-    The call returns True if it wrote the label.
+    """A writer of one boundary label per image; it can be sent to another process.
 
     Attributes:
         catalog: Of the dataset.
@@ -132,6 +130,7 @@ class BoundaryWriter:
     with_saliency: bool
 
     def __call__(self, image_id: str) -> bool:
+        """Write the label of an image unless it is there; return whether it was written."""
         seed_path, path = spelled(self.seed_dir, f"{image_id}.png"), self.out / f"{image_id}.png"
         sources = [seed_path]
         if self.with_saliency:

@@ -160,9 +160,7 @@ def saliency_of(session: Any, image: Image.Image) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class SaliencyWriter:
-    """The work on one image: called with its id, it writes the map unless a whole one exists.
-
-    The call returns True if it wrote the map.
+    """A writer of one saliency map per image; it can be sent to another process.
 
     Attributes:
         catalog: Of the dataset.
@@ -175,6 +173,7 @@ class SaliencyWriter:
     model: Path
 
     def __call__(self, image_id: str) -> bool:
+        """Write the map of an image unless a whole one is there; return whether it was written."""
         path = self.out / f"{image_id}.png"
         size = self.catalog.image_size(image_id)[::-1]
         if is_whole(path, size, read=lambda path: np.asarray(decode(path, "L"))):

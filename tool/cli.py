@@ -85,6 +85,7 @@ class Renamed(argparse.Action):
     """The old name of a flag, which ends in one line that names the new one (`const`)."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """End the program with one line that names the new flag."""
         parser.error(f"{self.option_strings[0]} is now called {self.const}")
 
 

@@ -85,6 +85,7 @@ def _sign_of_foreign(
         content: The whole content of the file.
         width: D, the number of channels of the backbone's deepest map.
         num_classes: K; None if it is not known.
+        image_heads: Beginnings of the names of image-level heads in the backbone's published files.
     """
     rows = {*_ROWS, *(() if num_classes is None else (num_classes + 1,))}
     # Heads with a name of their own, anywhere in the file.

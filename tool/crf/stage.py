@@ -24,14 +24,28 @@ from tool.provenance import SETTINGS, check_photographs, claim, note_of
 
 
 class Images(Protocol):
-    """The part of a dataset that stages 2 and 3 use; `image_size` is (W, H), `label` is (K,)."""
+    """The part of a dataset that stages 2 and 3 use."""
 
     @property
-    def num_classes(self) -> int: ...
-    def image_path(self, image_id: str) -> Path: ...
-    def read_image(self, image_id: str) -> Image.Image: ...
-    def image_size(self, image_id: str) -> tuple[int, int]: ...
-    def label(self, image_id: str) -> np.ndarray: ...
+    def num_classes(self) -> int:
+        """Number of classes K, without the background."""
+        ...
+
+    def image_path(self, image_id: str) -> Path:
+        """Return the path of the photograph."""
+        ...
+
+    def read_image(self, image_id: str) -> Image.Image:
+        """Return the photograph in RGB."""
+        ...
+
+    def image_size(self, image_id: str) -> tuple[int, int]:
+        """Return the width and height of the photograph in pixels."""
+        ...
+
+    def label(self, image_id: str) -> np.ndarray:
+        """Return the image-level label, (K,) in {0, 1}."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

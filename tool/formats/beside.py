@@ -32,13 +32,14 @@ class Skipped:
     """A stand-in for an object that is not a weight; it drops the content of the object."""
 
     def __new__(cls, *_: object, **__: object) -> Skipped:
+        """Return a stand-in, whatever the arguments of the object were."""
         return super().__new__(cls)
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
     def __setstate__(self, _: object) -> None:
-        pass
+        """Drop the content."""
 
 
 def load_weights_only(path: Path) -> Any:

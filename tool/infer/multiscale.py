@@ -31,6 +31,7 @@ def infer_images(
         samples: B samples of `data.dataset.InferDataset`, at least one. Each has `images`, one
             (3, h, w) uint8 per scale, `size`, and the other inputs of the method. All have the same
             sizes.
+        device: The device that computes.
         size: (H, W) of the maps; None for the size of each image.
         amp: Whether to use bf16 autocast.
         mirror: Whether to infer the mirror of each image too.
