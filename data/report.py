@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from data.readable import ListFlags, open_list
+from data.report_flags import parse_like_run
 from data.report_images import ReportImages
 from tool.bar import Bar
 from tool.cli import run_stage
-from tool.flags import flag, parse_flags
+from tool.flags import flag
 from tool.parallel.processes import cores
 from tool.ranges import POSITIVE
 from tool.report.head import head
@@ -51,11 +52,7 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the page."""
     example = "out/toy-fbr-seed0 --compare out/toy-eps-seed0"
-    first = parse_flags(Command, argv, example=example)
-    noted = open_run(first.run, mask_dir=first.mask_dir).noted.get("flags")
-    known = {field.name for field in dataclasses.fields(ListFlags)}
-    defaults = {name: value for name, value in (noted or {}).items() if name in known}
-    command = parse_flags(Command, argv, example=example, defaults=_as_paths(defaults))
+    command = parse_like_run(Command, argv, example=example)
     own = open_run(command.run, mask_dir=command.mask_dir, score=command.score)
     runs = with_own_names([own, *map(open_run, command.compare)])
     catalog, images = open_list(command.data)
@@ -83,12 +80,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     count = write_page(out, page, rows, pictures)
     size = out.stat().st_size / 1e6
     print(f"{out}: {len(rows)} images, {count} of them with pictures, {size:.1f} MB")
-
-
-def _as_paths(defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return flags of `config.json` with paths where the command has them."""
-    paths = ("root", "labels", "saliency_root")
-    return {name: Path(v) if name in paths and v else v for name, v in defaults.items()}
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], what: str) -> Iterator[Any]:

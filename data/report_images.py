@@ -160,10 +160,20 @@ def cam_pictures(cam: Cam, plain: Cam | None) -> list[dict[str, Any]]:
         one = {"class": index, "map": grey_map(after)}
         if plain is not None and plain.cam.shape == cam.cam.shape:
             before = plain.cam[place]
-            gate = np.where(before > FAINT, after / np.maximum(before, FAINT), 0)
-            one |= {"plain": grey_map(before), "gate": grey_map(gate / max(1.0, float(gate.max())))}
+            one |= {"plain": grey_map(before), "gate": grey_map(gate_between(before, after))}
         found.append(one)
     return found
+
+
+def gate_between(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Return the gate between two maps, (H, W) in [0, 1]; 0 where there was nothing to gate.
+
+    Args:
+        before: (H, W) in [0, 1].
+        after: (H, W), the map times the gate, rescaled.
+    """
+    gate = np.where(before > FAINT, after / np.maximum(before, FAINT), 0)
+    return gate / max(1.0, float(gate.max()))
 
 
 def _if_there(read: Callable[[str], Any], image_id: str) -> Any:

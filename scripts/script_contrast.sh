@@ -57,6 +57,8 @@ short=()
 [ "${SHORT:-0}" != 1 ] || short=(--short)
 gate=()
 [ -z "${GATE:-}" ] || set_gate
+plain=()                                     # a small run keeps the CAMs before the gate, for the report
+case "${SHORT:-0}:${GATE:-}:$METHOD" in 1:1:* | 1::fbr) plain=(--keep-plain) ;; esac
 [ "${SKIP_BAD_IMAGES:-0}" = 0 ] || data+=(--skip-bad-images)
 score=("${data[@]}" --list "$SCORE_LIST")
 [ "$DATASET" = toy ] && score+=(--context "$ROOT/context")
@@ -69,7 +71,7 @@ else
     ${short[@]+"${short[@]}"} ${STEPS:+--steps "$STEPS"} ${CROP:+--crop "$CROP"} ${BATCH_SIZE:+--batch-size "$BATCH_SIZE"} \
     ${BACKBONE:+--backbone "$BACKBONE"} ${WEIGHTS:+--weights "$WEIGHTS"} ${TRAIN_FLAGS:-} ${METHOD_FLAGS:-}
   "$PYTHON" infer_cam.py --checkpoint "$OUT/checkpoint.pth" "${data[@]}" --list "$MASK_LIST" --out "$OUT/cam" ${gate[@]+"${gate[@]}"} \
-    ${SCALES:+--scales $SCALES}
+    ${plain[@]+"${plain[@]}"} ${SCALES:+--scales $SCALES}
   [ "${SCORE:-1}" = 0 ] ||
     "$PYTHON" eval_miou.py --pred-dir "$OUT/cam" "${score[@]}" --sweep --json "$OUT/miou_cam.json"
   "$PYTHON" crf_postprocess.py --cam-dir "$OUT/cam" "${data[@]}" --list "$MASK_LIST" --out "$OUT/mask"
