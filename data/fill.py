@@ -20,15 +20,15 @@ from tool.formats.mask import save_mask
 
 
 def fill_mask(saliency: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """The mask of one image.
+    """Return the mask of one image.
 
     Args:
         saliency: (H, W) uint8.
         label: (K,) in {0, 1}, image-level, without background.
 
     Returns:
-        (H, W) uint8: 1 + the lowest present class where saliency is above one half, else 0;
-        all 0 when no class is present.
+        (H, W) uint8: 1 + the lowest present class where saliency is above one half, else 0. If no
+        class is present, all 0.
     """
     present = np.flatnonzero(label)
     value = present[0] + 1 if present.size else 0

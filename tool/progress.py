@@ -20,17 +20,17 @@ def derive_seed(*parts: object) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The step a loss is computed for.
+    """The step for which a loss is computed.
 
     Attributes:
         step: 0-based index of the optimizer step.
-        steps: number of steps of the whole run.
-        steps_per_epoch: steps in which every image is seen once, at least 1.
-        seed: the run's seed.
-        micro: index of the micro-batch inside a step (gradient accumulation), else 0.
-        accumulate: number of micro-batches inside a step.
-        rank: this process's slice of the global batch.
-        world_size: number of slices.
+        steps: Number of steps of the whole run.
+        steps_per_epoch: Number of steps in which every image is seen once, at least 1.
+        seed: The run's seed.
+        micro: Index of the micro-batch inside a step, if gradients are accumulated; else 0.
+        accumulate: Number of micro-batches inside a step.
+        rank: Which slice of the global batch is this process's.
+        world_size: Number of slices.
     """
 
     step: int = 0
@@ -43,21 +43,30 @@ class Progress:
     world_size: int = 1
 
     def generator(self, name: str, device: torch.device) -> torch.Generator:
-        """A generator for the draw called `name` in this step; the same on every rank."""
+        """Return the generator of the draw called `name` in this step, the same on every rank."""
         seed = derive_seed(self.seed, self.step, self.micro, name)
         return torch.Generator(device=device).manual_seed(seed)
 
     def uniform(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        """Uniform numbers in [0, 1) of `shape`, the same on every rank."""
+        """Draw uniform numbers in [0, 1) of `shape`, the same on every rank."""
         return torch.rand(shape, generator=self.generator(name, device), device=device)
 
     def uniform_per_image(
         self, name: str, num_images: int, shape: tuple[int, ...], device: torch.device
     ) -> Tensor:
-        """(num_images, *shape) uniform numbers in [0, 1) for this rank's images.
+        """Draw uniform numbers in [0, 1) for this rank's images.
 
         They are drawn for the global batch and sliced, so that an image's numbers do not depend on
         the number of ranks.
+
+        Args:
+            name: Name of the draw.
+            num_images: N, the number of images on each rank.
+            shape: Shape of the numbers of one image.
+            device: The device of the result.
+
+        Returns:
+            (N, *shape).
         """
         everyone = self.uniform(name, (num_images * self.world_size, *shape), device)
         return everyone[self.rank * num_images : (self.rank + 1) * num_images]
