@@ -279,12 +279,25 @@ class PixelCorrelation(nn.Module):
         mid: Number of channels of the tap `mid`.
         low_width: Number of channels to which `low` is projected.
         mid_width: Number of channels to which `mid` is projected.
+        centred: Whether to subtract the mean of the image's cells from each cell before cells are
+            compared. The features are not negative, so all cells have a large part in common. If it
+            is not subtracted, an untrained module finds any two cells alike, and averages a CAM
+            over the image.
 
     Source: SEAM (Y. Wang et al., CVPR 2020), section 3.3.
     """
 
-    def __init__(self, low: int, mid: int, *, low_width: int = 64, mid_width: int = 128) -> None:
+    def __init__(
+        self,
+        low: int,
+        mid: int,
+        *,
+        low_width: int = 64,
+        mid_width: int = 128,
+        centred: bool = False,
+    ) -> None:
         super().__init__()
+        self.centred = centred
         self.low = nn.Conv2d(low, low_width, 1, bias=False)
         self.mid = nn.Conv2d(mid, mid_width, 1, bias=False)
         for reduction in (self.low, self.mid):
@@ -294,7 +307,13 @@ class PixelCorrelation(nn.Module):
         nn.init.xavier_uniform_(self.embed.weight, gain=4)
 
     def forward(
-        self, cam: Tensor, label: Tensor, image: Tensor, low: Tensor, mid: Tensor
+        self,
+        cam: Tensor,
+        label: Tensor,
+        image: Tensor,
+        low: Tensor,
+        mid: Tensor,
+        inside: Tensor | None = None,
     ) -> Tensor:
         """Refine a CAM.
 
@@ -304,6 +323,8 @@ class PixelCorrelation(nn.Module):
             image: (N, 3, H, W), normalised.
             low: (N, D, h', w'), the tap `low`; gets no gradient.
             mid: (N, D, h', w'), the tap `mid`; gets no gradient.
+            inside: (N, 1, h, w) in {0, 1}, 0 on padding, which does not count in the mean that
+                `centred` subtracts. None if there is no padding.
 
         Returns:
             (N, K+1, h, w) in [0, 1), background first; 0 for absent classes. The gradient reaches
@@ -319,9 +340,28 @@ class PixelCorrelation(nn.Module):
             resize(F.relu(self.low(low.detach())), size),
             resize(F.relu(self.mid(mid.detach())), size),
         ]
-        affinity = pixel_affinity(self.embed(torch.cat(parts, dim=1)))  # (N, h w, h w)
+        embedding = self.embed(torch.cat(parts, dim=1))  # (N, D, h, w)
+        if self.centred:
+            embedding = embedding - mean_of_cells(embedding, inside)
+        affinity = pixel_affinity(embedding)  # (N, h w, h w)
         # Each cell gets the mean of the normalised CAM over all cells, weighted by affinity.
-        return (_normal_cam(cam.detach(), label).flatten(2) @ affinity).unflatten(2, size)
+        return (normal_cam(cam.detach(), label).flatten(2) @ affinity).unflatten(2, size)
+
+
+def mean_of_cells(feature: Tensor, inside: Tensor | None) -> Tensor:
+    """Return the mean over each image's cells.
+
+    Args:
+        feature: (N, D, h, w).
+        inside: (N, 1, h, w) in {0, 1}, 1 for the cells that count; None for all.
+
+    Returns:
+        (N, D, 1, 1).
+    """
+    if inside is None:
+        return feature.mean(dim=(-2, -1), keepdim=True)
+    count = inside.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
+    return (feature * inside).sum(dim=(-2, -1), keepdim=True) / count
 
 
 def pixel_affinity(embedding: Tensor) -> Tensor:
@@ -342,7 +382,7 @@ def pixel_affinity(embedding: Tensor) -> Tensor:
     return affinity / (affinity.sum(dim=1, keepdim=True) + _EPS)
 
 
-def _normal_cam(cam: Tensor, label: Tensor) -> Tensor:
+def normal_cam(cam: Tensor, label: Tensor) -> Tensor:
     """Normalise raw scores, and keep the winning class of each cell only.
 
     Args:

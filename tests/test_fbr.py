@@ -27,6 +27,7 @@ from network.losses import resize
 from network.methods import ppc as ppc_module
 from tool.progress import Progress
 
+VIEW = ("image", "saliency", "label", "valid")  # what a view is made of
 WITH_REFINED = [name for name in METHODS if "sal_refined" in make_method(name).weights()]
 
 
@@ -167,7 +168,7 @@ def test_sal_refined_raises_a_present_class_on_salient_cells(name: str, level: f
     refined[:, 2, :4] = level
     refined[:, 0] = 1 - refined[:, 2]
     refined.requires_grad_(True)
-    view = method.view(batch["image"], batch["saliency"], batch["label"])
+    view = method.view(*(batch[key] for key in VIEW))
     view = dataclasses.replace(view, refined_cam=refined)
     loss = method.view_losses(view)["sal_refined"]
     gradient = torch.autograd.grad(loss, refined)[0][0]
@@ -184,7 +185,7 @@ def test_sal_refined_divides_the_refined_scores_by_their_sum(name: str) -> None:
     method, batch = make_method(name), make_batch([[0, 1, 0, 0, 0]])
     batch["saliency"] = torch.zeros(1, 1, 64, 64)
     batch["saliency"][..., :32, :] = 1.0
-    view = method.view(batch["image"], batch["saliency"], batch["label"])
+    view = method.view(*(batch[key] for key in VIEW))
     refined = torch.zeros(1, 6, 8, 8)
     refined[:, 2, :4], refined[:, 0, 4:] = 0.3, 0.2
     perfect = method.view_losses(dataclasses.replace(view, refined_cam=refined))
@@ -213,7 +214,7 @@ def test_fbr_pools_by_tap_and_the_hosts_plainly() -> None:
     for name, options, plainly in cases:
         method = make_method(name, pretrained=True, **options).eval()
         with torch.no_grad():
-            view = method.view(batch["image"], batch["saliency"], batch["label"])
+            view = method.view(*(batch[key] for key in VIEW))
             plain = view.score.mean(dim=(2, 3))
             equal = torch.allclose(method.image_logit(view), plain, atol=1e-6)
             same = method.classify(batch) - method.image_logit(view)[:, 1:].sigmoid()
@@ -372,7 +373,7 @@ def test_pseudo_labels_come_from_the_chosen_maps() -> None:
 
 def test_pseudo_labels_of_the_cam_are_where_it_is() -> None:
     method, batch = make_method("fbr", pseudo_source="cam"), make_batch(MIXED)
-    view = method.view(batch["image"], batch["saliency"], batch["label"])
+    view = method.view(*(batch[key] for key in VIEW))
     score = torch.zeros_like(view.score)
     score[:, 1:, :, : score.shape[3] // 2] = 9.0
     score[:, 0, :, score.shape[3] // 2 :] = 9.0

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from network.calibration.maps import contrast_kept
 from network.heads import (
     BackgroundSegmentation,
     PixelCorrelation,
     classifier,
+    normal_cam,
+    pixel_affinity,
     projection,
     thresholded_average_pool,
 )
@@ -111,6 +114,50 @@ def test_pcm_equals_a_loop_over_cells(pcm: PixelCorrelation) -> None:
         with torch.no_grad():
             expected = reference_refined(pcm, cam[one], LABEL[one], image[one], low[one], mid[one])
         assert torch.allclose(refined[one], expected, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_untrained_pcm_flattens_a_cam_unless_it_is_centred() -> None:
+    """Two halves with features of their own, both not negative and large in common."""
+    half = torch.arange(64).view(1, 1, 8, 8) % 8 < 4
+    generator = torch.Generator().manual_seed(0)
+    one, other, common = (torch.rand(3, 40, generator=generator)[:, None, :, None, None]).unbind(0)
+    feature = 2 * common + torch.where(half, one, other)  # (1, 40, 8, 8)
+    cam = torch.cat([torch.zeros(1, 1, 8, 8), half.float(), 1 - half.float()], dim=1)
+    label, image = torch.ones(1, 2), torch.zeros(1, 3, 8, 8)
+    kept = []
+    for centred in (False, True):
+        torch.manual_seed(0)
+        module = PixelCorrelation(40, 40, centred=centred)
+        refined = module(cam, label, image, feature, feature)
+        kept.append(contrast_kept(refined[:, 1:], cam[:, 1:]).item())
+    assert kept[0] < 0.4
+    assert kept[1] > 0.9
+
+
+@torch.no_grad()
+def test_padding_is_not_in_the_mean_that_a_centred_pcm_subtracts() -> None:
+    torch.manual_seed(0)
+    module = PixelCorrelation(6, 10, centred=True)
+    image, low, mid = taps()
+    inside = torch.ones(2, 1, 4, 4)
+    inside[:, :, 2:] = 0
+    cam = torch.rand(2, 4, 4, 4)
+    seen = module.embed(
+        torch.cat(
+            [
+                torch.nn.functional.interpolate(image, size=(4, 4), mode="bilinear"),
+                module.low(low).relu(),
+                module.mid(mid).relu(),
+            ],
+            dim=1,
+        )
+    )
+    affinity = pixel_affinity(seen - seen[:, :, :2].mean(dim=(2, 3), keepdim=True))
+    expected = (normal_cam(cam, LABEL).flatten(2) @ affinity).view_as(cam)
+    refined = module(cam, LABEL, image, low, mid, inside)
+    torch.testing.assert_close(refined, expected)
+    assert not torch.allclose(refined, module(cam, LABEL, image, low, mid))
 
 
 def test_pcm_masks_absent_classes_however_strong(pcm: PixelCorrelation) -> None:

@@ -16,8 +16,8 @@ from network.calibration.maps import (
     seed_cells,
     with_peaks,
 )
-from network.calibration.network import DeepCorrelation, mean_of_cells
-from network.heads import pixel_affinity
+from network.calibration.network import DeepCorrelation
+from network.heads import mean_of_cells, pixel_affinity
 from network.methods import Method, find_method
 from tool.progress import Progress
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from network.backbones import AFFINITY, Tap
 from network.calibration.maps import unit_features
-from network.heads import pixel_affinity
+from network.heads import mean_of_cells, pixel_affinity
 from network.losses import full_precision, resize
 
 WIDTHS = (128, 128, 256, 256)  # channels to which the last four taps are projected, shallow first
@@ -98,19 +98,3 @@ class DeepCorrelation(nn.Module):
                 embedding = embedding - mean_of_cells(embedding, inside)
             affinity = pixel_affinity(embedding)
             return (cam.flatten(2) @ affinity @ affinity).unflatten(2, cam.shape[-2:])
-
-
-def mean_of_cells(feature: Tensor, inside: Tensor | None) -> Tensor:
-    """Return the mean over each image's cells.
-
-    Args:
-        feature: (N, D, h, w).
-        inside: (N, 1, h, w) in {0, 1}, 1 for the cells that count; None for all.
-
-    Returns:
-        (N, D, 1, 1).
-    """
-    if inside is None:
-        return feature.mean(dim=(-2, -1), keepdim=True)
-    count = inside.sum(dim=(-2, -1), keepdim=True).clamp(min=1)
-    return (feature * inside).sum(dim=(-2, -1), keepdim=True) / count

@@ -261,7 +261,7 @@ class NroiContrast(nn.Module):
             self.fbr_losses(embeddings[i], cells[i], class_ids, progress, i, eligible=may[i])
             for i in views
         ]
-        self._metrics = mean_of_views([metrics for _, metrics in both])
+        self._metrics = self._metrics | mean_of_views([metrics for _, metrics in both])
         # The NROIs of this step. The later micro-batches of a step add to those of the first.
         if progress.micro == 0:
             self._pending = []

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from network.calibration.maps import contrast_kept
 from network.contrast.cells import Cells, view_cells
 from network.contrast.prototypes import class_balanced, intra_weights, prototype_cross_entropy
-from network.heads import PixelCorrelation, projection
+from network.heads import PixelCorrelation, normal_cam, projection
 from network.losses import (
     add_up,
     classification,
@@ -63,6 +64,9 @@ class HostConfig(Eps.Config):
 
     Attributes:
         width: Number of channels D of the embedding.
+        centred: Subtract the mean of the image from each cell before the pixel correlation compares
+            cells. A short run needs it, because the layers of the correlation find any two cells
+            alike until they are trained.
         bg_score: Score of the background in the pseudo labels of cells. A higher one gives more
             background. A short run needs a higher one, because its refined CAMs are wider.
         temperature_ppc: Temperature of the contrasts with prototypes and with pseudo labels.
@@ -75,6 +79,7 @@ class HostConfig(Eps.Config):
     """
 
     width: int = 128
+    centred: bool = False
     bg_score: float = 0.10
     temperature_ppc: float = 0.1
     weight_cls_refined: float = 1.0
@@ -120,7 +125,9 @@ class Ppc(Eps):
         super().build()
         taps = self.backbone.taps
         self.project_foreground = projection(taps["high"].channels, self.config.width)
-        self.correlation = PixelCorrelation(taps["low"].channels, taps["mid"].channels)
+        self.correlation = PixelCorrelation(
+            taps["low"].channels, taps["mid"].channels, centred=self.config.centred
+        )
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Compute the terms of the host and of the contrast, on both views.
@@ -145,30 +152,35 @@ class Ppc(Eps):
         """Run the network on the crop, and on a smaller copy of it.
 
         Args:
-            batch: `image` (N, 3, H, W), `saliency` (N, 1, H, W) and `label` (N, K).
+            batch: `image` (N, 3, H, W), `saliency` and `valid` (N, 1, H, W), and `label` (N, K).
 
         Returns:
             The two views. The second one has 2 / 7 of the cells of the first per side, at least 8.
             Its grid is the contrast grid.
         """
         image, saliency, label = batch["image"], batch["saliency"], batch["label"]
-        first = self.view(image, saliency, label)
+        first = self.view(image, saliency, label, batch["valid"])
         # The size in pixels at which the network gives the wanted number of cells.
         stride = self.backbone.taps["high"].stride
         size = tuple(stride * max(8, round(cells * 2 / 7)) for cells in first.score.shape[-2:])
-        return first, self.view(resize(image, size), resize(saliency, size), label)
+        second = self.view(resize(image, size), resize(saliency, size), label, batch["valid"])
+        return first, second
 
-    def view(self, image: Tensor, saliency: Tensor, label: Tensor) -> View:
+    def view(self, image: Tensor, saliency: Tensor, label: Tensor, valid: Tensor) -> View:
         """Run the network on one view.
 
         Args:
             image: (N, 3, H, W), normalised.
             saliency: (N, 1, H, W) in [0, 1].
             label: (N, K), image-level {0, 1}.
+            valid: (N, 1, H', W') bool, False on padding; of any size.
         """
         taps = self.backbone(image, ("low", "mid", "high"))
         score = self.classifier(taps["high"]).float()
-        refined_cam = self.correlation(score, label, image, taps["low"], taps["mid"]).float()
+        inside = image_cells(valid, score.shape[-2:])
+        refined_cam = self.correlation(
+            score, label, image, taps["low"], taps["mid"], inside
+        ).float()
         embedding = F.relu(self.project_foreground(taps["high"])).float()
         return View(label, saliency, taps["high"], score, refined_cam, embedding)
 
@@ -179,13 +191,19 @@ class Ppc(Eps):
     def host_losses(self, views: tuple[View, View]) -> dict[str, Tensor]:
         """Compute `cls`, `cls_refined`, `sal`, `sal_refined`, `er` and `ecr`.
 
+        To log: `refined_contrast`, the share of the CAMs' deviation that the pixel correlation
+        leaves in the first view. If it is near 0, the refined CAMs are flat and teach nothing.
+
         Args:
             views: The two views.
 
         Returns:
             {name: scalar}, this rank's shares. Terms of one view are the mean of both.
         """
-        label, grid = views[0].label, views[1].score.shape[-2:]
+        first, label, grid = views[0], views[0].label, views[1].score.shape[-2:]
+        cams = normal_cam(first.score.detach(), label)[:, 1:]
+        kept = contrast_kept(first.refined_cam.detach()[:, 1:], cams)
+        self._metrics = self._metrics | {"refined_contrast": kept}
         cam = [resize(view.score, grid) for view in views]
         refined = [resize(view.refined_cam, grid) for view in views]
         terms = mean_of_views([self.view_losses(view) for view in views])
@@ -348,8 +366,8 @@ class Ppc(Eps):
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Return the CAM and the refined CAM of the first image, (K, h, w) in [0, 1] each."""
-        first = part(batch, slice(1), self.inputs)
-        view = self.view(first["image"], first["saliency"], first["label"])
+        first = part(batch, slice(1), (*self.inputs, "valid"))
+        view = self.view(first["image"], first["saliency"], first["label"], first["valid"])
         mask = first["label"][0, :, None, None]
         return {
             "cam": over_maximum(view.score.softmax(dim=1)[:, 1:])[0] * mask,
