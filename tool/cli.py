@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import os
 import platform
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -118,8 +119,23 @@ def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     if importlib.util.find_spec("fcntl") is None:  # file locks and process groups need POSIX
         print(f"{command}: error: {SYSTEMS}, not {platform.system()}", file=sys.stderr)
         sys.exit(2)
+    # From here on Ctrl-C is an exception, so that files are closed and temporary ones are removed.
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        sys.exit(main(None) or 0)
+        status = _status_of(main, command)
+    except KeyboardInterrupt:
+        status = 130
+    finally:
+        signal.signal(signal.SIGINT, before)  # a library that is closed may print a traceback, too
+    sys.exit(status)
+
+
+def _status_of(main: Callable[[Sequence[str] | None], int | None], command: str) -> int:
+    """Run `main`; return the exit status, 2 after a line that says what a user can mend."""
+    try:
+        return main(None) or 0
     except Exception as error:
         limit = limit_of(error)
         if limit is None and not isinstance(error, USER_ERRORS):
@@ -128,6 +144,4 @@ def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
             traceback.print_exc()
         line = one_line(error) if limit is None else limit.line(error, _flags)
         print(f"{command}: error: {line}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        return 2

@@ -7,6 +7,9 @@ values.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import contextlib
 import dataclasses
 import gzip

@@ -10,6 +10,9 @@ standard error over the seeds that both have on one processor model.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import re
 from collections.abc import Sequence

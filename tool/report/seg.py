@@ -8,6 +8,9 @@ processor model: mean ± standard error.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import re
 from collections.abc import Sequence

@@ -7,6 +7,9 @@ results of a seed differ between processors by up to the spread of the seeds.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import itertools
 import re
