@@ -8,7 +8,6 @@ completes has files of one origin only.
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -16,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tool.files import as_json, read_dict, write_json
+from tool.documents import read_dict, read_document
+from tool.files import as_json, write_json
 
 MADE_FROM = "made_from.json"  # stage 2's note
 SETTINGS = "crf.json"  # stage 3's note
@@ -24,7 +24,7 @@ PLAIN = "plain"  # the folder, in that of the CAMs, of those before the gate
 POST = "post"  # in stage 2's note: how its maps become masks (`tool.crf.post`); not compared
 
 
-def read_note(folder: Path) -> Any:
+def read_note(folder: Path) -> dict[str, Any] | None:
     """Return the note of stage 2 or 3 in a folder.
 
     Args:
@@ -39,17 +39,14 @@ def read_note(folder: Path) -> Any:
     for name in (MADE_FROM, SETTINGS):
         path = folder / name
         if path.is_file():
-            try:
-                return json.loads(path.read_text(encoding="utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path} is broken: {error}") from error
+            return read_document(path)
     return None
 
 
-def note_of(folder: Path) -> Any:
+def note_of(folder: Path) -> dict[str, Any] | None:
     """Return the note of `read_note` without `post`, the settings that make masks of the maps."""
     note = read_note(folder)
-    return {k: v for k, v in note.items() if k != POST} if isinstance(note, dict) else note
+    return None if note is None else {k: v for k, v in note.items() if k != POST}
 
 
 def fingerprint(folder: Path) -> Any:

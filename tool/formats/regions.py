@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tool.documents import parsed
 from tool.files import as_json, atomic_path
 from tool.limits import raise_if_limit
 
@@ -104,10 +105,10 @@ def read_regions(path: Path) -> tuple[Regions, dict[str, Any]]:
                 raise ValueError("it unpacks to more than its size")
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in _ARRAYS}
-            about = json.loads(bytes(content[_ABOUT]))
-        regions = Regions(list(about["image_ids"]), **arrays)
+            about = parsed(bytes(content[_ABOUT]), {"image_ids": [str], "made_from": dict})
+        regions = Regions(about["image_ids"], **arrays)
         _check(regions)
-        return regions, dict(about["made_from"])
+        return regions, about["made_from"]
     except _BROKEN as error:
         raise_if_limit(error)
         raise ValueError(f"{path} is no whole file of regions ({error}): remove it") from error
