@@ -19,6 +19,7 @@ from tool.limits import limit_of
 SYSTEMS = "this project runs on Linux, on macOS, and in WSL on Windows"
 DEVICES = ("auto", "cpu", "cuda")
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
+_LONGEST = 4000  # characters of a line; a command that it recommends, with its paths, fits
 _flags: set[str] = set()  # of the command that runs, for messages that name them
 
 
@@ -57,7 +58,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2; under torchrun only the first rank prints."""
-        line = f"{self.prog}: error: {message} (--help lists the flags)\n"
+        line = f"{self.prog}: error: {printable(message)} (--help lists the flags)\n"
         # All ranks have the same flags, so one of them speaks for all.
         self.exit(2, None if int(os.environ.get("RANK", 0)) else line)
 
@@ -90,11 +91,21 @@ class Renamed(argparse.Action):
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of `error` on one line, with the file name if the system gave one."""
+    """Return the message of `error` on one line, with the file name if the system gave one.
+
+    It is cut if it is long. What a terminal would not print but obey is escaped.
+    """
     if isinstance(error, OSError) and error.strerror:
         named = f"{error.filename}: " if error.filename else ""
-        return f"{named}{error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return printable(f"{named}{error.strerror}")
+    return printable(" ".join(str(error).split()) or type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """Return a text for one line of a terminal, cut and escaped; see `one_line`."""
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}... ({len(text)} characters)"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def command_of(module: str) -> str:
@@ -142,6 +153,6 @@ def _status_of(main: Callable[[Sequence[str] | None], int | None], command: str)
             raise
         if "--traceback" in sys.argv:
             traceback.print_exc()
-        line = one_line(error) if limit is None else limit.line(error, _flags)
+        line = one_line(error) if limit is None else printable(limit.line(error, _flags))
         print(f"{command}: error: {line}", file=sys.stderr)
         return 2
