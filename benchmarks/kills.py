@@ -74,10 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = parse_flags(Command, argv, example="--count 60")
     draw, bad = random.Random(command.seed), 0
     with tempfile.TemporaryDirectory() as name:
-        jobs = undisturbed(Path(name))
-        jobs = [job for job in jobs if command.only is None or job.name in command.only]
-        if not jobs:
-            raise ValueError(f"--only {command.only}: no such command")
+        known = list(lines_in(Path(name)))
+        wanted = command.only or known
+        if not set(wanted) <= set(known):
+            raise ValueError(f"--only: there are {', '.join(known)}")
+        last = max(map(known.index, wanted))  # what comes before it makes what it reads
+        jobs = [job for job in undisturbed(Path(name), last + 1) if job.name in wanted]
         for number in range(command.count):
             job, sent = jobs[number % len(jobs)], SIGNALS[number // len(jobs) % len(SIGNALS)]
             moment, worker = draw.uniform(0.02, 0.98), draw.random() < 0.3
@@ -117,11 +119,11 @@ def lines_in(folder: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-def undisturbed(folder: Path) -> list[Job]:
-    """Run every command once; what a later one reads stays in `folder`."""
+def undisturbed(folder: Path, count: int) -> list[Job]:
+    """Run the first commands once; what a later one reads stays in `folder`."""
     write_toy(folder / "data", train=12, val=4)
     jobs = []
-    for name, line in lines_in(folder).items():
+    for name, line in list(lines_in(folder).items())[:count]:
         began = time.monotonic()
         run = subprocess.run(in_place(line, folder / name), timeout=LONGEST, **_settings())
         if run.returncode:
