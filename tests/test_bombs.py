@@ -9,6 +9,7 @@ import pickle
 import struct
 import time
 import tracemalloc
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from tool.formats.image import allow_pixels, decode, size_of
 from tool.formats.mask import load_mask, save_mask
 from tool.formats.mxnet import read_params
 from tool.formats.npy import load_npy
+from tool.formats.regions import Regions, read_regions, save_regions
 
 SECONDS, BYTES = 60, 200 * 2**20  # a busy machine stalls for some ten seconds
 
@@ -203,3 +205,34 @@ def test_an_image_is_skipped_whatever_its_decoder_raises(
     catalog, found = open_list(ListFlags(dataset="folder", root=folder_root, list="train"))
     monkeypatch.setattr(images.Image.Image, "convert", fails)
     assert len(bad_images(catalog, found.all_ids)) == len(found.all_ids)
+
+
+def regions_with(path: Path, **entries: bytes) -> Path:
+    """A file of regions in which some entries are others."""
+    one = np.eye(2, 4, dtype=np.float32)
+    save_regions(path, Regions(["a", "b"], np.array([0, 1]), one, one), {})
+    with zipfile.ZipFile(path) as archive:
+        whole = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (whole | {f"{n}.npy": c for n, c in entries.items()}).items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_regions_of_more_numbers_than_there_are_bytes(tmp_path) -> None:
+    file = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**6, 2000)}
+    np.lib.format.write_array_header_1_0(file, header)
+    path = regions_with(tmp_path / "nroi.npz", region=file.getvalue() + bytes(100))
+    with pytest.raises(ValueError, match=r"nroi\.npz.*bytes, 100 are there"):
+        read_regions(path)
+    assert read_regions(regions_with(tmp_path / "whole.npz"))[0].image_ids == ["a", "b"]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_regions_with_an_entry_twice(tmp_path) -> None:
+    path = regions_with(tmp_path / "nroi.npz")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("about.npy", b"")
+    with pytest.raises(ValueError, match=r"nroi\.npz.*twice"):
+        read_regions(path)

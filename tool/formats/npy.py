@@ -35,7 +35,7 @@ _STORAGE_DTYPES = {
 }
 # The errors that reading a damaged or hostile file may raise; a stand-in raises ValueError when it
 # refuses its arguments.
-_MALFORMED = (
+MALFORMED = (
     pickle.UnpicklingError,
     tokenize.TokenError,
     struct.error,
@@ -71,17 +71,17 @@ def load_npy(path: Path | str) -> np.ndarray | dict:
     """
     data = Path(path).read_bytes()
     try:
-        return _parse(data)
-    except _MALFORMED as error:
+        return parse(data)
+    except MALFORMED as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path}: refused, not a whole file of arrays: {reason}") from error
 
 
-def _parse(data: bytes) -> np.ndarray | dict:
+def parse(data: bytes) -> np.ndarray | dict:
     """Return the array or the dictionary in the bytes of a `.npy` file.
 
     Raises:
-        Exception: One of `_MALFORMED`.
+        Exception: One of `MALFORMED`.
     """
     # NumPy's own functions read the header: the version, the shape, the order and the type.
     file = io.BytesIO(data)
@@ -118,7 +118,7 @@ def _storage(data: bytes) -> np.ndarray:
 
     Raises:
         ValueError: The form is another one, or the values are cut off.
-        Exception: Another one of `_MALFORMED`.
+        Exception: Another one of `MALFORMED`.
     """
     # Read the five pickles, in which only the types of storages are names.
     file = io.BytesIO(npy_standins.bytes_of(data))
