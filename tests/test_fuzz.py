@@ -116,7 +116,7 @@ READERS: dict[str, tuple[Callable[[Path], object], list[Callable[[Path], object]
         [lambda p: load_cam(p, label=lambda: LABEL)],
     ),
     "protocol5.npy": (
-        lambda p: p.write_bytes(npy_of_pickle(pickle.dumps({0: CAM[0], 1: [(1, "a")] * 3}, 5))),
+        lambda p: p.write_bytes(npy_of_pickle(pickle.dumps({0: CAM[0], 1: CAM[1]}, 5))),
         [lambda p: load_cam(p, label=lambda: LABEL)],
     ),
     "labels.npy": (
