@@ -43,7 +43,7 @@ class Command:
 
     Attributes:
         count: Number of kills, over all commands in turn.
-        seed: Seed of the moments.
+        seed: Random seed of the moments.
         only: Commands to kill; by default all.
     """
 

@@ -56,7 +56,7 @@ class Command:
 
     Attributes:
         count: Number of mutants.
-        seed: Seed of the choice.
+        seed: Random seed of the choice.
         files: Files to choose from, some of the table. By default all of it.
         seconds: Time after which a run of tests counts as noticing, because something hangs.
     """
