@@ -5,6 +5,9 @@ Masks that exist and are newer than their CAM stay as they are.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import contextlib
 import dataclasses
 from collections.abc import Sequence

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import functools
 import sys
@@ -89,6 +92,8 @@ def evaluation_from(
     command: Command, catalog: Catalog, image_ids: Sequence[str], predictions: Predictions
 ) -> Evaluation:
     """Return the counts that the command wants; raise if the files for them are missing."""
+    if command.sweep and command.json and command.json.suffix in (".png", ".pdf"):
+        raise ValueError(f"--json {command.json}: --sweep writes its curve there; name it .json")
     if command.sweep and predictions.kind == "mask":
         raise ValueError(f"--sweep needs CAMs: {command.pred_dir} holds masks")
     if command.context is not None:

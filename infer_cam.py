@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence

@@ -5,6 +5,9 @@ Resumes by itself when the directory holds a checkpoint of the same run.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import argparse
 import contextlib
 import dataclasses

@@ -8,6 +8,9 @@ NROIs on the grid of the first view. The AMN host has one view and one grid.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 from collections.abc import Sequence
 

@@ -11,6 +11,9 @@ memory of the process is printed ten times.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import os
 import tempfile

@@ -7,6 +7,9 @@ other parts still run. `gpu.json` is written anew after each part. `gpu.md` hold
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import argparse
 import contextlib
 import dataclasses

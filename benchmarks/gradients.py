@@ -9,6 +9,9 @@ can serve to judge a recipe. No ground truth is read.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 

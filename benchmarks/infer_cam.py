@@ -10,6 +10,9 @@ CAM files written in the background), and the memory of the processes is printed
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import functools
 import itertools

@@ -16,6 +16,9 @@ The figures are for study only; nothing in training or inference uses them.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

@@ -5,6 +5,9 @@ The edge map is smooth noise at stride 4 of each image size.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import functools
 from collections.abc import Sequence

@@ -7,6 +7,9 @@ be lower than over the first fifth.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import importlib.util
 import json

@@ -6,6 +6,9 @@ CAM files of 375x500 on two cores; the sweep here must take under 2 s.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import statistics
 import tempfile

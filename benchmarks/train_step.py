@@ -11,6 +11,9 @@ backbone.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import itertools
 import sys

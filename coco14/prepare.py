@@ -5,6 +5,9 @@ If the command is stopped and started again, it continues where it stopped.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

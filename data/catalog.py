@@ -18,8 +18,9 @@ from data.layouts import LAYOUTS, Layout
 from data.lists import id_of_line
 from tool.files import check_same
 from tool.flags import flag
-from tool.formats.image import check_size, decode, size_of
+from tool.formats.image import MAX_PIXELS, allow_pixels, check_size, decode, size_of
 from tool.formats.predictions import read_mask
+from tool.ranges import POSITIVE
 
 MASK_SUFFIXES = (".png", ".PNG")
 SALIENCY_SUFFIXES = tuple(dict.fromkeys(MASK_SUFFIXES + IMAGE_SUFFIXES))
@@ -307,6 +308,7 @@ class DatasetFlags:
         labels: Image-level labels, if they are not in the root: a .csv or .npy file, or a folder of
             VOC's .xml files.
         saliency_root: Folder of the saliency maps, if they are not in the root's own folder.
+        max_pixels: Refuse an image or a mask of more pixels, which would take much memory.
     """
 
     auto: ClassVar[tuple[str, ...]] = AUTO_LISTS  # what `--list auto` is: the first that exists
@@ -315,6 +317,7 @@ class DatasetFlags:
     list: str = "auto"
     labels: Path | None = None
     saliency_root: Path | None = None
+    max_pixels: int = flag(MAX_PIXELS, type=POSITIVE, metavar="PIXELS")
 
 
 def catalog_from(flags: DatasetFlags) -> tuple[Catalog, str]:
@@ -324,6 +327,7 @@ def catalog_from(flags: DatasetFlags) -> tuple[Catalog, str]:
         FileNotFoundError: As `open_catalog`.
         ValueError: As `open_catalog`, or the root is missing.
     """
+    allow_pixels(flags.max_pixels)
     if flags.root is None and flags.dataset != "toy":
         raise ValueError(f"dataset {flags.dataset!r} needs its folder: pass --root")
     root, labels, saliency = flags.root or TOY_ROOT, flags.labels, flags.saliency_root

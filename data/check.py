@@ -6,6 +6,9 @@ problem.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import functools
 from collections import Counter

@@ -11,6 +11,9 @@ best class. `native` is this project's own layout.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence

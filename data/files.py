@@ -23,6 +23,8 @@ def check_id(image_id: str, where: str = "image id") -> str:
         ValueError: It is empty or, as a path, leaves its folder; begins with `where`.
     """
     parts = image_id.split("/")
+    if len(image_id.splitlines()) > 1 or image_id[-1:] in ("\n", "\r"):
+        raise ValueError(f"{where}: {image_id!r} is no image id: it must be one line")
     if "\0" in image_id or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"{where}: {image_id!r} is no image id: it must stay in the dataset root")
     return image_id
@@ -127,5 +129,12 @@ def all_found(ids: Sequence[str], find: Callable[[str], object]) -> None:
 
 
 def list_bytes(ids: Sequence[str]) -> bytes:
-    """Return a list file: one id per line."""
+    """Return a list file: one id per line.
+
+    Raises:
+        ValueError: An id is more or less than a line.
+    """
+    for image_id in ids:
+        if image_id.splitlines() != [image_id]:
+            raise ValueError(f"{image_id!r} is no image id: a list has one id per line")
     return "".join(f"{image_id}\n" for image_id in ids).encode()

@@ -7,6 +7,9 @@ Files that exist stay as they are, unless --overwrite is given; what they lack i
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path

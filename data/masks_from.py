@@ -7,6 +7,9 @@ folder of JSON files, `cvat` the zip file that CVAT exports as "Segmentation mas
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path

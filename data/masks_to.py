@@ -7,6 +7,9 @@ folder of JSON files with polygons, one per image. `cvat` is the zip file that C
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence

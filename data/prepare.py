@@ -10,7 +10,8 @@ from typing import Any
 
 from data.catalog import Catalog
 from data.files import all_found
-from tool.files import as_json, atomic_path, list_hash, read_dict, write_json
+from tool.documents import read_dict
+from tool.files import as_json, atomic_path, list_hash, write_json
 
 Lists = Mapping[str, Sequence[str]]  # the ids of each list
 

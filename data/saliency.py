@@ -6,6 +6,9 @@ By default it is U2-Netp, which comes from the Python package index. The command
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import argparse
 import dataclasses
 import functools

@@ -6,6 +6,9 @@ cannot resume from it. An .onnx file runs without this project.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from tool.formats.checkpoint import load_checkpoint, save_checkpoint
 from tool.progress import Progress
-from tool.train.engine import History, Settings, check_finite, fit, set_rates, split, total_loss
+from tool.train import engine
+from tool.train.engine import (
+    Clock,
+    History,
+    Settings,
+    check_finite,
+    fit,
+    set_rates,
+    split,
+    total_loss,
+)
 from tool.train.log import RunLog
 
 
@@ -55,7 +65,12 @@ def batches(count: int, size: int = 4) -> list[dict]:
 
 
 def train(
-    method: Line, *, steps: int = 6, saved: list | None = None, **settings: float | None
+    method: Line,
+    *,
+    steps: int = 6,
+    saved: list | None = None,
+    log: object = None,
+    **settings: float | None,
 ) -> int | None:
     optimizer = torch.optim.SGD(method.parameters(), lr=0.5)
     for group in optimizer.param_groups:
@@ -68,7 +83,7 @@ def train(
         settings=Settings(steps=steps, batch_size=4, **settings),
         device=torch.device("cpu"),
         transform=lambda batch: batch,
-        log=None,
+        log=log,
         save=(saved if saved is not None else []).append,
     )
 
@@ -195,3 +210,36 @@ def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch) -> 
     monkeypatch.undo()
     assert load_checkpoint(path)["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pth"]
+
+
+class Rows:
+    """A log that remembers its rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, dict]] = []
+
+    def scalars(self, step: int, values: dict[str, dict[str, float]]) -> None:
+        self.rows.append((step, values))
+
+
+@pytest.mark.parametrize(
+    ("every", "steps", "wanted"), [(2, 5, [2, 4, 5]), (3, 6, [3, 6]), (9, 4, [4])]
+)
+def test_the_log_has_a_row_each_interval_and_one_of_the_last_step(every, steps, wanted) -> None:
+    log = Rows()
+    train(Line(), steps=steps, log=log, log_every=every)
+    assert [step for step, _ in log.rows] == wanted
+    losses = [values["loss"]["loss"] for _, values in log.rows]
+    assert losses == sorted(losses, reverse=True), "means of what came since the last row"
+
+
+def test_the_speed_is_of_the_images_since_the_last_call(monkeypatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: now[0])
+    pace = Clock(batch_size=8, step=10)
+    now[0] += 4
+    assert pace.rate(15) == 5 * 8 / 4
+    now[0] += 2
+    assert pace.rate(16) == 8 / 2
+    now[0] += 1
+    assert pace.rate(17) == 8

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import os
 import platform
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from tool.limits import limit_of
 SYSTEMS = "this project runs on Linux, on macOS, and in WSL on Windows"
 DEVICES = ("auto", "cpu", "cuda")
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
+_LONGEST = 4000  # characters of a line; a command that it recommends, with its paths, fits
 _flags: set[str] = set()  # of the command that runs, for messages that name them
 
 
@@ -56,7 +58,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2; under torchrun only the first rank prints."""
-        line = f"{self.prog}: error: {message} (--help lists the flags)\n"
+        line = f"{self.prog}: error: {printable(message)} (--help lists the flags)\n"
         # All ranks have the same flags, so one of them speaks for all.
         self.exit(2, None if int(os.environ.get("RANK", 0)) else line)
 
@@ -90,11 +92,21 @@ class Renamed(argparse.Action):
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message of `error` on one line, with the file name if the system gave one."""
+    """Return the message of `error` on one line, with the file name if the system gave one.
+
+    It is cut if it is long. What a terminal would not print but obey is escaped.
+    """
     if isinstance(error, OSError) and error.strerror:
         named = f"{error.filename}: " if error.filename else ""
-        return f"{named}{error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return printable(f"{named}{error.strerror}")
+    return printable(" ".join(str(error).split()) or type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """Return a text for one line of a terminal, cut and escaped; see `one_line`."""
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}... ({len(text)} characters)"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def command_of(module: str) -> str:
@@ -119,16 +131,29 @@ def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     if importlib.util.find_spec("fcntl") is None:  # file locks and process groups need POSIX
         print(f"{command}: error: {SYSTEMS}, not {platform.system()}", file=sys.stderr)
         sys.exit(2)
+    # From here on Ctrl-C is an exception, so that files are closed and temporary ones are removed.
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        sys.exit(main(None) or 0)
+        status = _status_of(main, command)
+    except KeyboardInterrupt:
+        status = 130
+    finally:
+        signal.signal(signal.SIGINT, before)  # a library that is closed may print a traceback, too
+    sys.exit(status)
+
+
+def _status_of(main: Callable[[Sequence[str] | None], int | None], command: str) -> int:
+    """Run `main`; return the exit status, 2 after a line that says what a user can mend."""
+    try:
+        return main(None) or 0
     except Exception as error:
         limit = limit_of(error)
         if limit is None and not isinstance(error, USER_ERRORS):
             raise
         if "--traceback" in sys.argv:
             traceback.print_exc()
-        line = one_line(error) if limit is None else limit.line(error, _flags)
+        line = one_line(error) if limit is None else printable(limit.line(error, _flags))
         print(f"{command}: error: {line}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        return 2

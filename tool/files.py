@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import json
 import os
+import platform
+import shutil
 import tempfile
 import unicodedata
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +34,9 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
     The temporary name starts with a dot and keeps the suffix. So writers that choose the format by
-    the suffix (PIL, NumPy, safetensors) do the same as with the final name.
+    the suffix (PIL, NumPy, safetensors) do the same as with the final name. It does not hold the
+    final name, which may be as long as a name can be. What killed processes left in the folder is
+    removed.
 
     Args:
         path: The final path. Missing parent folders are created.
@@ -40,7 +46,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    remove_left(path.parent)
+    handle, name = tempfile.mkstemp(prefix=_part_of(), suffix=path.suffix, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -54,6 +61,59 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yield a new, empty folder in `parent`; remove it at the end unless it was renamed.
+
+    What killed processes left in `parent` is removed.
+    """
+    remove_left(parent)
+    folder = Path(tempfile.mkdtemp(prefix=_part_of(), dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_PART = ".part"  # how temporary names begin: .part-HOST-PROCESS-RANDOM
+
+
+def _host() -> str:
+    """Return a short name of this machine, because another one may write into the same folder."""
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _part_of() -> str:
+    """Return how the temporary names of this process begin."""
+    return f"{_PART}-{_host()}-{os.getpid()}-"
+
+
+@functools.lru_cache(maxsize=4096)  # once per folder and process, which a fork inherits
+def remove_left(folder: Path) -> None:
+    """Remove the temporary files and folders in `folder` whose processes have ended."""
+    mine = f"{_PART}-{_host()}-"
+    for entry in os.scandir(folder):
+        process = entry.name.removeprefix(mine).partition("-")[0]
+        if not entry.name.startswith(mine) or not process.isdecimal() or _runs(int(process)):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                os.unlink(entry.path)
+
+
+def _runs(process: int) -> bool:
+    """Return whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # it is another user's, or no number of a process
+        return True
+    return True
 
 
 def write_npy(path: Path | str, array: np.ndarray, *, allow_pickle: bool = False) -> None:
@@ -88,10 +148,12 @@ def locked(directory: Path | str) -> Iterator[Path]:
     """Lock `directory` for this process, and create it if it is missing.
 
     The lock is a POSIX record lock on the file `.lock`. It ends with the block or with the process,
-    even after SIGKILL. Forked loader workers do not inherit it.
+    even after SIGKILL. Forked loader workers do not inherit it. What killed processes left in the
+    directory is removed.
 
     Raises:
-        ValueError: Another process holds the directory.
+        ValueError: Another process holds the directory; or it was removed during the block, and
+            with it what was written before.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -102,7 +164,17 @@ def locked(directory: Path | str) -> Iterator[Path]:
             raise ValueError(
                 f"another run is writing to {directory}: wait for it or choose another folder"
             ) from error
+        remove_left.cache_clear()
+        remove_left(directory)
         yield directory
+        try:
+            same = os.path.samestat(os.stat(directory / ".lock"), os.fstat(file.fileno()))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise ValueError(
+                f"{directory} was removed or replaced while this run wrote into it: run it again"
+            )
 
 
 def spellings(name: str) -> Sequence[str]:
@@ -168,15 +240,6 @@ def as_json(value: Any) -> Any:
     paths.
     """
     return json.loads(json.dumps(value, default=str))
-
-
-def read_dict(path: Path) -> dict[str, Any] | None:
-    """Return the dictionary in a JSON file; None if the file is missing, broken or holds none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

@@ -21,12 +21,27 @@ import re
 import types
 import typing
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tool.cli import Parser, Renamed
 from tool.ranges import DEFAULTS
 
 Flags = TypeVar("Flags")
+
+
+def some_path(text: str) -> Path:
+    """Parse a path; an empty text, as an unset variable of a script gives it, is none.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path: the current folder is .")
+    return Path(text)
+
+
+_TYPES = {**DEFAULTS, Path: some_path}
 _OURS = ("positional", "renamed", "exclusive", "title", "inference", "help")
 
 
@@ -146,7 +161,7 @@ def add_flag(
         (
             {"action": argparse.BooleanOptionalAction}
             if kind is bool
-            else {"type": DEFAULTS.get(kind, kind)}
+            else {"type": _TYPES.get(kind, kind)}
         )
         | ({"nargs": "+"} if several else {})
         | settings

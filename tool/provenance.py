@@ -8,7 +8,6 @@ completes has files of one origin only.
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tool.files import as_json, file_hash, first_few, read_dict, write_json
+from tool.documents import ANY, read_dict, read_document
+from tool.files import as_json, file_hash, first_few, write_json
 
 MADE_FROM = "made_from.json"  # stage 2's note
 SETTINGS = "crf.json"  # stage 3's note
@@ -26,7 +26,7 @@ PHOTOGRAPHS = "photographs.json"  # the hash of the photograph of each file
 POST = "post"  # in stage 2's note: how its maps become masks (`tool.crf.post`); not compared
 
 
-def read_note(folder: Path) -> Any:
+def read_note(folder: Path) -> dict[str, Any] | None:
     """Return the note of stage 2 or 3 in a folder.
 
     Args:
@@ -41,17 +41,14 @@ def read_note(folder: Path) -> Any:
     for name in (MADE_FROM, SETTINGS):
         path = folder / name
         if path.is_file():
-            try:
-                return json.loads(path.read_text(encoding="utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path} is broken: {error}") from error
+            return read_document(path)
     return None
 
 
-def note_of(folder: Path) -> Any:
+def note_of(folder: Path) -> dict[str, Any] | None:
     """Return the note of `read_note` without `post`, the settings that make masks of the maps."""
     note = read_note(folder)
-    return {k: v for k, v in note.items() if k != POST} if isinstance(note, dict) else note
+    return None if note is None else {k: v for k, v in note.items() if k != POST}
 
 
 def fingerprint(folder: Path) -> Any:
@@ -164,8 +161,8 @@ def check_photographs(
         ValueError: The note is broken; names it.
     """
     path = folder / PHOTOGRAPHS
-    noted = read_dict(path) if path.exists() else {}
-    if noted is None or not all(isinstance(value, str) for value in noted.values()):
+    noted = read_dict(path, {ANY: str}) if path.exists() else {}
+    if noted is None:
         raise ValueError(
             f"{path} is broken: choose another --out, or remove it if no photograph has changed"
         )

@@ -7,6 +7,9 @@ values.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import contextlib
 import dataclasses
 import gzip
@@ -18,14 +21,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data.catalog import Catalog, DatasetFlags, catalog_from
 from tool.bar import counted
 from tool.cli import run_stage
 from tool.files import atomic_path, spelled
 from tool.flags import flag, parse_flags
-from tool.formats.image import BROKEN, check_size
+from tool.formats.image import BROKEN, check_size, opened
 from tool.formats.mask import load_mask, palette, write_mask
 from tool.formats.predictions import require_files
 
@@ -169,7 +171,7 @@ def check_mask(content: bytes, catalog: Catalog, image_id: str) -> None:
         FileNotFoundError: The image is missing.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        with opened(io.BytesIO(content), formats=("PNG",)) as image:
             image.load()
     except BROKEN as error:
         raise ValueError(f"{image_id}.png is broken: {error}") from error

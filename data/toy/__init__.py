@@ -12,11 +12,7 @@ about 85 % of their pictures and in a few others.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +21,8 @@ from PIL import Image
 from data.files import list_bytes
 from data.labels import label_files
 from data.toy.drawing.scene import CLASS_NAMES, Sample, make_sample
-from tool.files import read_dict, write_json
+from tool.documents import read_dict
+from tool.files import temporary_folder, write_json
 from tool.formats.mask import save_mask
 
 VERSION = 2
@@ -63,7 +60,7 @@ def write_toy(root: Path, *, seed: int = 0, train: int = 240, val: int = 120) ->
         raise ValueError(f"{root} holds files that are not the toy dataset: choose another --root")
     # Write into a new folder beside `root`, and rename it when it is complete.
     root.parent.mkdir(parents=True, exist_ok=True)
-    with _sibling(root) as fresh:
+    with temporary_folder(root.parent) as fresh:
         _write_all(fresh, seed=seed, train=train, val=val)
         write_json(fresh / MARKER, settings)
         _install(fresh, root, settings)
@@ -78,16 +75,6 @@ def is_complete(root: Path) -> bool:
     return all((root / name).exists() for name in names)
 
 
-@contextlib.contextmanager
-def _sibling(root: Path) -> Iterator[Path]:
-    """Yield a new, empty folder beside `root`; remove it at the end unless it was renamed."""
-    fresh = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
-    try:
-        yield fresh
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
 def _install(fresh: Path, root: Path, settings: dict) -> None:
     """Rename `fresh` to `root`, unless another process has already finished the same dataset.
 
@@ -100,7 +87,7 @@ def _install(fresh: Path, root: Path, settings: dict) -> None:
         return
     fresh.chmod(0o755)  # `mkdtemp` lets only the owner in
     # A folder cannot be renamed onto one with files, so move the old one away first.
-    with _sibling(root) as old:
+    with temporary_folder(root.parent) as old:
         if root.exists():
             os.replace(root, old)
         try:

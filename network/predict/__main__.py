@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +27,7 @@ from tool.cli import DEVICES, run_stage
 from tool.crf.post import GATES
 from tool.files import atomic_path
 from tool.flags import flag, parse_flags
-from tool.formats.image import decode, reduced
+from tool.formats.image import MAX_PIXELS, allow_pixels, decode, reduced
 from tool.formats.mask import resized, save_mask
 from tool.infer.previous import PREVIOUS, PreviousFlags, takes_previous_outputs
 from tool.parallel.dist import pick_device
@@ -47,6 +50,7 @@ class Command:
         mask: Write the mask to this file too: a palette PNG of class indices, of the image's size.
         max_side: Reduce a larger image first, so that its longer side has this many pixels. By
             default 1024, or that of the gate's regions; the mask has the image's own size.
+        max_pixels: Refuse an image of more pixels.
         bg_threshold: The mask is background where no class is above T. By default T is the method's
             threshold.
         out: PNG to write. By default out/NAME_cam.png.
@@ -61,6 +65,7 @@ class Command:
     top: int | None = flag(None, type=POSITIVE, metavar="N")
     mask: Path | None = flag(None, metavar="FILE")
     max_side: int | None = flag(None, type=SIDE, metavar="PIXELS")
+    max_pixels: int = flag(MAX_PIXELS, type=POSITIVE, metavar="PIXELS")
     bg_threshold: float | None = flag(None, type=UNIT, metavar="T")
     out: Path | None = None
     gate: str | None = flag(None, choices=GATES)
@@ -73,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = parse_flags(
         Command, argv, example="photo.jpg --checkpoint out/toy-fbr-seed0/checkpoint.pth"
     )
+    allow_pixels(command.max_pixels)
     device = pick_device(command.device)
     method, config = restore(command.checkpoint)
     method.to(device).to(memory_format=torch.channels_last).eval()

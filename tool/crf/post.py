@@ -88,7 +88,7 @@ def post_of(folder: Path) -> Post:
         ValueError: The note is broken; names the file.
     """
     note = read_note(folder)
-    found = note.get(POST) if isinstance(note, dict) else None
+    found = None if note is None else note.get(POST)
     if found is None:
         return Post()
     try:
@@ -115,7 +115,7 @@ def max_side_of(folder: Path) -> int | None:
         ValueError: The note is broken; names the file.
     """
     note = read_note(folder)
-    found = note.get("max_side") if isinstance(note, dict) else None
+    found = None if note is None else note.get("max_side")
     if found is not None and not _is_count(found):
         raise ValueError(f"the max_side {found!r} noted in {folder} is not a number of pixels")
     return found
@@ -131,7 +131,7 @@ def check_noted(folder: Path) -> None:
         ValueError: An older version made the folder and noted no thresholds.
     """
     note = read_note(folder)
-    if isinstance(note, dict) and "checkpoint_sha256" in note and POST not in note:
+    if note is not None and "checkpoint_sha256" in note and POST not in note:
         raise ValueError(
             f"{folder} was made by an older version, which noted no thresholds: give --seeds FG "
             "BG, or run infer_cam.py again, which adds them and makes no CAM anew"

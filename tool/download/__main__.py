@@ -7,6 +7,9 @@ checks them. An archive is unpacked into a folder of its own.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -6,6 +6,8 @@ import shutil
 import stat
 import tarfile
 import zipfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
 _TEMPORARY = ".unpack"  # if a run is killed, this folder stays, and the next run removes it
@@ -59,6 +61,7 @@ def _extract_zip(path: Path, inside: Path) -> None:
         BadZipFile: The file is damaged; `zipfile` raises other types too.
     """
     with zipfile.ZipFile(path) as archive:
+        _check_names([member.filename for member in archive.infolist()])
         for member in archive.infolist():
             _check_member(member.filename, plain=not stat.S_ISLNK(member.external_attr >> 16))
             # Opening compares the name in the directory with the one beside the content.
@@ -85,8 +88,12 @@ def _extract_tar(path: Path, inside: Path) -> None:
         TarError: The file is damaged; the decompressors raise other types too.
     """
     with tarfile.open(path) as archive:
+        names = []
         for member in archive:
+            if not member.isdir():  # archives that were appended to have a folder twice
+                names.append(member.name)
             _check_member(member.name, plain=member.isfile() or member.isdir())
+        _check_names(names)
         # `tarfile` takes a damaged or missing header for the end of the archive. So check that the
         # rest of the file is the end: zeros, and nothing after them. Reading to the end also makes
         # gzip compare its checksum.
@@ -97,6 +104,13 @@ def _extract_tar(path: Path, inside: Path) -> None:
         # The filter sets safe permissions. Python 3.11.3 and earlier has no such filter.
         archive.extraction_filter = getattr(tarfile, "data_filter", None)
         archive.extractall(inside)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise `ValueError` if two members have one name: which of them counts is a guess."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]!r} is in it twice")
 
 
 def _check_member(name: str, *, plain: bool) -> None:

@@ -12,6 +12,7 @@ import json
 import re
 from pathlib import Path
 
+from tool.documents import ANY, read_document
 from tool.files import file_hash, write_json
 
 HASHES = "sha256.json"
@@ -86,9 +87,5 @@ def read_records(folder: Path) -> dict[str, dict[str, str]]:
     path = folder / HASHES
     if not path.exists():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entries = {n: {"sha256": e} if isinstance(e, str) else e for n, e in content.items()}
-        return {name: {"sha256": entry["sha256"], **entry} for name, entry in entries.items()}
-    except (ValueError, AttributeError, LookupError, TypeError) as error:
-        raise ValueError(f"{path} is no record of downloads: repair or remove it") from error
+    content = read_document(path, {ANY: (str, {"sha256": str, ANY: str})})
+    return {name: {"sha256": e} if isinstance(e, str) else e for name, e in content.items()}

@@ -21,9 +21,12 @@ from typing import Any, BinaryIO
 
 import torch
 
+from tool.formats.pickle_cost import check_calls
+
 _HARMLESS = {"argparse.Namespace", "types.SimpleNamespace"}
 _HARMLESS_MODULES = ("numpy", "pathlib")
 _LEGACY_PICKLES = 4  # the magic number, the version, the system and the object
+_BYTES_PER_BYTE = 16  # texts take up to 4 bytes per letter, and the same text may come twice
 _LATEST = 3  # the latest pickle protocol that torch reads with weights_only
 _LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
 
@@ -67,6 +70,21 @@ def load_weights_only(path: Path) -> Any:
         # Map each harmless name to the stand-in, for this call only.
         with torch.serialization.safe_globals([(Skipped, name) for name in names]):
             return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_memory(path: Path) -> None:
+    """Check that the pickles of a file make no more bytes than a multiple of its size.
+
+    Raises:
+        CostError: They do; see `check_calls`.
+    """
+    limit = _BYTES_PER_BYTE * path.stat().st_size
+    with open(path, "rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"  # how torch tells the new form from the old one
+        file.seek(0)
+        with contextlib.suppress(ValueError):  # no archive of torch, which torch itself says
+            for _ in range(1 if zipped else _LEGACY_PICKLES):
+                check_calls(_pickle_of(file) if zipped else file, limit)
 
 
 def _protocol_of(path: Path) -> int | None:

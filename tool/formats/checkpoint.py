@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tool.cli import one_line
 from tool.files import atomic_path
-from tool.formats.beside import load_weights_only, refusal
+from tool.formats.beside import check_memory, load_weights_only, refusal
+from tool.formats.pickle_cost import CostError
 
 _FULL = "could not be written: is the disk full?"
 _ABOUT = "fbr_checkpoint"  # the key of the metadata of an exported file
@@ -97,9 +98,12 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} does not exist")
     try:
         _refuse_compressed(path)
+        check_memory(path)
         content = load_weights_only(path)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: refused: {refusal(path, error)}") from error
+    except CostError as error:
+        raise ValueError(f"{path}: refused: {error}") from error
     except _UNREADABLE as error:
         raise ValueError(
             f"{path} is not a readable checkpoint (corrupt, truncated or compressed)"

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from tool.files import atomic_path
-from tool.formats.image import BROKEN
+from tool.formats.image import BROKEN, opened
 from tool.formats.mask import UNKNOWN, palette
 
 BACKGROUND, UNKNOWN_NAME = "background", "unknown"
@@ -96,7 +96,7 @@ class CvatMasks:
         """
         try:
             content = self._read(f"{_MASKS}{image_id}.png")
-            with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            with opened(io.BytesIO(content), formats=["PNG"]) as image:
                 rgb = np.asarray(image.convert("RGB"), np.int32)
         except (*BROKEN, zipfile.BadZipFile, NotImplementedError) as error:
             raise self._error(f"{image_id}: no mask that can be read: {error}") from error

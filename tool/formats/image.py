@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
-from collections.abc import Callable, Hashable, Iterable
+import zlib
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -14,12 +17,19 @@ from tool.limits import raise_if_limit
 
 Item = TypeVar("Item")
 
-# The errors that Pillow raises for a broken file.
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# The errors that Pillow raises for a broken file, of any of its decoders.
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+BROKEN += (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError)
+# The most pixels of an image. A small file can announce any number, each of which takes memory.
+MAX_PIXELS = 100_000_000
+_LIMIT = "FBR_MAX_PIXELS"  # an environment variable, because worker processes inherit it
+Image.MAX_IMAGE_PIXELS = None  # `opened` checks, instead of a warning at another number
 # The longer side to which photographs of one's own are reduced before a network sees them. Networks
 # are trained on 448 to 768 pixels. Memory grows with the area: 12 megapixels would take 26 GB.
 MAX_SIDE = 1024
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # recognised by the bytes, not by the suffix
+# Recognised by the bytes, not by the suffix. Pillow's other decoders run foreign programs, such as
+# Ghostscript, or are old and seldom used.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 # EXIF's orientation -> the transposition that turns the stored pixels upright; 1 is upright.
 _TURNS = dict(
     enumerate(
@@ -40,6 +50,33 @@ _DARK = 64  # of 256: a 16-bit image that stays below has fewer bits in use, and
 _COLOURED = 32  # of 255: a larger difference between the channels of a pixel is no JPEG loss
 # Per channel of an RGB image in [0, 1]: the normalisation of networks trained on ImageNet.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def allow_pixels(most: int) -> None:
+    """Set the most pixels of an image, for this process and those that it starts from now on."""
+    os.environ[_LIMIT] = str(most)
+
+
+@contextlib.contextmanager
+def opened(
+    file: Path | str | BinaryIO, *, formats: Sequence[str] = FORMATS
+) -> Iterator[Image.Image]:
+    """Open an image of one of our formats, without decoding it.
+
+    Args:
+        file: Its path, or its bytes as an open file.
+        formats: The formats, some of `FORMATS`.
+
+    Raises:
+        ValueError: It has more pixels than `allow_pixels` allows.
+        Exception: One of `BROKEN`: it is of another format, or broken.
+    """
+    with Image.open(file, formats=formats) as image:
+        most = int(os.environ.get(_LIMIT, MAX_PIXELS))
+        if image.width * image.height > most:
+            size = f"{image.width}x{image.height}"
+            raise ValueError(f"it has {size} pixels, more than {most} (--max-pixels)")
+        yield image
 
 
 def decode(
@@ -63,7 +100,7 @@ def decode(
             8-bit colours, or a map has colours; names it.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with opened(path) as image:
             turn = _TURNS.get(_orientation(image)) if upright else None
             # A JPEG decoder can reduce for free. Other decoders ignore the draft.
             if long_side is not None:
@@ -219,7 +256,7 @@ def size_of(path: Path, *, upright: bool = False) -> tuple[int, int]:
         ValueError: The file is missing or broken; names it.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with opened(path) as image:
             width, height = image.size
             sideways = upright and _orientation(image) in range(_SIDEWAYS, 9)
             return (height, width) if sideways else (width, height)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tool.files import write_json
-from tool.formats.image import BROKEN
+from tool.formats.image import BROKEN, opened
 from tool.formats.mask import UNKNOWN
 from tool.formats.polygons import outlines, paint
 
@@ -176,7 +176,7 @@ def _embedded(size: tuple[int, ...], points: list[list[float]], text: Any) -> np
         raise ValueError(f"a mask whose corners {shown(points)} lie outside the image")
     wanted = (int(bottom - top + 1), int(right - left + 1))
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as png:
+        with opened(io.BytesIO(base64.b64decode(text, validate=True)), formats=["PNG"]) as png:
             if png.size[::-1] != wanted:
                 raise ValueError(f"a mask of {png.size[::-1]} pixels for a box of {wanted}")
             inside = np.asarray(png.convert("L")) > 0

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tool.files import atomic_path
-from tool.formats.image import BROKEN
+from tool.formats.image import BROKEN, opened
 from tool.limits import raise_if_limit
 
 UNKNOWN = 255
@@ -69,11 +69,12 @@ def load_mask(path: Path | str) -> np.ndarray:
     Raises:
         FileNotFoundError: The file does not exist.
         ValueError: The file is not an image, is truncated, is not an 8-bit palette or grey image,
-            or has a format that changes class indices (JPEG, MPO, WebP, JPEG 2000); names it.
+            or has a format that changes class indices (JPEG, MPO, WebP), or one that is not read at
+            all; names it.
     """
     try:
-        with Image.open(path) as image:
-            if image.format in ("JPEG", "MPO", "WEBP", "JPEG2000"):
+        with opened(path) as image:
+            if image.format in ("JPEG", "MPO", "WEBP"):
                 raise ValueError(f"{image.format} changes class indices, a mask is a PNG")
             if image.mode not in ("P", "L"):
                 raise ValueError(f"mode {image.mode}, a mask is a palette (P) or grey (L) image")
@@ -104,7 +105,7 @@ def misplaced_colour(path: Path | str) -> tuple[int, int] | None:
         FileNotFoundError: The file does not exist.
     """
     mask = load_mask(path)
-    with Image.open(path) as image:
+    with opened(path) as image:
         entries = image.getpalette("RGB") if image.mode == "P" else None
     if entries is None:
         return None

@@ -20,6 +20,7 @@ import numpy as np
 _LIST = 0x112  # the magic number of a list of arrays
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA  # the magic numbers of an array's versions
 _DTYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")  # by MXNet's code of the data type
+_MOST_ARRAYS = 2**16  # a network has thousands; each takes far more memory than its bytes here
 _MAX_DIMENSIONS = 32  # the most that NumPy 1 allows
 
 
@@ -62,6 +63,8 @@ class _File:
         magic, reserved, count = self.numbers("QQQ")
         if (magic, reserved) != (_LIST, 0):
             raise ValueError(f"it begins with {magic:#x}, {reserved:#x}")
+        if count > _MOST_ARRAYS:
+            raise ValueError(f"it has {count} arrays, more than {_MOST_ARRAYS}")
         # The arrays; the shortest one is a 4-byte number.
         arrays = [self.array() for _ in self.counted(count, 4)]
         # The names, one per array or none at all; the shortest one is an 8-byte length.

@@ -35,7 +35,7 @@ _STORAGE_DTYPES = {
 }
 # The errors that reading a damaged or hostile file may raise; a stand-in raises ValueError when it
 # refuses its arguments.
-_MALFORMED = (
+MALFORMED = (
     pickle.UnpicklingError,
     tokenize.TokenError,
     struct.error,
@@ -71,17 +71,17 @@ def load_npy(path: Path | str) -> np.ndarray | dict:
     """
     data = Path(path).read_bytes()
     try:
-        return _parse(data)
-    except _MALFORMED as error:
+        return parse(data)
+    except MALFORMED as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path}: refused, not a whole file of arrays: {reason}") from error
 
 
-def _parse(data: bytes) -> np.ndarray | dict:
+def parse(data: bytes) -> np.ndarray | dict:
     """Return the array or the dictionary in the bytes of a `.npy` file.
 
     Raises:
-        Exception: One of `_MALFORMED`.
+        Exception: One of `MALFORMED`.
     """
     # NumPy's own functions read the header: the version, the shape, the order and the type.
     file = io.BytesIO(data)
@@ -101,7 +101,7 @@ def _parse(data: bytes) -> np.ndarray | dict:
     if dtype != np.dtype("O"):
         raise ValueError(f"type {dtype}")
     # With objects the rest of the file is a pickle.
-    value = _plain(_Unpickler(file, _ARRAY_NAMES).load())
+    value = _plain(_Unpickler(file, _ARRAY_NAMES).load(), limit=len(data))
     if not isinstance(value, dict | np.ndarray):
         raise ValueError(f"it holds a {type(value).__name__}, not a dictionary or an array")
     return value
@@ -118,7 +118,7 @@ def _storage(data: bytes) -> np.ndarray:
 
     Raises:
         ValueError: The form is another one, or the values are cut off.
-        Exception: Another one of `_MALFORMED`.
+        Exception: Another one of `MALFORMED`.
     """
     # Read the five pickles, in which only the types of storages are names.
     file = io.BytesIO(npy_standins.bytes_of(data))
@@ -129,7 +129,7 @@ def _storage(data: bytes) -> np.ndarray:
 
     # The storage states its type and its length. There must be exactly one, and no view of it.
     kind, name, key, _location, count, view = storage
-    if kind != "storage" or keys != [key] or view is not None:
+    if kind != "storage" or type(key) is not str or keys != [key] or view is not None:
         raise ValueError("a torch storage of an unknown form")
 
     # Read the values, whose number must agree with both statements of it.
@@ -180,6 +180,34 @@ def _load_build(unpickler: _Unpickler) -> None:
     target.set_state(state)
 
 
+def _load_bytearray(unpickler: _Unpickler) -> None:
+    """Run the opcode BYTEARRAY8; Python's own takes the memory before it reads the bytes."""
+    (count,) = struct.unpack("<Q", unpickler.read(8))
+    content = unpickler.read(count)
+    if len(content) < count:
+        raise EOFError("bytes cut off")
+    unpickler.append(bytearray(content))
+
+
+def _checked(opcode: bytes, keys: slice) -> Callable[[_Unpickler], None]:
+    """Return a function that runs an opcode after it has checked what will be hashed.
+
+    The hash of nested tuples that share their parts takes time that doubles with each level.
+
+    Args:
+        opcode: Its operands lie on the stack: above the last mark, or on top without a mark.
+        keys: Which of them will be hashed.
+    """
+    run = pickle._Unpickler.dispatch[opcode[0]]
+
+    def checked(unpickler: _Unpickler) -> None:
+        for key in unpickler.stack[keys]:
+            npy_standins.check_key(key)
+        run(unpickler)
+
+    return checked
+
+
 # This derives from the unpickler in Python, not from the one in C. Its BUILD can be replaced. Its
 # memo is a dictionary, so that an index of 2**31 in a hostile file allocates nothing.
 class _Unpickler(pickle._Unpickler):
@@ -190,7 +218,15 @@ class _Unpickler(pickle._Unpickler):
         names: The stand-in of each (module, name).
     """
 
-    dispatch: dict[int, Callable] = pickle._Unpickler.dispatch | {pickle.BUILD[0]: _load_build}
+    dispatch: dict[int, Callable] = pickle._Unpickler.dispatch | {
+        pickle.BUILD[0]: _load_build,
+        pickle.BYTEARRAY8[0]: _load_bytearray,
+        pickle.SETITEM[0]: _checked(pickle.SETITEM, slice(-2, -1)),
+        pickle.SETITEMS[0]: _checked(pickle.SETITEMS, slice(0, None, 2)),
+        pickle.DICT[0]: _checked(pickle.DICT, slice(0, None, 2)),
+        pickle.ADDITEMS[0]: _checked(pickle.ADDITEMS, slice(None)),
+        pickle.FROZENSET[0]: _checked(pickle.FROZENSET, slice(None)),
+    }
 
     def __init__(self, file: io.BytesIO, names: dict[tuple[str, str], object]) -> None:
         super().__init__(file, encoding="latin1")
@@ -209,37 +245,58 @@ class _Unpickler(pickle._Unpickler):
         return pid
 
 
-def _plain(value: object, done: dict[int, object] | None = None) -> object:
+def _plain(value: object, *, limit: int) -> object:
     """Return `value` with every stand-in replaced by its array.
 
-    A part that is referred to twice is converted once. Otherwise a small file of nested references
-    could grow exponentially.
+    A part that is referred to twice is converted once. Nested references could still say
+    exponentially many values in a small file, and a reader would write them out.
 
     Args:
         value: The content of a pickle.
-        done: The parts that were converted so far, by identity.
+        limit: The most values that it may have when it is written out: the bytes of its file.
 
     Raises:
-        ValueError: A part is not plain data.
+        ValueError: A part is not plain data, or there are too many values.
         RecursionError: A container contains itself.
     """
-    done = {} if done is None else done
+    return _converted(value, {}, limit)[0]
+
+
+def _converted(
+    value: object, done: dict[int, tuple[object, int]], limit: int
+) -> tuple[object, int]:
+    """Return a part as `_plain` does, and how many values it has when it is written out.
+
+    Args:
+        value: The part.
+        done: What was returned so far, by the identity of the part.
+        limit: As for `_plain`.
+    """
     if id(value) in done:
         return done[id(value)]
+    parts: list[tuple[object, int]] = []
+
+    def inner(part: object) -> object:
+        parts.append(_converted(part, done, limit))
+        return parts[-1][0]
+
     # An array, or the one object of an object array, which may hold stand-ins itself.
     if isinstance(value, npy_standins.ArrayStandIn):
         element = value.value()
-        result = element if isinstance(element, np.ndarray) else _plain(element, done)
+        result = element if isinstance(element, np.ndarray) else inner(element)
     # Containers of exactly these types, and plain values. Anything else is refused.
     elif type(value) is dict:
-        result = {_plain(key, done): _plain(item, done) for key, item in value.items()}
+        result = {inner(key): inner(item) for key, item in value.items()}
     elif type(value) in (list, tuple, set, frozenset):
-        result = type(value)([_plain(item, done) for item in value])
+        result = type(value)([inner(item) for item in value])
     elif value is None or isinstance(
         value, str | bytes | bytearray | bool | int | float | complex | np.ndarray | np.generic
     ):
         result = value
     else:
         raise ValueError(f"a {type(value).__name__} in the pickle")
-    done[id(value)] = result
-    return result
+    count = 1 + sum(size for _, size in parts)
+    if count > limit:
+        raise ValueError(f"more than {limit} values in {limit} bytes")
+    done[id(value)] = result, count
+    return result, count

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from types import NoneType
 
 import numpy as np
 
@@ -188,8 +189,26 @@ def scalar(spec: object, raw: object) -> np.generic:
 
 
 def ordered_dict(*items: object) -> dict:
-    """Return a plain dictionary in place of an ordered one."""
-    return dict(*items)
+    """Return a plain dictionary in place of an ordered one.
+
+    Raises:
+        ValueError: A key is none of `check_key`, or `items` is no list of pairs.
+    """
+    pairs = items[0] if items else []
+    if len(items) > 1 or type(pairs) is not list:
+        raise ValueError("a dictionary of something else than a list of pairs")
+    for key, _ in pairs:
+        check_key(key)
+    return dict(pairs)
+
+
+def check_key(key: object) -> None:
+    """Raise `ValueError` unless a key of a dictionary is a plain value, or a tuple of these."""
+    plain = (str, bytes, bool, int, float, complex, NoneType, np.generic)
+    if not isinstance(key, plain) and not (
+        type(key) is tuple and all(isinstance(part, plain) for part in key)
+    ):
+        raise ValueError(f"a {type(key).__name__} as a key")
 
 
 def rebuild_tensor(

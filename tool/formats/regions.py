@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from tool.documents import parsed
 from tool.files import as_json, atomic_path
+from tool.formats.npy import MALFORMED, parse
 from tool.limits import raise_if_limit
 
 REGIONS = "nroi.npz"  # in a run directory
 _ARRAYS = {"owner": ("int64", 1), "region": ("float32", 2), "prototype": ("float32", 2)}
 _ABOUT = "about"  # UTF-8 JSON: the image ids, and what the file is made from
-_BROKEN = (ValueError, TypeError, LookupError, ArithmeticError, OSError, EOFError, MemoryError)
-_BROKEN += (RuntimeError, zipfile.BadZipFile, zlib.error)  # RuntimeError: encrypted, nested JSON
+# RuntimeError: an encrypted entry
+_BROKEN = (*MALFORMED, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _DATE = (1980, 1, 1, 0, 0, 0)  # equal content gives equal bytes
 
 
@@ -102,12 +104,15 @@ def read_regions(path: Path) -> tuple[Regions, dict[str, Any]]:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it unpacks to more than its size")
-        with np.load(path, allow_pickle=False) as content:
-            arrays = {name: content[name] for name in _ARRAYS}
-            about = json.loads(bytes(content[_ABOUT]))
-        regions = Regions(list(about["image_ids"]), **arrays)
+            if len(set(archive.namelist())) < len(archive.namelist()):
+                raise ValueError("it has an entry twice")
+            # Our reader, because NumPy's takes the memory that an entry announces.
+            entries = {name: parse(archive.read(f"{name}.npy")) for name in (*_ARRAYS, _ABOUT)}
+        arrays = {name: np.array(entries[name]) for name in _ARRAYS}
+        about = parsed(bytes(entries[_ABOUT]), {"image_ids": [str], "made_from": dict})
+        regions = Regions(about["image_ids"], **arrays)
         _check(regions)
-        return regions, dict(about["made_from"])
+        return regions, about["made_from"]
     except _BROKEN as error:
         raise_if_limit(error)
         raise ValueError(f"{path} is no whole file of regions ({error}): remove it") from error

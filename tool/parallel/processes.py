@@ -282,9 +282,10 @@ def _held_back(signals: Sequence[signal.Signals]) -> Iterator[None]:
     """
     came: list[int] = []
     handlers = {}
-    # Replace the handlers by one that only remembers. Only the main thread may do that.
+    # Replace the handlers by one that only remembers. Only the main thread may do that. An ignored
+    # signal stays ignored, also in the new process.
     if threading.current_thread() is threading.main_thread():
-        for one in signals:
+        for one in (s for s in signals if signal.getsignal(s) is not signal.SIG_IGN):
             handlers[one] = signal.signal(one, lambda number, _: came.append(number))
     # A new process inherits the mask, and `serve` unblocks the signals there.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # that a run answers by saving
 GONE = (EOFError, OSError)  # the errors of a pipe whose other end is gone
 VALUE, BYTES, ERROR = range(3)  # kinds: a pickled value, bytes unchanged, a pickled exception
 
@@ -33,9 +33,12 @@ def serve(pipe: socket.socket) -> None:
         pipe: The connection to the parent. The first message is the pickled function, each further
             one a pickled tuple of arguments.
     """
-    # Ctrl-C is for the parent only. A fork inherits its parent's handler of SIGTERM, so reset it.
+    # Ctrl-C is for the parent only. A fork inherits its parent's handlers of the others, so reset
+    # them. What is ignored, as SIGHUP is under nohup, stays so.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     # Leave the group: a signal to it is for the parent, which saves and then ends this process.
     os.setpgrp()

@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
+from tool.documents import ANY, NUMBER, TEXT, read_document
 
-def read(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file, {} if the file does not exist."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+PAIR = [float, float]
+# What stage 4 writes. Older versions wrote a leak of all classes as a number.
+LEAK = ({"overall": NUMBER}, *NUMBER)
+PROTOCOL = {"bg_threshold?": NUMBER, "classes_in_mean?": int}
+SCORE = {
+    "miou": NUMBER,
+    "iou?": {ANY: NUMBER},
+    "oracle?": PAIR,
+    "sweep?": [PAIR],
+    "leak?": LEAK,
+    "protocol?": (PROTOCOL, None),
+}
+CONFIG = {"commit?": TEXT, "cpu?": TEXT, "config?": (dict, None)}
+MINUTES = {"minutes?": NUMBER}
+# What `--save` writes of a run, beside its figures.
+ABOUT = {"commit": TEXT, "cpu": TEXT, "config": (dict, None)}
+
+
+def read(path: Path, shape: Any) -> dict[str, Any]:
+    """Return the content of a JSON file, {} if the file does not exist.
+
+    Raises:
+        ValueError: The file is no JSON, or not of this shape; names it.
+    """
+    return read_document(path, shape) if path.exists() else {}
+
+
+def leak_in(document: dict[str, Any]) -> float | None:
+    """Return the leak over all classes in a result of stage 4, in percent; None if it has none."""
+    leak = document.get("leak")
+    return leak.get("overall") if isinstance(leak, dict) else leak
 
 
 def spread(values: list[float | None]) -> str:

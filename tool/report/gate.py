@@ -10,6 +10,9 @@ standard error over the seeds that both have on one processor model.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -17,14 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from tool.cli import run_stage
+from tool.documents import ANY, NUMBER
 from tool.files import write_json
 from tool.flags import flag, parse_flags
-from tool.report.figures import paired, read, spread
+from tool.report.figures import ABOUT, CONFIG, SCORE, leak_in, paired, read, spread
 
 GATES = ("none", "nroi")
 DEFAULT = "8"
 Results = dict[str, dict[str, float | None]]  # exponent -> "miou" and "leak"
 SEED = re.compile(r"-seed(\d+)$")
+_FIGURES = {"miou": NUMBER, "leak": NUMBER}
+SAVED = {**ABOUT, "results": {gate: {DEFAULT: _FIGURES, ANY: _FIGURES} for gate in GATES}}
 HEADINGS = ("plain at 8", "gate at 8", "plain, best", "gate, best", "leak plain", "leak gate")
 
 
@@ -61,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("|---" * (1 + len(HEADINGS)) + "|")
     for run in command.runs:
         saved = run.is_file()
-        name, record = run.stem if saved else run.name, read(run) if saved else of_run(run)
+        name, record = run.stem if saved else run.name, read(run, SAVED) if saved else of_run(run)
         if command.save is not None:
             write_json(command.save / f"{name}.json", record)
         results = [record["results"][gate] for gate in GATES]
@@ -123,15 +129,17 @@ def of_run(run: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: There is no result for the default exponent.
     """
-    noted = read(run / "config.json")
+    noted = read(run / "config.json", CONFIG)
     record: dict[str, Any] = {name: noted.get(name) for name in ("commit", "cpu", "config")}
     record["results"] = {}
     for gate in GATES:
         results = {}
         for path in sorted((run / f"gate-{gate}").glob("miou-*.json")):
-            found = read(path)
-            leak = (found.get("leak") or {}).get("overall")
-            results[path.stem.removeprefix("miou-")] = {"miou": found["miou"], "leak": leak}
+            found = read(path, SCORE)
+            results[path.stem.removeprefix("miou-")] = {
+                "miou": found["miou"],
+                "leak": leak_in(found),
+            }
         if DEFAULT not in results:
             raise FileNotFoundError(f"no miou-8.json in {run}/gate-{gate}: run sweep_gate.sh")
         record["results"][gate] = results

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from tool.crf.post import post_of
-from tool.files import read_dict
+from tool.documents import ANY, NUMBER, TEXT, read_dict, read_rows
 from tool.provenance import PLAIN, SETTINGS
+from tool.report.figures import SCORE
 
 CONFIG = "config.json"
+_FLAG = (str, bool, float, list, None)
+_TEXTS = ("dataset?", "root?", "list?", "labels?", "saliency_root?")
+NOTED = {
+    "config?": ({"batch_size?": NUMBER, "method?": TEXT, "class_names?": list}, None),
+    "flags?": ({**dict.fromkeys(_TEXTS, TEXT), "skip_bad_images?": bool, ANY: _FLAG}, None),
+}
+SCORED = {**SCORE, "iou": {ANY: NUMBER}, "leak?": ({"overall": NUMBER}, None)}
+ROW = {"step": int, ANY: NUMBER}
+_LONGEST = 1e6  # minutes: a log that says more is broken
 PAUSE = 60  # seconds, or usual gaps: a longer gap between two files is a pause of the stage
 
 
@@ -95,7 +104,7 @@ def open_run(folder: Path, *, mask_dir: Path | None = None, score: Path | None =
         home=home,
         mask_dir=masks,
         cam_dir=cam_dir,
-        noted=read_dict(home / CONFIG) or {},
+        noted=read_dict(home / CONFIG, NOTED) or {},
         masks=scored,
         cams=result(places, "miou_cam") if cam_dir and cam_dir.name == "cam" else {},
         log=read_log(home / "log.jsonl"),
@@ -128,27 +137,15 @@ def result(places: Sequence[Path], *names: str) -> dict[str, Any]:
     """Return the first result of stage 4 of these names in these folders, or {}."""
     for place in places:
         for name in names:
-            document = read_dict(place / f"{name}.json")
-            if document is not None and isinstance(document.get("iou"), dict):
+            document = read_dict(place / f"{name}.json", SCORED)
+            if document is not None:
                 return document
     return {}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the rows of `log.jsonl`, without a last one that a kill cut off."""
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
+    return [row for _, row in read_rows(path, ROW)]
 
 
 def training_minutes(log: Sequence[dict[str, Any]], noted: dict[str, Any]) -> float | None:
@@ -159,10 +156,10 @@ def training_minutes(log: Sequence[dict[str, Any]], noted: dict[str, Any]) -> fl
     seconds, before = 0.0, 0
     for row in log:
         rate = row.get("images_per_s")
-        if not rate:
+        if not rate or rate < 0:
             return None
         seconds, before = seconds + (row["step"] - before) * batch_size / rate, row["step"]
-    return seconds / 60
+    return seconds / 60 if 0 <= seconds / 60 < _LONGEST else None
 
 
 def file_minutes(folder: Path, suffix: str) -> float | None:

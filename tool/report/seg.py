@@ -8,6 +8,9 @@ processor model: mean ± standard error.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -15,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from tool.cli import run_stage
+from tool.documents import NUMBER
 from tool.files import write_json
 from tool.flags import flag, parse_flags
-from tool.report.figures import read, share, spread
+from tool.report.figures import ABOUT, CONFIG, SCORE, leak_in, read, share, spread
 
 FIGURES = {  # heading: file beside masks.json
     "val": "miou-{list}.json",
@@ -26,6 +30,7 @@ FIGURES = {  # heading: file beside masks.json
     "with labels, CRF": "miou-{list}-labelled-crf.json",
 }
 HEADINGS = ("its masks", *FIGURES, "leak, CRF")
+SAVED = {**ABOUT, "rounds": [dict.fromkeys(HEADINGS, NUMBER)]}
 RUN = re.compile(r"(?P<name>.+)-seed(?P<seed>\d+)$")
 TRUTH = "truth"
 
@@ -57,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for run in command.runs:
         saved = run.is_file()
         name = run.stem if saved else run.name
-        record = read(run) if saved else of_run(run, command.list)
+        record = read(run, SAVED) if saved else of_run(run, command.list)
         if command.save is not None:
             write_json(command.save / f"{name}.json", record)
         match = RUN.fullmatch(name)
@@ -108,7 +113,7 @@ def of_run(run: Path, images: str) -> dict[str, Any]:
     Raises:
         FileNotFoundError: The list was not scored.
     """
-    noted = read(run / "config.json")
+    noted = read(run / "config.json", CONFIG)
     record: dict[str, Any] = {name: noted.get(name) for name in ("commit", "cpu", "config")}
     rounds = [run, *sorted(run.glob("round[0-9]*"))]
     record["rounds"] = [figures(folder, images) for folder in rounds]
@@ -117,13 +122,15 @@ def of_run(run: Path, images: str) -> dict[str, Any]:
 
 def figures(folder: Path, images: str) -> dict[str, float | None]:
     """Return the figures of one round in percent, None for those that it does not have."""
-    documents = {name: read(folder / file.format(list=images)) for name, file in FIGURES.items()}
+    documents = {
+        name: read(folder / file.format(list=images), SCORE) for name, file in FIGURES.items()
+    }
     if not documents["val, CRF"]:
         raise FileNotFoundError(f"no miou-{images}-crf.json in {folder}: run script_seg.sh")
-    own = read(folder / "masks.json").get("miou")
+    own = read(folder / "masks.json", {"miou?": NUMBER}).get("miou")
     found: dict[str, float | None] = {"its masks": None if own is None else 100 * own}
     found |= {name: document.get("miou") for name, document in documents.items()}
-    found["leak, CRF"] = (documents["val, CRF"].get("leak") or {}).get("overall")
+    found["leak, CRF"] = leak_in(documents["val, CRF"])
     return found
 
 

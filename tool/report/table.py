@@ -7,6 +7,9 @@ results of a seed differ between processors by up to the spread of the seeds.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import itertools
 import re
@@ -15,11 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from tool.cli import run_stage
+from tool.documents import ANY, NUMBER
 from tool.files import write_json
 from tool.flags import flag, parse_flags
-from tool.report.figures import paired, read, spread
+from tool.report.figures import (
+    ABOUT,
+    CONFIG,
+    MINUTES,
+    SCORE,
+    leak_in,
+    paired,
+    read,
+    spread,
+)
 
 COLUMNS = ("CAM", "CAM oracle", "masks", "leak", "minutes", "seeds")
+
+SAVED = {**ABOUT, "figures": {ANY: NUMBER}, "cam_threshold": NUMBER}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,16 +111,15 @@ def record_of(run: Path) -> dict[str, Any]:
         `figures` and `cam_threshold`, and `config`, `commit` and `cpu` of the run's `config.json`.
     """
     if run.is_file():
-        return read(run)
-    noted = read(run / "config.json")
-    mask, cam = read(run / "miou.json"), read(run / "miou_cam.json")
-    leak = mask.get("leak") or {}
+        return read(run, SAVED)
+    noted = read(run / "config.json", CONFIG)
+    mask, cam = read(run / "miou.json", SCORE), read(run / "miou_cam.json", SCORE)
     figures = {
         "CAM": cam.get("miou"),
         "CAM oracle": cam.get("oracle", [None, None])[1],
         "masks": mask.get("miou"),
-        "leak": leak.get("overall") if isinstance(leak, dict) else leak,
-        "minutes": read(run / "minutes.json").get("minutes"),
+        "leak": leak_in(mask),
+        "minutes": read(run / "minutes.json", MINUTES).get("minutes"),
     }
     threshold = (cam.get("protocol") or {}).get("bg_threshold")
     record = {name: noted.get(name) for name in ("commit", "cpu", "config")}

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tool.bar import Bar, clock
 from tool.parallel import dist
 from tool.parallel.machine import peak_memory
+from tool.parallel.worker import SIGNALS
 from tool.progress import Progress
 from tool.train.batch import Batch, Trainable, part
 from tool.train.log import RunLog
@@ -58,9 +59,10 @@ class Settings:
 
 
 class Interrupt:
-    """A context that remembers a SIGINT or SIGTERM instead of ending the process.
+    """A context that remembers a SIGINT, SIGTERM or SIGHUP instead of ending the process.
 
-    A second signal of the same kind ends the process as usual.
+    A second signal of the same kind ends the process as usual. A SIGHUP that is ignored, as nohup
+    has it, stays ignored.
 
     Attributes:
         signal: The last signal that was remembered; None if there was none.
@@ -71,7 +73,9 @@ class Interrupt:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                continue
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -204,8 +208,8 @@ def fit(
         save: Takes the number of steps done, and writes a checkpoint.
 
     Returns:
-        None if the run is complete, else the signal that ended it. A checkpoint is saved in both
-        cases.
+        None, or the last signal that came, be it in the last step or its save. A checkpoint is
+        saved in both cases.
 
     Raises:
         FloatingPointError: A loss is not finite, or what would be saved is not. The last checkpoint
@@ -241,8 +245,9 @@ def fit(
                 check_finite(method, optimizer, done)
                 save(done)
             if ended and not last:
-                return interrupt.signal or signal.SIGTERM
-    return None
+                break
+        # A signal of the last save counts too: the script that runs this must not go on.
+        return stopped_by(interrupt)
 
 
 def grouped(means: dict[str, float], terms: Iterable[str]) -> dict[str, dict[str, float]]:
@@ -350,6 +355,13 @@ def stop_requested(interrupt: Interrupt, done: int, settings: Settings) -> bool:
     if dist.world_size() == 1:
         return interrupt.signal is not None
     return done % settings.log_every == 0 and dist.any_rank(interrupt.signal is not None)
+
+
+def stopped_by(interrupt: Interrupt) -> int | None:
+    """Return the signal that came to any rank; None if there was none."""
+    if dist.world_size() == 1 or not dist.any_rank(interrupt.signal is not None):
+        return interrupt.signal
+    return interrupt.signal or signal.SIGTERM
 
 
 class Clock:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from tool.documents import read_rows
 from tool.files import atomic_path
 from tool.train.batch import Batch, Trainable
 
@@ -127,13 +128,7 @@ def _keep_rows(path: Path, start_step: int) -> None:
     """Drop the rows of steps that the checkpoint does not hold, and a row cut off by a kill."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            step = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
-        if step <= start_step:
-            kept.append(line + "\n")
+    rows = read_rows(path, {"step": int})
+    kept = "".join(f"{line}\n" for line, row in rows if row["step"] <= start_step)
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.write_text(kept, encoding="utf-8")

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from tool.files import as_json, file_hash, first_few, read_dict, write_json
+from tool.documents import read_dict
+from tool.files import as_json, file_hash, first_few, write_json
 from tool.formats.checkpoint import LARGEST_INT, load_checkpoint, plain_tensors, save_checkpoint
 from tool.parallel import dist
 from tool.provenance import commit, cpu_model, version

@@ -1,0 +1,162 @@
+"""Delete guards of readers, saves and writers one by one, and say which tests notice.
+
+A mutant is a copy of this folder in which a guard is gone: the condition of an `if` that raises is
+False, or a call of a check is left out. For each one the tests that the table names are run. One
+that passes them all has survived: no test guards that line.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
+import ast
+import dataclasses
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tool.cli import run_stage
+from tool.flags import flag, parse_flags
+from tool.ranges import POSITIVE, SEED
+
+ROOT = Path(__file__).resolve().parents[1]
+LEFT_OUT = (".git", ".venv", "out", "shared", "__pycache__", ".pytest_cache", ".hypothesis")
+# file -> the tests that guard it
+TESTS = {
+    "data/files.py": ("test_lists", "test_leftovers", "test_catalog"),
+    "data/labels.py": ("test_labels", "test_lists"),
+    "tool/documents.py": ("test_documents",),
+    "tool/download/archive.py": ("test_archive", "test_download_unpack", "test_leftovers"),
+    "tool/files.py": ("test_leftovers", "test_full_disk", "test_lists"),
+    "tool/formats/cam.py": ("test_cam", "test_unpickle"),
+    "tool/formats/checkpoint.py": ("test_checkpoint", "test_hostile", "test_bombs"),
+    "tool/formats/image.py": ("test_pixels", "test_bombs", "test_dataset"),
+    "tool/formats/mask.py": ("test_mask", "test_bombs"),
+    "tool/formats/mxnet.py": ("test_params", "test_bombs"),
+    "tool/formats/npy.py": ("test_unpickle", "test_unpickle_tensors", "test_bombs"),
+    "tool/formats/npy_standins.py": ("test_unpickle", "test_unpickle_tensors", "test_bombs"),
+    "tool/formats/pickle_cost.py": ("test_bombs",),
+    "tool/formats/regions.py": ("test_nroi", "test_regions", "test_documents"),
+    "tool/train/engine.py": ("test_engine", "test_signals"),
+    "tool/train/log.py": ("test_engine", "test_documents"),
+    "tool/train/run_directory.py": ("test_hostile_resume", "test_train_stage", "test_state"),
+    "voc12/submit.py": ("test_submit",),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """What the command line says.
+
+    Attributes:
+        count: Number of mutants.
+        seed: Random seed of the choice.
+        files: Files to choose from, some of the table. By default all of it.
+        seconds: Time after which a run of tests counts as noticing, because something hangs.
+    """
+
+    count: int = flag(30, type=POSITIVE, metavar="N")
+    seed: int = flag(0, type=SEED)
+    files: list[str] | None = flag(None, choices=tuple(TESTS))
+    seconds: int = flag(900, type=POSITIVE, metavar="S")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """A guard to delete.
+
+    Attributes:
+        file: The file, from the root.
+        line: Line of the guard.
+        text: The source of the guard.
+        source: The whole file without it.
+    """
+
+    file: str
+    line: int
+    text: str
+    source: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make mutants and run tests; return 1 if more than one of twenty survives."""
+    command = parse_flags(Command, argv, example="--count 30")
+    found = [mutant for file in command.files or TESTS for mutant in mutants_of(file)]
+    chosen = random.Random(command.seed).sample(found, min(command.count, len(found)))
+    print(f"{len(chosen)} of {len(found)} guards in {len({m.file for m in found})} files")
+    killed = 0
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / "copy"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+        for number, mutant in enumerate(chosen, start=1):
+            told = notices(mutant, copy, command.seconds)
+            killed += told is not None
+            print(
+                f"{number:3} {mutant.file}:{mutant.line} {mutant.text[:60]!r}: "
+                + (told or "SURVIVED"),
+                flush=True,
+            )
+    print(f"{killed} of {len(chosen)} killed, {100 * killed / len(chosen):.0f} %")
+    return int(killed < 0.95 * len(chosen))
+
+
+def mutants_of(file: str) -> Iterator[Mutant]:
+    """Yield a mutant of each guard in a file."""
+    source = (ROOT / file).read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise):
+            yield _without(file, source, node.test, "False")
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            called = ast.unparse(node.value.func).rpartition(".")[2].lstrip("_")
+            if called.startswith(("check", "refuse")):
+                yield _without(file, source, node, "pass")
+
+
+def _without(file: str, source: str, node: ast.expr | ast.stmt, instead: str) -> Mutant:
+    """Return the mutant of a file in which other text stands in place of a node."""
+    lines = source.encode().splitlines(keepends=True)  # the columns of a node count bytes
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line))
+    assert node.end_lineno is not None
+    assert node.end_col_offset is not None
+    first = starts[node.lineno - 1] + node.col_offset
+    last = starts[node.end_lineno - 1] + node.end_col_offset
+    content = source.encode()
+    changed = (content[:first] + instead.encode() + content[last:]).decode()
+    return Mutant(file, node.lineno, ast.unparse(node), changed)
+
+
+def notices(mutant: Mutant, copy: Path, seconds: int) -> str | None:
+    """Return the first test that notices a mutant in a copy of the folder; None if none does."""
+    path = copy / mutant.file
+    path.write_text(mutant.source, encoding="utf-8")
+    try:
+        for test in TESTS[mutant.file]:
+            line = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+            try:
+                run = subprocess.run(
+                    [*line, f"tests/{test}.py"],
+                    cwd=copy,
+                    env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+                    capture_output=True,
+                    timeout=seconds,
+                    check=False,
+                )
+            except subprocess.TimeoutExpired:
+                return f"{test} hangs"
+            if run.returncode:
+                return test
+    finally:
+        shutil.copy(ROOT / mutant.file, path)
+    return None
+
+
+if __name__ == "__main__":
+    run_stage(main)
