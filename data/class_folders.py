@@ -39,8 +39,9 @@ class ClassFolders:
     def lines(self) -> list[str]:
         """Return what is said about files that are not one image each."""
         lines = []
-        for paths in self.copies:
-            lines.append(f"{' and '.join(paths)} are one photograph: it has the classes of both")
+        if self.copies:
+            shown = first_few([" and ".join(paths) for paths in self.copies])
+            lines.append(f"one photograph each, with the classes of all its folders: {shown}")
         if self.ignored:
             lines.append(
                 f"{len(self.ignored)} files are no photographs ({first_few(self.ignored)}): save "

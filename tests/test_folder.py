@@ -139,7 +139,10 @@ def test_folders_are_labels(by_class: Path) -> None:
     expected = {"cat/1": ["cat", "dog"], "cat/Müller 2": ["cat"]}
     expected |= {"dog/1": ["dog"], "dog/x 3": ["dog"]}
     assert labels_of(by_class) == expected
-    assert "cat/1.jpg and dog/both (1).jpg are one photograph" in result.stdout
+    assert (
+        "one photograph each, with the classes of all its folders: cat/1.jpg and dog/both (1).jpg\n"
+        in result.stdout
+    )
     assert "1 files are no photographs (cat/notes.txt)" in result.stdout
     assert "4 images, 2 classes: cat, dog" in result.stdout
     catalog = open_catalog("folder", by_class)
