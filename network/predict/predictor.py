@@ -139,6 +139,8 @@ class Predictor:
     Attributes:
         method: The method, on its device, in evaluation mode.
         class_names: The K foreground names.
+        device: The device that computes.
+        views: The sizes of the copies of a photograph.
         gate: The gate of the run; None for none.
     """
 
@@ -152,7 +154,7 @@ class Predictor:
         masks: MaskMaker,
     ) -> None:
         """Keep the parts that `load` made."""
-        self.method, self.device, self._views, self.gate = method, device, views, gate
+        self.method, self.device, self.views, self.gate = method, device, views, gate
         self.class_names = tuple(config["class_names"])
         self._name, self._masks = config["method"], masks
 
@@ -223,7 +225,7 @@ class Predictor:
         """Return the maps of a photograph, and what else its `Prediction` says."""
         photograph = as_photograph(request.image)
         whole = (photograph.height, photograph.width)
-        image = reduced(photograph, self._views.max_side)
+        image = reduced(photograph, self.views.max_side)
         chosen, scores = self._chosen(image, request)
         label = label_of(chosen, len(self.class_names))
         given = bool(request.classes)
@@ -236,7 +238,7 @@ class Predictor:
             label=label if given or "label" in self.method.infer_inputs else None,
             previous=self._previous(request.files, whole, label),
             device=self.device,
-            views=self._views,
+            views=self.views,
             gate=self.gate,
         )
         return maps, {
@@ -305,7 +307,7 @@ class Predictor:
                 (key,),
                 file.stem,
                 whole=whole,
-                size=self._views.seen_size(whole),
+                size=self.views.seen_size(whole),
                 label=lambda: label,
                 num_classes=len(label),
             )
