@@ -16,7 +16,8 @@ import torch
 from benchmarks.record import JsonFlags, Rows, row
 from benchmarks.timing import clock, repeated, spread
 from network.predict.choose import label_of
-from network.predict.predictor import Predictor, as_photograph, load
+from network.predict.predictor import Predictor, load
+from network.predict.request import as_photograph
 from tool.cli import DEVICES, run_stage
 from tool.flags import flag, parse_flags
 from tool.formats.image import reduced

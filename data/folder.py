@@ -3,9 +3,10 @@
 The photographs lie in `images/` of the root, with a `labels.csv` that has a row
 `image_id,class;class` per image; or in one folder per class, of which the command makes a
 `labels.csv`. It writes `classes.txt`, the classes in alphabetical order, and two lists:
-`lists/train.txt` is what networks are trained on, `lists/photographs.txt` is every photograph.
-Files that exist stay as they are, unless --overwrite is given; what they lack is said. The list of
-every photograph, and `labels.csv` if there are folders of classes, are brought up to date.
+`lists/train.txt` is what networks are trained on, `lists/photographs.txt` is that and every
+photograph that is in no list yet. Files that exist stay as they are, unless --overwrite is given;
+what they lack is said. The second list, and `labels.csv` if there are folders of classes, are
+brought up to date.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ class Command:
     Attributes:
         root: Folder that holds images/ and labels.csv, or a folder per class, and receives what is
             missing.
-        overwrite: Write classes.txt and lists/train.txt anew from labels.csv, and drop the rows of
-            photographs that are gone. Masks and checkpoints that were made with other classes no
-            longer fit, and a network that was trained on another list needs another folder.
+        overwrite: Write classes.txt and lists/train.txt anew from labels.csv, without the images of
+            other lists such as val, and drop the rows of photographs that are gone. Masks and
+            checkpoints that were made with other classes no longer fit, and a network that was
+            trained on another list needs another folder.
     """
 
     root: Path
@@ -53,32 +55,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     list_file, every_file = (root / "lists" / f"{name}.txt" for name in ("train", "photographs"))
     rows = labelled(root, labels_file, overwrite=command.overwrite)
     ids, names = [image_id for image_id, _ in rows], class_names(rows, labels_file)
-    made = {class_file: list_bytes(names), list_file: list_bytes(ids)}
     kept = [path for path in (class_file, list_file) if path.exists() and not command.overwrite]
     # Nothing is written before everything is checked, so that a mended file is read as if new.
     known = list(read_class_names(class_file)) if class_file in kept else names
     check_class_names(known, labels_file)
-    if new := sorted(set(names) - set(known)):
-        raise ValueError(f"{class_file} lacks {first_few(new)}, in labels.csv: {_AGAIN}")
+    if lacking := sorted(set(names) - set(known)):
+        raise ValueError(f"{class_file} lacks {first_few(lacking)}, in labels.csv: {_AGAIN}")
     if class_folders(root):
         put_changed({labels_file: csv_bytes(rows)})
     catalog = Catalog("folder", root, tuple(known), LAYOUTS["folder"], labels_file)
-    listed = catalog.ids("train") if list_file in kept else ids
+    others = in_other_lists(catalog, (list_file, every_file))
+    own = [image_id for image_id in ids if image_id not in others] or ids
+    listed = catalog.ids("train") if list_file in kept else own
     for image_id in listed:
         catalog.label(image_id)
     all_found(listed, catalog.image_path)
-    made[every_file] = list_bytes([image_id for image_id in ids if catalog.has_image(image_id)])
-    put_changed({path: content for path, content in made.items() if path not in kept})
+    listed_ids = set(listed)
+    left_out = [image_id for image_id in own if image_id not in listed_ids]
+    new = [image_id for image_id in left_out if catalog.has_image(image_id)]
+    made = {class_file: names, list_file: own, every_file: [*listed, *new]}
+    put_changed({path: list_bytes(lines) for path, lines in made.items() if path not in kept})
     if unused := [name for name in known if name not in names]:
         print(f"{class_file} has {first_few(unused)}, which no image of labels.csv has: {_AGAIN}")
-    listed_ids = set(listed)
-    if left_out := [image_id for image_id in ids if image_id not in listed_ids]:
+    if left_out:
         print(
             f"{list_file} leaves out {first_few(left_out)} of labels.csv: {_AGAIN}, for another "
             "training; the network that is trained makes their masks"
         )
-    everything = [*listed, *(image_id for image_id in left_out if catalog.has_image(image_id))]
-    report(catalog.class_names, bad_images(catalog, everything), len(listed))
+    report(catalog.class_names, bad_images(catalog, [*listed, *new]), len(listed))
+
+
+def in_other_lists(catalog: Catalog, own: Sequence[Path]) -> set[str]:
+    """Return the images in lists of the root that are none of this command's own, such as `val`."""
+    others = (path for path in own[0].parent.glob("*.txt") if path not in own)
+    return {image_id for path in others for image_id in catalog.ids(path.stem)}
 
 
 def put_changed(files: Mapping[Path, bytes]) -> None:

@@ -188,6 +188,26 @@ def test_corrected_masks_are_seeds_of_the_next_training(
     assert (tmp_path / "run" / "checkpoint.pth").is_file()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_masks_of_photographs_in_folders_of_classes_come_back(layout: str, tmp_path) -> None:
+    root, masks, rng = tmp_path / "photos", tmp_path / "mask", np.random.default_rng(0)
+    for name in ("cat/Größe 1.v2.JPG", "dog/Größe 1.v2.JPG", "dog/x.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8)).save(root / name)
+        mask = rng.choice([0, 1, 2, UNKNOWN], (9, 12)).astype(np.uint8)
+        save_mask((masks / name).with_name(f"{Path(name).stem}.png"), mask)
+    assert run("data/folder.py", "--root", root).returncode == 0
+    source = tmp_path / LAYOUTS[layout]
+    written = there(layout, root, masks, source)
+    assert written.returncode == 0, written.stderr
+    came = back(layout, source, root, tmp_path / "back")
+    assert came.returncode == 0, came.stderr
+    names = [path.relative_to(masks) for path in masks.rglob("*.png")]
+    assert len(names) == 3
+    for name in names:
+        assert np.array_equal(load_mask(masks / name), load_mask(tmp_path / "back" / name))
+
+
 def shape(kind: str, points: list[list[float]], label: str = "red", **more: object) -> dict:
     return {"label": label, "points": points, "shape_type": kind, **more}
 

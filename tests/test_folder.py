@@ -105,10 +105,15 @@ def test_the_list_of_every_photograph_is_kept_up_to_date(photographs) -> None:
     labels, every = photographs / "labels.csv", photographs / "lists" / "photographs.txt"
     labels.write_text("image_id,classes\na1,disc\n")
     folder(photographs)
-    labels.write_text("image_id,classes\na1,disc\nb-4,disc\n")
-    folder(photographs)
+    (photographs / "lists" / "val.txt").write_text("c5\n")
+    labels.write_text("image_id,classes\na1,disc\nb-4,disc\nc5,disc\nnobody,disc\n")
+    result = folder(photographs)
+    assert "leaves out b-4, nobody of labels.csv" in result.stdout
     assert (photographs / "lists" / "train.txt").read_text() == "a1\n"
     assert every.read_text() == "a1\nb-4\n"
+    labels.write_text("image_id,classes\na1,disc\nb-4,disc\nc5,disc\n")
+    assert folder(photographs, "--overwrite").returncode == 0
+    assert (photographs / "lists" / "train.txt").read_text() == "a1\nb-4\n", "without val"
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from network.predict.choose import SURE, is_segmentation_network
-from network.predict.predictor import Prediction, Predictor, Request, load
+from network.predict.predictor import Prediction, Predictor, load
+from network.predict.request import Request
 from tool.cli import DEVICES, run_stage
 from tool.crf.flags import CrfFlags
 from tool.crf.post import GATES
@@ -126,12 +127,17 @@ def predictions(command: Command, predictor: Predictor) -> Iterator[Prediction]:
     if missing := [path for path in command.image if not path.is_file()]:
         raise FileNotFoundError(f"photograph {missing[0]} does not exist")
     previous.require(inputs, [path.stem for path in command.image])
-    return predictor.each(
-        [
-            Request(path, command.classes, command.top, files_of(previous, inputs, path.stem))
-            for path in command.image
-        ]
-    )
+    requests = [
+        Request(
+            path,
+            command.classes,
+            command.top,
+            files_of(previous, inputs, path.stem),
+            explained=command.picture is not None,
+        )
+        for path in command.image
+    ]
+    return predictor.each(requests)
 
 
 def files_of(previous: PreviousOutputs, inputs: Sequence[str], name: str) -> dict[str, Path]:

@@ -27,9 +27,8 @@ class PhotographMaps:
             too large.
         whole: (H, W) of the photograph itself.
         rows: The maps of which the mask is made, (P, h, w), as a file stores them.
-        plain: The same maps before the gate; None without a gate.
-        gate: (P, h, w) float32 in [0, 1], the gate of each foreground class of `rows`; None without
-            a gate.
+        plain: The same maps before the gate; None without a gate, or if it is not explained.
+        gate: (P, h, w) float32 in [0, 1], the gate of each foreground class of `rows`; likewise.
     """
 
     image: np.ndarray
@@ -62,6 +61,7 @@ def maps_of(
     device: torch.device,
     views: Views,
     gate: NroiGate | None,
+    explained: bool = False,
 ) -> PhotographMaps:
     """Compute the maps of a photograph.
 
@@ -75,6 +75,7 @@ def maps_of(
         device: The device that computes.
         views: The sizes of the copies of the photograph.
         gate: The gate of the run; None for none.
+        explained: Whether to keep what the gate did, for a picture; it is then computed twice.
     """
     size = (image.height, image.width)
     sample = {"image_id": image_id, "size": size, "images": views.of(image), **previous}
@@ -98,7 +99,7 @@ def maps_of(
         [sample],
         device=device,
         mirror=views.mirror,
-        refine=None if gate is None else refine,
+        refine=refine if explained and gate is not None else gate,
     )[0][method.maps[0]]
 
     def rows(maps: Tensor) -> Cam:

@@ -35,37 +35,19 @@ from network.predict.choose import (
     region_id,
 )
 from network.predict.maps import PhotographMaps, maps_of
+from network.predict.request import Request, Source, as_photograph
 from network.weights.restore import restore
 from tool.crf.flags import CrfFlags, crf_settings
 from tool.crf.masking import MaskMaker
-from tool.formats.image import decode, photograph_of, reduced
+from tool.formats.image import reduced
 from tool.formats.mask import resized
 from tool.infer.previous import INFERABLE, PreviousOutputs, takes_previous_outputs
 from tool.infer.scales import Views
 from tool.parallel.dist import pick_device
 from tool.parallel.processes import Pool, default_workers
 
-Source = str | Path | Image.Image | np.ndarray
 _FEW = 4  # photographs that do not pay for processes of their own
 _AHEAD = 4  # photographs whose maps may wait for their CRF
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A photograph to segment, and what is known about it.
-
-    Attributes:
-        image: A path, a PIL image, or an array (H, W, 3) uint8 in RGB.
-        classes: Names of the classes that it may have; None or none to let the method choose.
-        top: Number of classes that the method chooses, the likeliest; None for those of which it is
-            sure.
-        files: Batch key -> path of the photograph's file of a previous stage: `seed`, `cam`.
-    """
-
-    image: Source
-    classes: Sequence[str] | None = None
-    top: int | None = None
-    files: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -240,6 +222,7 @@ class Predictor:
             device=self.device,
             views=self.views,
             gate=self.gate,
+            explained=request.explained,
         )
         return maps, {
             "scores": scores,
@@ -325,27 +308,3 @@ def _request(
 def _prediction(mask: np.ndarray, maps: PhotographMaps, rest: dict[str, Any]) -> Prediction:
     """Return the result of a photograph, with its mask (h, w) enlarged to its own size."""
     return Prediction(mask=resized(mask, maps.whole), maps=maps, **rest)
-
-
-def as_photograph(source: Source) -> Image.Image:
-    """Return a photograph as an RGB image, upright.
-
-    Args:
-        source: A path, a PIL image, or an array (H, W, 3) uint8 in RGB.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read, or the array has another shape or type.
-        TypeError: The source is something else.
-    """
-    if isinstance(source, (str, Path)):
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"photograph {source} does not exist")
-        return decode(Path(source), "RGB", upright=True)
-    if isinstance(source, Image.Image):
-        return photograph_of(source)
-    if not isinstance(source, np.ndarray):
-        raise TypeError(f"a photograph is a path, a PIL image or an array, not {type(source)}")
-    if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
-        raise ValueError(f"a photograph is (H, W, 3) uint8, not {source.shape} {source.dtype}")
-    return Image.fromarray(source)
