@@ -109,9 +109,10 @@ class Catalog:
 
     def _id_of_line(self, line: str) -> str:
         folders = (*self.layout.images, voc12.IMAGE_FOLDER)
-        return id_of_line(line, folders, exists=self._has_image, ids_of_int=self.layout.ids_of_int)
+        return id_of_line(line, folders, exists=self.has_image, ids_of_int=self.layout.ids_of_int)
 
-    def _has_image(self, image_id: str) -> bool:
+    def has_image(self, image_id: str) -> bool:
+        """Whether there is exactly one image file of the id."""
         try:
             return bool(self.image_path(image_id))
         except (FileNotFoundError, ValueError):

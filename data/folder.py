@@ -1,8 +1,12 @@
-"""Make a dataset for the stages out of photographs and a `labels.csv`.
+"""Make a dataset for the stages out of photographs, and pick up photographs that are new.
 
-The root holds the photographs in `images/`, and `labels.csv` with a row `image_id,class;class` per
-image. The command writes `classes.txt`, the classes in alphabetical order, and `lists/train.txt`.
-Files that exist stay as they are, unless --overwrite is given; what they lack is said.
+The photographs lie in `images/` of the root, with a `labels.csv` that has a row
+`image_id,class;class` per image; or in one folder per class, of which the command makes a
+`labels.csv`. It writes `classes.txt`, the classes in alphabetical order, and two lists:
+`lists/train.txt` is what networks are trained on, `lists/photographs.txt` is that and every
+photograph that is in no list yet. Files that exist stay as they are, unless --overwrite is given;
+what they lack is said. The second list, and `labels.csv` if there are folders of classes, are
+brought up to date.
 """
 
 from __future__ import annotations
@@ -11,12 +15,13 @@ if __name__ == "__main__":
     import tool.starting  # noqa: F401 - before all other imports
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.catalog import Catalog
+from data.class_folders import IMAGES, class_folders, read_folders, with_rows
 from data.files import all_found, list_bytes
-from data.labels import check_class_names, csv_rows, read_class_names
+from data.labels import check_class_names, csv_bytes, csv_rows, read_class_names
 from data.layouts import LAYOUTS
 from data.prepare import put_files
 from data.readable import bad_images
@@ -25,6 +30,7 @@ from tool.files import first_few
 from tool.flags import parse_flags
 
 _AGAIN = "--overwrite writes it anew"
+_Rows = list[tuple[str, list[str]]]  # of a labels.csv: image id and classes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,9 +38,12 @@ class Command:
     """What the command line says.
 
     Attributes:
-        root: Folder that holds images/ and labels.csv, and receives what is missing.
-        overwrite: Write classes.txt and lists/train.txt anew from labels.csv. Masks and checkpoints
-            that were made with other classes no longer fit.
+        root: Folder that holds images/ and labels.csv, or a folder per class, and receives what is
+            missing.
+        overwrite: Write classes.txt and lists/train.txt anew from labels.csv, without the images of
+            other lists such as val, and drop the rows of photographs that are gone. Masks and
+            checkpoints that were made with other classes no longer fit, and a network that was
+            trained on another list needs another folder.
     """
 
     root: Path
@@ -46,32 +55,89 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = parse_flags(Command, argv, example="--root my-photos")
     root = command.root
     labels_file, class_file = root / "labels.csv", root / "classes.txt"
-    list_file = root / "lists" / "train.txt"
-    if not labels_file.is_file():
-        raise FileNotFoundError(
-            f"{labels_file} does not exist: a header image_id,classes and rows ID,cat;dog (--root)"
-        )
-    rows = csv_rows(labels_file)
+    list_file, every_file = (root / "lists" / f"{name}.txt" for name in ("train", "photographs"))
+    rows = labelled(root, labels_file, overwrite=command.overwrite)
     ids, names = [image_id for image_id, _ in rows], class_names(rows, labels_file)
-    made = {class_file: names, list_file: ids}
-    kept = [path for path in made if path.exists() and not command.overwrite]
+    kept = [path for path in (class_file, list_file) if path.exists() and not command.overwrite]
     # Nothing is written before everything is checked, so that a mended file is read as if new.
     known = list(read_class_names(class_file)) if class_file in kept else names
     check_class_names(known, labels_file)
-    if new := sorted(set(names) - set(known)):
-        raise ValueError(f"{class_file} lacks {first_few(new)}, in labels.csv: {_AGAIN}")
+    if lacking := sorted(set(names) - set(known)):
+        raise ValueError(f"{class_file} lacks {first_few(lacking)}, in labels.csv: {_AGAIN}")
+    if class_folders(root):
+        put_changed({labels_file: csv_bytes(rows)})
     catalog = Catalog("folder", root, tuple(known), LAYOUTS["folder"], labels_file)
-    listed = catalog.ids("train") if list_file in kept else ids
+    others = in_other_lists(catalog, (list_file, every_file))
+    own = [image_id for image_id in ids if image_id not in others] or ids
+    listed = catalog.ids("train") if list_file in kept else own
     for image_id in listed:
         catalog.label(image_id)
     all_found(listed, catalog.image_path)
     listed_ids = set(listed)
-    put_files({path: list_bytes(lines) for path, lines in made.items() if path not in kept})
+    left_out = [image_id for image_id in own if image_id not in listed_ids]
+    new = [image_id for image_id in left_out if catalog.has_image(image_id)]
+    made = {class_file: names, list_file: own, every_file: [*listed, *new]}
+    put_changed({path: list_bytes(lines) for path, lines in made.items() if path not in kept})
     if unused := [name for name in known if name not in names]:
         print(f"{class_file} has {first_few(unused)}, which no image of labels.csv has: {_AGAIN}")
-    if left_out := [image_id for image_id in ids if image_id not in listed_ids]:
-        print(f"{list_file} leaves out {first_few(left_out)} of labels.csv: {_AGAIN}")
-    report(catalog.class_names, bad_images(catalog, listed), len(listed))
+    if left_out:
+        print(
+            f"{list_file} leaves out {first_few(left_out)} of labels.csv: {_AGAIN}, for another "
+            "training; the network that is trained makes their masks"
+        )
+    report(catalog.class_names, bad_images(catalog, [*listed, *new]), len(listed))
+
+
+def in_other_lists(catalog: Catalog, own: Sequence[Path]) -> set[str]:
+    """Return the images in lists of the root that are none of this command's own, such as `val`."""
+    others = (path for path in own[0].parent.glob("*.txt") if path not in own)
+    return {image_id for path in others for image_id in catalog.ids(path.stem)}
+
+
+def put_changed(files: Mapping[Path, bytes]) -> None:
+    """Write the files that do not have their content yet."""
+    changed = {path: c for path, c in files.items() if not path.is_file() or path.read_bytes() != c}
+    put_files(changed)
+
+
+def labelled(root: Path, labels_file: Path, *, overwrite: bool) -> _Rows:
+    """Return the rows of `labels.csv`, with the images of the class folders if there are any.
+
+    Args:
+        root: The root.
+        labels_file: The file, which need not exist if there are folders.
+        overwrite: Whether to drop the rows of photographs that are gone.
+
+    Raises:
+        FileNotFoundError: There are neither labels nor folders, or photographs are gone.
+        ValueError: The file is no `labels.csv`, or a photograph has a name that no list can hold.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} does not exist (--root)")
+    folders = class_folders(root)
+    if not folders and not labels_file.is_file():
+        raise FileNotFoundError(
+            f"{labels_file} does not exist: a header image_id,classes and rows ID,cat;dog for "
+            f"photographs in {root / IMAGES}; or put the photographs of each class into a folder "
+            f"of its name, such as {root / 'cat'} (--root)"
+        )
+    rows = csv_rows(labels_file) if labels_file.is_file() else []
+    if not folders:
+        return rows
+    found = read_folders(root, folders, (image_id for image_id, _ in rows))
+    if gone := [image_id for image_id, _ in rows if image_id not in found.rows]:
+        if not overwrite:
+            raise FileNotFoundError(
+                f"{labels_file} has {first_few(gone)}, which have no photograph: --overwrite "
+                "drops the rows"
+            )
+        rows = [row for row in rows if row[0] in found.rows]
+    for line in found.lines():
+        print(line)
+    merged = with_rows(rows, found.rows)
+    if rows and (new := len(merged) - len(rows)):
+        print(f"{new} photographs are new: {first_few([one for one, _ in merged[len(rows) :]])}")
+    return merged
 
 
 def class_names(rows: Iterable[tuple[str, list[str]]], path: Path) -> list[str]:

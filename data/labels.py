@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -179,6 +179,15 @@ def csv_rows(path: Path) -> list[tuple[str, list[str]]]:
     return list(found.items())
 
 
+def csv_bytes(rows: Iterable[tuple[str, Sequence[str]]]) -> bytes:
+    """Return a `labels.csv` with these rows: image ids, and the names of their classes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(HEADER)
+    writer.writerows([image_id, ";".join(names)] for image_id, names in rows)
+    return text.getvalue().encode()
+
+
 def label_files(
     root: Path, labels: Mapping[str, np.ndarray], class_names: Sequence[str]
 ) -> dict[Path, bytes]:
@@ -191,15 +200,14 @@ def label_files(
         labels: Image id -> (K,) float32 {0, 1}.
         class_names: The K foreground classes.
     """
-    rows, pickled = io.StringIO(), io.BytesIO()
-    writer = csv.writer(rows, lineterminator="\n")
-    writer.writerow(HEADER)
-    for image_id, label in labels.items():
-        names = (class_names[index] for index in np.flatnonzero(label))
-        writer.writerow([image_id, ";".join(names)])
+    pickled = io.BytesIO()
+    rows = (
+        (image_id, [class_names[index] for index in np.flatnonzero(label)])
+        for image_id, label in labels.items()
+    )
     np.save(pickled, np.array(dict(labels), dtype=object), allow_pickle=True)
     return {
-        root / "labels.csv": rows.getvalue().encode(),
+        root / "labels.csv": csv_bytes(rows),
         root / "cls_labels.npy": pickled.getvalue(),
     }
 

@@ -28,7 +28,9 @@ class Layout:
 
 
 _VOC = Layout((voc12.IMAGE_FOLDER,), voc12.MASK_FOLDERS, voc12.SALIENCY_FOLDER, voc12.LIST_FOLDER)
-_FOLDER = Layout(("images",), ("masks",), "saliency", "lists", upright=True, max_side=MAX_SIDE)
+_FOLDER = Layout(
+    ("images", "."), ("masks",), "saliency", "lists", upright=True, max_side=MAX_SIDE
+)  # "." has the folders of classes
 LAYOUTS = {
     "toy": _VOC,
     "voc12": dataclasses.replace(

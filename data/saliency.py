@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from data.catalog import Catalog
+from data.files import all_found
 from data.readable import ListFlags, open_list
 from tool.bar import counted
 from tool.cli import run_stage
@@ -59,6 +60,7 @@ class Command:
         model: Network that makes the maps: u2netp (4.6 MB) or u2net (168 MB), fetched once, or an
             ONNX file of that family.
         out: Folder that receives one ID.png per image. By default the dataset's own.
+        if_missing: Do nothing if every image has a map there already, whoever made it.
         shard: Make share I of N, counted from 0, if several machines divide the list. By default
             all.
         workers: Processes. Each holds the network, about 1 GB.
@@ -67,6 +69,7 @@ class Command:
     data: ListFlags
     model: str = flag(NETWORKS[0], metavar="|".join((*NETWORKS, "FILE")))
     out: Path | None = None
+    if_missing: bool = False
     shard: tuple[int, int] | None = flag(None, type=shard, nargs=None, metavar="I/N")
     workers: int = flag(cores, type=SOME_WORKERS, metavar="N")
 
@@ -76,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = parse_flags(
         Command, argv, example="--root my-photos --list train", defaults={"dataset": "folder"}
     )
+    if command.if_missing and all_there(command):
+        return
     if importlib.util.find_spec("onnxruntime") is None:
         raise ValueError("data.saliency needs onnxruntime: pip install onnxruntime")
     catalog, images = open_list(command.data)
@@ -93,6 +98,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     done = map_processes(work, ids, workers=command.workers)
     written = sum(counted(done, len(ids), "saliency", unit="image"))
     print(f"{out}: {written} maps written, {len(ids) - written} were there")
+
+
+def all_there(command: Command) -> bool:
+    """Return whether every image has a map, and say so."""
+    catalog, images = open_list(command.data)
+    if command.out is not None:
+        catalog = dataclasses.replace(catalog, saliency_folder=command.out)
+    try:
+        all_found(images.ids, catalog.saliency_path)
+    except FileNotFoundError:
+        return False
+    print(f"{catalog.saliency_root}: all {len(images.ids)} maps are there")
+    return True
 
 
 @functools.cache

@@ -34,6 +34,19 @@ evaluate() {  # folder of masks or CAMs, file of the result, flags ...; nothing 
 threshold_of() {  # folder of masks, default: the threshold that made them
   "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1])).get("threshold", sys.argv[2]))' "$1/crf.json" "$2"
 }
+prepare_photographs() {  # your own: labels, lists and saliency maps, of photographs that have none yet
+  local photographs=(--root "${ROOT:?set ROOT to the folder of your photographs}") skip=() maps=()
+  # Labels in the field's .npy are read as they are.
+  if [ -f "$ROOT/labels.csv" ] || [ ! -d "$ROOT/images" ]; then
+    "$PYTHON" -m data.folder "${photographs[@]}"
+    # Photographs that came after the first run get masks; the network is trained on what it was trained on.
+    if [ "$TRAIN_LIST" = train ] && [ -z "${MASK_LIST:-}" ]; then MASK_LIST=photographs train_list=train; fi
+  fi
+  [ "${SKIP_BAD_IMAGES:-0}" = 0 ] || skip=(--skip-bad-images)
+  [ -z "${SALIENCY_ROOT:-}" ] || maps=(--saliency-root "$SALIENCY_ROOT")
+  [ "$METHOD" = cam ] ||
+    "$PYTHON" -m data.saliency "${photographs[@]}" --list "${MASK_LIST:-$TRAIN_LIST}" --if-missing ${maps[@]+"${maps[@]}"} ${skip[@]+"${skip[@]}"}
+}
 finish() {  # run directory, folder of masks, their score, list: the report, and where everything is; a failure loses no run
   local miou="not scored" report="$1/report.html" checkpoint="$1/checkpoint.pth"
   "$PYTHON" -m data.report "$1" --mask-dir "$2" --score "$3" "${data[@]}" --list "$4" --out "$report" || report="not made: see above"
@@ -46,5 +59,5 @@ segment() {  # folder of pseudo masks, folder of the run: SEG=1 goes on with a s
   if [ "${SEG:-0}" != 1 ]; then return; fi
   METHOD="${SEG_METHOD:-deeplab2}" MASK_DIR="$1" OUT="$2" STEPS="${SEG_STEPS:-}" BACKBONE="${SEG_BACKBONE:-}" \
     WEIGHTS="${SEG_WEIGHTS:-}" TRAIN_FLAGS="${SEG_FLAGS:-}" SCALES="${SEG_SCALES:-}" DATASET="$DATASET" ROOT="$ROOT" \
-    TRAIN_LIST="$MASK_LIST" SEED="$SEED" SHORT="${SHORT:-0}" PYTHON_READY="$PYTHON" bash scripts/script_seg.sh
+    TRAIN_LIST="${train_list:-$MASK_LIST}" SEED="$SEED" SHORT="${SHORT:-0}" PYTHON_READY="$PYTHON" bash scripts/script_seg.sh
 }

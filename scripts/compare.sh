@@ -61,7 +61,7 @@ one() {  # method, seed
       keep "$name" "$2" "$own" miou miou_cam
       ;;
     *)
-      METHOD="$method" SEED="$2" OUT="$COMPARE_OUT/$1-seed$2" METHOD_FLAGS="${flags//,/ }" \
+      METHOD="$method" SEED="$2" OUT="$COMPARE_OUT/$1-seed$2" METHOD_FLAGS="${flags//,/ }" SEG="${SEG:-0}" \
         logged "$1, seed $2" "$COMPARE_OUT/$1-seed$2" bash scripts/script_contrast.sh
       ;;
   esac

@@ -7,17 +7,19 @@
 #   DATASET=coco14 ROOT=.../COCO SALIENCY_ROOT=... WEIGHTS=... bash scripts/script_contrast.sh
 #   SHORT=1 STEPS=400 DATASET=voc12 ROOT=.../voc6 TRAIN_LIST=train bash scripts/script_contrast.sh
 #                                                            a few hundred photographs on a CPU
-#   DATASET=folder ROOT=.../my-photos bash scripts/script_contrast.sh         your own (README); scored if R/masks exists
+#   DATASET=folder ROOT=.../my-photos bash scripts/script_contrast.sh         your own (docs/photographs.md): a folder per
+#                                                            class, or images/ and labels.csv; scored if masks/ exists
 # SHORT=1|0: the method's recipe for a few hundred images (its `Recipe.short`), or the paper's; by default 1 for the
 # embedded dataset and your own photographs.
 # GATE=1|0: gate the CAMs by background regions (NROIs) in inference, or not; by default only for fbr.
-# SEG=1: go on with a segmentation network trained on the masks (scripts/script_seg.sh), in OUT/seg; SEG_METHOD, SEG_STEPS,
-# SEG_BACKBONE, SEG_WEIGHTS and SEG_FLAGS are its settings.
+# SEG=1|0: go on with a segmentation network trained on the masks (scripts/script_seg.sh), in OUT/seg; by default only for your
+# own photographs. SEG_METHOD, SEG_STEPS, SEG_BACKBONE, SEG_WEIGHTS and SEG_FLAGS are its settings.
 # METHOD=fill|cam|eps|ppc|fbr  SEED=0  OUT=out/...  are further settings; TRAIN_FLAGS goes to train_fbr.py, after these;
 # SKIP_BAD_IMAGES=1 leaves out, counts and lists images that cannot be read.
 # Stopped and started again, it goes on where it was.
 set -euo pipefail
 methods="fill cam eps ppc fbr"
+if [ "${DATASET:-toy}" = folder ]; then SEG="${SEG:-1}"; fi
 source "$(dirname "$0")/settings.sh"
 source scripts/chain.sh
 METHOD="${METHOD:-fbr}"
@@ -45,6 +47,7 @@ case "$DATASET" in
     SHORT="${SHORT:-1}"
     if [ "$SHORT" = 1 ]; then STEPS="${STEPS:-400}"; fi
     if [ ! -d "${ROOT:-}/masks" ]; then SCORE=0; fi   # photographs without ground truth
+    if [ "$DATASET" = folder ]; then prepare_photographs; fi
     ;;
 esac
 ROOT="${ROOT:?set ROOT to the folder of the dataset}"
@@ -83,3 +86,6 @@ else
 fi
 finish "$OUT" "$OUT/mask" "$OUT/miou.json" "$MASK_LIST"
 segment "$OUT/mask" "$OUT/seg"
+if [ "$DATASET" = folder ] && [ "${SEG:-0}" = 1 ]; then
+  echo "new photographs: $PYTHON -m network.predict PHOTOGRAPH ... --checkpoint $OUT/seg/checkpoint.pth --out FOLDER"
+fi

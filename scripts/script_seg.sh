@@ -21,7 +21,6 @@ source scripts/chain.sh
 METHOD="${METHOD:-deeplab2}"
 DATASET="${DATASET:-toy}"
 SEED="${SEED:-0}"
-LIST="${LIST:-val}"
 case "$DATASET" in
   toy)
     ROOT="${ROOT:-out/toy-data}" TRAIN_LIST="${TRAIN_LIST:-train}" SHORT="${SHORT:-1}"
@@ -45,8 +44,12 @@ case "$DATASET" in
   *)
     TRAIN_LIST="${TRAIN_LIST:-train}" SHORT="${SHORT:-1}"
     if [ ! -d "${ROOT:-}/masks" ]; then SCORE=0; fi              # photographs without ground truth
+    for name in val photographs "$TRAIN_LIST"; do                # the first one that there is
+      if [ -z "${LIST:-}" ] && [ -f "${ROOT:-}/lists/$name.txt" ]; then LIST="$name"; fi
+    done
     ;;
 esac
+LIST="${LIST:-val}"
 ROOT="${ROOT:?set ROOT to the folder of the dataset}"
 MASK_DIR="${MASK_DIR:?set MASK_DIR to the folder of the pseudo masks that script_contrast.sh or script_amn.sh made}"
 if [ "$LIST" = test ]; then SCORE=0; fi                          # there is no ground truth

@@ -14,6 +14,7 @@ import torch
 from method_cases import METHODS, MIXED, make_batch, make_method
 from runs import Result, assert_refused, run
 from torch import nn
+from untrained import untrained
 
 from benchmarks import apart, arithmetic, timing
 from benchmarks.arithmetic import Call, backbone_flops, flops_of, peak_tflops, share_of_peak
@@ -312,3 +313,17 @@ def test_mechanism_prints_shares_and_areas_of_fbr(folder_root: Path, tmp_path: P
     assert cosine == pytest.approx(1, abs=1e-3)
     assert 0 < whole <= sum(length for _, length, _ in found["terms"].values()) + 1e-3
     assert value > found["terms"]["cls"][0] + found["terms"]["sal"][0] > 0, "their weights are 1"
+
+
+def test_predict_times_masks_alone_and_together(folder_root: Path, tmp_path: Path) -> None:
+    checkpoint = untrained("cam", folder_root, tmp_path / "checkpoint.pth")
+    images, figures = sorted((folder_root / "images").iterdir())[:4], tmp_path / "figures.json"
+    flags = ["--checkpoint", checkpoint, "--repeats", 1, "--device", "cpu", "--json", figures]
+    result = run("benchmarks/predict.py", *images, *flags)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(figures.read_text(encoding="utf-8"))["rows"]
+    assert [found["photographs"] for found in rows] == [1, 4, 4, 4]
+    assert all(
+        found["seconds"] == pytest.approx(found["each"] * found["photographs"]) for found in rows
+    )
+    assert all(found["seconds"] > 0 for found in rows)

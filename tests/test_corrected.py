@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
-from runs import assert_refused, run
+from runs import SMALL, assert_refused, run
 
 from data.catalog import open_catalog
 from tool.formats.labelme import load_labelme
@@ -150,6 +150,62 @@ def test_corrected_masks_train(folder_root, masks, tmp_path) -> None:
     done = run("train_fbr.py", *flags)
     assert done.returncode == 0, done.stderr
     assert "masks of 8 images" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "what"),
+    [
+        ("coco", "unknown", "unknown pixels"),
+        ("cvat", "unknown", "unknown pixels"),
+        ("labelme", "__ignore__", "unknown pixels"),
+        ("labelme", "_background_", "the background"),
+    ],
+)
+def test_a_class_with_a_name_of_the_layout_is_refused(
+    layout: str, name: str, what: str, folder_dataset, masks, tmp_path
+) -> None:
+    """Both ways: its masks would come back as unknown pixels or background."""
+    source = tmp_path / LAYOUTS[layout]
+    assert there(layout, folder_dataset, masks, source).returncode == 0
+    (folder_dataset / "classes.txt").write_text(f"disc\n{name}\nsky lark\n")
+    words = (f"the class {name!r}", f"name of {what}")
+    assert_refused(there(layout, folder_dataset, masks, tmp_path / f"2{source.name}"), *words)
+    assert_refused(back(layout, source, folder_dataset, tmp_path / "back"), *words)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_corrected_masks_are_seeds_of_the_next_training(
+    layout: str, folder_root, masks, tmp_path
+) -> None:
+    source = tmp_path / LAYOUTS[layout]
+    assert there(layout, folder_root, masks, source).returncode == 0
+    assert back(layout, source, folder_root, tmp_path / "back").returncode == 0
+    flags = [*SMALL, "--method", "amn", "--steps", 1, *data(folder_root)]
+    done = run("train_fbr.py", *flags, "--seed-dir", tmp_path / "back", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    noted = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert noted["seeds"]["source"] == str(source.resolve())
+    assert (tmp_path / "run" / "checkpoint.pth").is_file()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_masks_of_photographs_in_folders_of_classes_come_back(layout: str, tmp_path) -> None:
+    root, masks, rng = tmp_path / "photos", tmp_path / "mask", np.random.default_rng(0)
+    for name in ("cat/Größe 1.v2.JPG", "dog/Größe 1.v2.JPG", "dog/x.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (9, 12, 3), np.uint8)).save(root / name)
+        mask = rng.choice([0, 1, 2, UNKNOWN], (9, 12)).astype(np.uint8)
+        save_mask((masks / name).with_name(f"{Path(name).stem}.png"), mask)
+    assert run("data/folder.py", "--root", root).returncode == 0
+    source = tmp_path / LAYOUTS[layout]
+    written = there(layout, root, masks, source)
+    assert written.returncode == 0, written.stderr
+    came = back(layout, source, root, tmp_path / "back")
+    assert came.returncode == 0, came.stderr
+    names = [path.relative_to(masks) for path in masks.rglob("*.png")]
+    assert len(names) == 3
+    for name in names:
+        assert np.array_equal(load_mask(masks / name), load_mask(tmp_path / "back" / name))
 
 
 def shape(kind: str, points: list[list[float]], label: str = "red", **more: object) -> dict:

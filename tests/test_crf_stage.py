@@ -339,8 +339,8 @@ def test_every_backend_and_the_batches_of_a_gpu_write_the_same_masks(folder_data
         open_catalog("folder", folder_dataset),
         cams,
         tmp_path / "batches",
-        preset_of("psa80", 5),
-        8.0,
+        preset=preset_of("psa80", 5),
+        alpha=8.0,
         backend="torch",
     )
     ids = ids_of(folder_dataset)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import FOLDER_CLASSES, FOLDER_IMAGES
+from PIL import Image
 from runs import assert_refused, run
 
 from data.catalog import open_catalog
+from data.labels import csv_bytes, csv_rows
+from tool.files import write_json
+from tool.provenance import MADE_FROM
 
 
 @pytest.fixture
@@ -94,3 +99,111 @@ def test_refusals(photographs) -> None:
     assert_refused(folder(photographs), "../a1")
     labels.unlink()
     assert_refused(folder(photographs), "labels.csv")
+
+
+def test_the_list_of_every_photograph_is_kept_up_to_date(photographs) -> None:
+    labels, every = photographs / "labels.csv", photographs / "lists" / "photographs.txt"
+    labels.write_text("image_id,classes\na1,disc\n")
+    folder(photographs)
+    (photographs / "lists" / "val.txt").write_text("c5\n")
+    labels.write_text("image_id,classes\na1,disc\nb-4,disc\nc5,disc\nnobody,disc\n")
+    result = folder(photographs)
+    assert "leaves out b-4, nobody of labels.csv" in result.stdout
+    assert (photographs / "lists" / "train.txt").read_text() == "a1\n"
+    assert every.read_text() == "a1\nb-4\n"
+    labels.write_text("image_id,classes\na1,disc\nb-4,disc\nc5,disc\n")
+    assert folder(photographs, "--overwrite").returncode == 0
+    assert (photographs / "lists" / "train.txt").read_text() == "a1\nb-4\n", "without val"
+
+
+@pytest.fixture
+def by_class(tmp_path: Path) -> Path:
+    """A folder per class, one photograph in two of them, and files that are no photographs."""
+    root = tmp_path / "my photos"
+    for number, name in enumerate(("cat/1.jpg", "cat/Müller 2.JPG", "dog/1.jpg", "dog/x 3.png")):
+        write_photograph(root / name, number)
+    shutil.copyfile(root / "cat" / "1.jpg", root / "dog" / "both (1).jpg")
+    (root / "cat" / "notes.txt").write_text("no photograph")
+    (root / ".thumbnails").mkdir()
+    shutil.copyfile(root / "cat" / "1.jpg", root / ".thumbnails" / "1.jpg")
+    return root
+
+
+def write_photograph(path: Path, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 10 + number), (9 * number, 90, 90)).save(path)
+
+
+def labels_of(root: Path) -> dict[str, list[str]]:
+    return dict(csv_rows(root / "labels.csv"))
+
+
+def test_folders_are_labels(by_class: Path) -> None:
+    result = folder(by_class)
+    assert result.returncode == 0, result.stderr
+    expected = {"cat/1": ["cat", "dog"], "cat/Müller 2": ["cat"]}
+    expected |= {"dog/1": ["dog"], "dog/x 3": ["dog"]}
+    assert labels_of(by_class) == expected
+    assert (
+        "one photograph each, with the classes of all its folders: cat/1.jpg and dog/both (1).jpg\n"
+        in result.stdout
+    )
+    assert "1 files are no photographs (cat/notes.txt)" in result.stdout
+    assert "4 images, 2 classes: cat, dog" in result.stdout
+    catalog = open_catalog("folder", by_class)
+    assert catalog.ids("train") == list(expected)
+    for image_id, names in expected.items():
+        assert catalog.label(image_id).tolist() == [name in names for name in ("cat", "dog")]
+        assert catalog.image_path(image_id).parent.name == image_id.split("/")[0]
+    assert "wrote" not in folder(by_class).stdout, "nothing is new"
+
+
+def test_new_photographs_in_folders_get_labels_and_are_not_trained_on(by_class: Path) -> None:
+    folder(by_class)
+    rows = labels_of(by_class) | {"dog/1": ["dog", "cat"]}  # by hand: a cat is there, too
+    (by_class / "labels.csv").write_bytes(csv_bytes(rows.items()))
+    write_photograph(by_class / "cat" / "0 new.jpg", 7)
+    shutil.copyfile(by_class / "cat" / "Müller 2.JPG", by_class / "dog" / "2.JPG")
+    result = folder(by_class)
+    assert "1 photographs are new: cat/0 new" in result.stdout
+    assert "train.txt leaves out cat/0 new of labels.csv: --overwrite" in result.stdout
+    new = {"cat/Müller 2": ["cat", "dog"], "cat/0 new": ["cat"]}
+    assert labels_of(by_class) == rows | new
+    catalog = open_catalog("folder", by_class)
+    assert len(catalog.ids("train")) == 4
+    assert catalog.ids("photographs") == [*rows, "cat/0 new"]
+    assert "5 images, 2 classes" in folder(by_class, "--overwrite").stdout
+    assert len(catalog.ids("train")) == 5
+
+
+def test_photographs_that_are_gone_are_named_and_their_rows_dropped(by_class: Path) -> None:
+    folder(by_class)
+    (by_class / "dog" / "x 3.png").unlink()
+    assert_refused(folder(by_class), "dog/x 3", "--overwrite drops the rows")
+    assert folder(by_class, "--overwrite").returncode == 0
+    assert "dog/x 3" not in labels_of(by_class)
+
+
+def test_results_in_the_root_are_no_classes(by_class: Path) -> None:
+    write_photograph(by_class / "corrected" / "1.png", 1)
+    write_json(by_class / "corrected" / MADE_FROM, {})
+    write_photograph(by_class / "saliency" / "1.png", 1)
+    assert "2 classes: cat, dog" in folder(by_class).stdout
+    write_photograph(by_class / "images" / "1.png", 1)
+    (by_class / "labels.csv").unlink()
+    assert_refused(folder(by_class), "labels.csv does not exist")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("background/1.jpg", "'background' is not a possible name"),
+        ("cat;dog/1.jpg", "'cat;dog' is not a possible name"),
+        ("cat/ 1.jpg", "begins or ends with a space"),
+        ("cat/1.png", "can be"),
+    ],
+)
+def test_names_that_no_class_or_image_can_have(by_class: Path, name: str, words: str) -> None:
+    write_photograph(by_class / name, 8)
+    assert_refused(folder(by_class), words)
+    assert not (by_class / "classes.txt").exists()

@@ -145,7 +145,8 @@ def test_show_writes_one_picture(trained, folder_root, tmp_path) -> None:
     image = next(iter((folder_root / "images").iterdir()))
     out = tmp_path / "shown.png"
     script = "network/predict/__main__.py"
-    result = run(script, image, "--checkpoint", trained, "--out", out, "--device", "cpu")
+    flags = ["--checkpoint", trained, "--top", 2, "--out", out, "--device", "cpu"]
+    result = run(script, image, *flags)
     assert result.returncode == 0, result.stderr
     width, height = Image.open(image).size
     picture = Image.open(out)

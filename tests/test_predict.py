@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,9 +12,7 @@ from PIL import Image
 from runs import Result, assert_refused, run
 from untrained import SEGMENT, untrained, without_labels
 
-from network.methods import Recipe
 from network.predict.__main__ import largest_classes
-from network.predict.maps import mask_of
 from tool.formats.mask import load_mask
 
 pytestmark = pytest.mark.usefixtures("trial_methods")
@@ -34,41 +31,53 @@ def panels(checkpoint: Path, image: Path) -> float:
 
 
 @pytest.mark.parametrize("more", [[], ["--max-side", 50]], ids=["whole", "reduced"])
-def test_a_photograph_gets_the_mask_of_infer_cam_without_labels(
+def test_a_photograph_gets_the_masks_of_infer_cam_without_labels(
     folder_root, tmp_path, one_thread, more
 ) -> None:
     root = without_labels(folder_root, tmp_path / "unlabelled")
     checkpoint = untrained(SEGMENT, root, tmp_path / "checkpoint.pth")
     data = ["--dataset", "folder", "--root", root, "--list", "train", "--num-workers", 0]
-    flags = ["--checkpoint", checkpoint, *data, "--device", "cpu", "--argmax", tmp_path / "all"]
-    assert run("infer_cam.py", *flags, *more).returncode == 0
+    flags = ["--checkpoint", checkpoint, *data, "--device", "cpu", "--argmax", tmp_path / "plain"]
+    assert run("infer_cam.py", *flags, "--masks", tmp_path / "crf", *more).returncode == 0
     seen = set()
-    for image in sorted((root / "images").iterdir()):
+    for image in sorted((root / "images").iterdir())[:4]:
         elsewhere = tmp_path / f"photograph{image.suffix}"  # outside any dataset
         elsewhere.write_bytes(image.read_bytes())
-        result = predict(checkpoint, elsewhere, "--mask", tmp_path / "mask.png", *more)
+        ours, theirs = tmp_path / "mask.png", f"{image.stem}.png"
+        result = predict(checkpoint, elsewhere, "--mask", ours, *more)
         assert result.returncode == 0, result.stderr
-        assert str(tmp_path / "mask.png") in result.stdout
-        ours, theirs = tmp_path / "mask.png", tmp_path / "all" / f"{image.stem}.png"
-        assert ours.read_bytes() == theirs.read_bytes()
+        assert str(ours) in result.stdout
+        assert ours.read_bytes() == (tmp_path / "crf" / theirs).read_bytes()
         classes = np.unique(load_mask(ours))
         seen |= set(classes.tolist())
         if not more:
             assert panels(checkpoint, elsewhere) == 2 + (classes > 0).sum()
+        plain = ["--bg-threshold", 0, "--mask", ours, *more]
+        assert predict(checkpoint, elsewhere, *plain).returncode == 0
+        assert ours.read_bytes() == (tmp_path / "plain" / theirs).read_bytes()
     assert len(seen) > 1
 
 
-def test_classes_choose_the_panels_of_a_segmentation_network(folder_root, tmp_path) -> None:
+def test_classes_that_are_given_are_all_that_a_mask_may_have(
+    folder_root, tmp_path, one_thread
+) -> None:
+    """Also of a segmentation network, as `infer_cam.py --with-labels` does it."""
     checkpoint = untrained(SEGMENT, folder_root, tmp_path / "checkpoint.pth")
-    image = folder_root / "images" / "a1.jpg"
+    data = ["--dataset", "folder", "--root", folder_root, "--list", "val", "--num-workers", 0]
+    flags = ["--checkpoint", checkpoint, *data, "--device", "cpu", "--with-labels"]
+    assert run("infer_cam.py", *flags, "--masks", tmp_path / "all").returncode == 0
     masks = []
-    for number, more in enumerate(([], ["--classes", "sky lark", "square"], ["--top", 1])):
-        path = tmp_path / f"{number}.png"
-        assert predict(checkpoint, image, "--mask", path, *more).returncode == 0
-        masks.append(path.read_bytes())
-        if number:
-            assert panels(checkpoint, image) == 2 + (2 if number == 1 else 1)
-    assert masks[0] == masks[1] == masks[2]
+    for name in ("a1", "my photo"):
+        classes, _, suffix = FOLDER_IMAGES[name]
+        image, path = folder_root / "images" / (name + suffix), tmp_path / f"{name}.png"
+        result = predict(checkpoint, image, "--mask", path, "--classes", *classes)
+        assert f"{', '.join(sorted(classes))}, as given" in result.stdout
+        assert path.read_bytes() == (tmp_path / "all" / f"{name}.png").read_bytes()
+        assert panels(checkpoint, image) == 2 + len(classes)
+        masks.append(load_mask(path))
+        assert predict(checkpoint, image, "--top", 1).returncode == 0
+        assert panels(checkpoint, image) == 3
+    assert any(mask.any() for mask in masks)
 
 
 def test_with_the_right_classes_the_mask_is_that_of_infer_cam(
@@ -76,7 +85,7 @@ def test_with_the_right_classes_the_mask_is_that_of_infer_cam(
 ) -> None:
     checkpoint = untrained("cam", folder_root, tmp_path / "checkpoint.pth")
     data = ["--dataset", "folder", "--root", folder_root, "--list", "val", "--num-workers", 0]
-    flags = ["--checkpoint", checkpoint, *data, "--device", "cpu", "--argmax", tmp_path / "all"]
+    flags = ["--checkpoint", checkpoint, *data, "--device", "cpu", "--masks", tmp_path / "all"]
     assert run("infer_cam.py", *flags).returncode == 0
     for name in ("a1", "my photo"):
         classes, _, suffix = FOLDER_IMAGES[name]
@@ -90,21 +99,66 @@ def test_with_the_right_classes_the_mask_is_that_of_infer_cam(
         }
 
 
-def test_two_likeliest_classes_are_the_default_of_a_classifier(folder_root, tmp_path) -> None:
+def test_a_classifier_says_of_which_classes_it_is_sure(folder_root, tmp_path, monkeypatch) -> None:
     checkpoint = untrained("cam", folder_root, tmp_path / "checkpoint.pth")
     image = folder_root / "images" / "a1.jpg"
-    for more, wanted in (([], 4), (["--top", 1], 3)):
-        assert predict(checkpoint, image, *more).returncode == 0
-        assert panels(checkpoint, image) == wanted
+    for found, more, words, count in (
+        ((0.9, 0.2, 0.6), [], "disc 0.90, sky lark 0.60 (sure of them: 0.5 or more)", 4),
+        ((0.1, 0.4, 0.3), [], "square 0.40 (the likeliest: not sure, which takes 0.5)", 3),
+        ((0.1, 0.4, 0.3), ["--top", 2], "square 0.40, sky lark 0.30 (the likeliest", 4),
+    ):
+        monkeypatch.setattr(
+            "network.methods.cam.Cam.classify", lambda *_, found=found: torch.tensor([found])
+        )
+        result = predict(checkpoint, image, *more)
+        assert words in result.stdout, result.stderr
+        assert panels(checkpoint, image) == count
 
 
-def test_the_mask_is_that_of_maps_as_a_file_stores_them() -> None:
-    """What float16 cannot tell apart is a tie, which goes to the background."""
-    maps = torch.tensor([0.50001, 0.50002, 0.1])[:, None, None].expand(3, 2, 2)
-    method = SimpleNamespace(has_background=True, recipe=Recipe())
-    assert not mask_of(maps, None, method, None).any()
-    clear = maps + torch.tensor([0, 0.01, 0])[:, None, None]
-    assert (mask_of(clear, None, method, None) == 1).all()
+def many(checkpoint: Path, images: list[Path], *more: object) -> Result:
+    flags = ["--checkpoint", checkpoint, "--device", "cpu", *more]
+    return run("network/predict/__main__.py", *images, *flags)
+
+
+def test_many_photographs_get_the_masks_that_each_gets_alone(
+    folder_root, tmp_path, one_thread
+) -> None:
+    checkpoint = untrained(SEGMENT, folder_root, tmp_path / "checkpoint.pth")
+    images, out = sorted((folder_root / "images").iterdir()), tmp_path / "all"
+    result = many(checkpoint, images, "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert f"{len(images)} masks in {out / 'mask'}" in result.stdout
+    for image in images:
+        assert predict(checkpoint, image, "--mask", tmp_path / "one.png").returncode == 0
+        mask = out / "mask" / f"{image.stem}.png"
+        assert mask.read_bytes() == (tmp_path / "one.png").read_bytes()
+        with Image.open(out / "overlay" / f"{image.stem}.png") as overlay, Image.open(image) as own:
+            assert overlay.size == own.size
+            same = np.asarray(overlay) == np.asarray(own.convert("RGB"))
+        labelled = load_mask(mask) > 0
+        assert same[~labelled].all()
+        assert labelled.any() == (not same.all())
+
+
+def test_a_folder_may_receive_one_photograph(folder_root, tmp_path) -> None:
+    checkpoint = untrained(SEGMENT, folder_root, tmp_path / "checkpoint.pth")
+    image = folder_root / "images" / "my photo.png"
+    assert many(checkpoint, [image], "--out", tmp_path / "one").returncode == 0
+    assert (tmp_path / "one" / "mask" / "my photo.png").is_file()
+    assert (tmp_path / "one" / "overlay" / "my photo.png").is_file()
+
+
+def test_what_several_photographs_cannot_have_is_one_line(folder_root, tmp_path) -> None:
+    checkpoint = untrained(SEGMENT, folder_root, tmp_path / "checkpoint.pth")
+    one, two = (folder_root / "images" / name for name in ("a1.jpg", "c5.jpg"))
+    assert_refused(many(checkpoint, [one, two], "--mask", tmp_path / "m.png"), "--mask is of one")
+    assert_refused(many(checkpoint, [one, two], "--out", tmp_path / "x.png"), "give a folder")
+    same = tmp_path / "a1.png"
+    same.write_bytes(one.read_bytes())
+    assert_refused(many(checkpoint, [one, same]), "would get one mask, a1.png")
+    out = tmp_path / "none"
+    assert_refused(many(checkpoint, [one, tmp_path / "no.jpg"], "--out", out), "does not exist")
+    assert not out.exists(), "nothing before everything is there"
 
 
 def test_the_largest_classes_of_a_mask() -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import FOLDER_CLASSES, FOLDER_IMAGES
 from method_cases import make_method
-from PIL import Image
+from PIL import ExifTags, Image
 from runs import REPOSITORY, run
 
+from network.predict.choose import region_id
 from network.predict.predictor import SURE, Predictor, load
 from tool.files import list_hash, write_json
 from tool.formats.cam import load_cam
@@ -62,7 +64,7 @@ def test_a_mask_is_byte_for_byte_that_of_the_stages(
     path = checkpoint(name, tmp_path / "run")
     stages(path, folder_root, tmp_path)
     predictor = load(path, device="cpu")
-    assert (predictor._gate is not None) == (name == "fbr")
+    assert (predictor.gate is not None) == (name == "fbr")
     values = set()
     for image_id in SEEN:
         classes = None if name.startswith("deeplab") else FOLDER_IMAGES[image_id][0]
@@ -99,6 +101,45 @@ def test_paths_images_arrays_and_lists_are_one(predictor, folder_root, one_threa
         assert found.classes == classes
         assert found.mask.shape == Image.open(one).size[::-1]
     assert predictor.predict([]) == []
+
+
+def test_a_pil_image_is_turned_upright_as_its_file_is(predictor, folder_root, tmp_path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = tmp_path / "turned.png"
+    with Image.open(photograph(folder_root, "my photo")) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    found = predictor.predict(path, ["disc"])
+    assert found.mask.shape == (48, 72)
+    assert np.array_equal(predictor.predict(Image.open(path), ["disc"]).mask, found.mask)
+    assert np.array_equal(
+        found.maps.image, np.asarray(Image.open(photograph(folder_root, "my photo")))
+    )
+
+
+def test_seeds_of_several_photographs_are_one_each(folder_root, tmp_path) -> None:
+    predictor = load(checkpoint("amn", tmp_path / "run"), device="cpu", gate="none")
+    paths = [photograph(folder_root, name) for name in ("a1", "v1.2.x")]
+    seeds = [tmp_path / "one.png", tmp_path / "two.png"]
+    for path, shape in zip(seeds, ((64, 80), (56, 56)), strict=True):
+        save_mask(path, np.zeros(shape, np.uint8))
+    found = predictor.predict(paths, [["disc"]] * 2, seed=seeds)
+    assert [one.mask.shape for one in found] == [(64, 80), (56, 56)]
+    with pytest.raises(ValueError, match="no seeds for 2 photographs"):
+        predictor.predict(paths, [["disc"]] * 2, seed=seeds[:1])
+    with pytest.raises(ValueError, match="no seeds for 2 photographs"):
+        predictor.predict(paths, [["disc"]] * 2, seed=str(seeds[0]))
+    with pytest.raises(FileNotFoundError, match=r"seed .*no\.png does not exist"):
+        predictor.predict(paths[0], ["disc"], seed=tmp_path / "no.png")
+
+
+def test_the_gate_knows_a_photograph_by_its_id_in_the_list() -> None:
+    gate = SimpleNamespace(index={"cat/1": 0, "1": 1, "Müller 2": 2})
+    assert region_id(Path("R/cat/1.jpg"), gate) == "cat/1"
+    assert region_id(Path("R/dog/1.jpg"), gate) == "1"
+    assert region_id(Path("/x/Mu\u0308ller 2.JPG"), gate) == "Müller 2"
+    assert region_id(Path("/x/new.v2.jpg"), gate) == "new.v2"
+    assert region_id(Path("/x/new.v2.jpg"), None) == "new.v2"
 
 
 def test_without_classes_it_takes_those_of_which_it_is_sure(
@@ -199,7 +240,7 @@ def test_torch_hub_loads_it_from_any_folder_in_a_fresh_process(folder_root, tmp_
         cwd=tmp_path / "elsewhere",
         capture_output=True,
         text=True,
-        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert done.returncode == 0, done.stderr

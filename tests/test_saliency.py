@@ -75,6 +75,23 @@ def test_maps_of_the_images_sizes(folder_root, tmp_path, kind: dict) -> None:
         assert np.corrcoef(got.ravel(), bright.ravel())[0, 1] > 0.5, image_id
 
 
+def test_maps_of_any_origin_may_do(folder_dataset, tmp_path) -> None:
+    """With --if-missing nothing is fetched or claimed if all maps are there, else all as usual."""
+    own = folder_dataset / "saliency"
+    flags = ["--root", folder_dataset, "--list", "train", "--model", tmp_path / "no.onnx"]
+    result = run("data/saliency.py", *flags, "--if-missing")
+    assert result.returncode == 0, result.stderr
+    assert f"{own}: all 8 maps are there" in result.stdout
+    assert not (own / "made_from.json").exists()
+    assert_refused(run("data/saliency.py", *flags), "no.onnx is no file")
+    (own / "a1.png").unlink()
+    assert_refused(run("data/saliency.py", *flags, "--if-missing"), "no.onnx is no file")
+    model = model_file(tmp_path / "u2net.onnx")
+    flags = ["--root", folder_dataset, "--list", "train", "--model", model, "--workers", 1]
+    result = run("data/saliency.py", *flags, "--if-missing")
+    assert "1 maps written, 7 were there" in result.stdout
+
+
 def test_goes_on_where_it_was(folder_root, tmp_path) -> None:
     model, out = model_file(tmp_path / "u2net.onnx"), tmp_path / "out"
     saliency(folder_root, out, model)

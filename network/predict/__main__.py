@@ -1,4 +1,9 @@
-"""Draw a picture of an image, its CAMs and its mask; write the mask."""
+"""Segment photographs: write their masks, and pictures of what was found.
+
+With --out FILE.png it is a picture of one photograph, its CAMs and its mask. With --out DIR, and
+for several photographs, masks go to DIR/mask, and the photographs under the colours of their masks
+to DIR/overlay. The masks are those of stages 2 and 3.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +11,23 @@ if __name__ == "__main__":
     import tool.starting  # noqa: F401 - before all other imports
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
-from network.predict.choose import (
-    chosen_classes,
-    gate_of,
-    is_segmentation_network,
-    label_of,
-    likeliest,
-    likelihood,
-)
-from network.predict.maps import class_maps, mask_of
-from network.weights.restore import restore
+from network.predict.choose import SURE, is_segmentation_network
+from network.predict.predictor import Prediction, Predictor, load
+from network.predict.request import Request
 from tool.cli import DEVICES, run_stage
+from tool.crf.flags import CrfFlags
 from tool.crf.post import GATES
-from tool.files import atomic_path
+from tool.files import atomic_path, spelled
 from tool.flags import flag, parse_flags
-from tool.formats.image import MAX_PIXELS, allow_pixels, decode, reduced
+from tool.formats.image import MAX_PIXELS, allow_pixels
 from tool.formats.mask import resized, save_mask
-from tool.infer.previous import PREVIOUS, PreviousFlags, takes_previous_outputs
-from tool.parallel.dist import pick_device
+from tool.infer.previous import KINDS, PREVIOUS, PreviousFlags, PreviousOutputs
 from tool.ranges import POSITIVE, SIDE, UNIT
 from tool.report.picture import heat, label_colours, strip
 
@@ -40,26 +37,27 @@ class Command:
     """What the command line says.
 
     Attributes:
-        image: A JPEG or PNG.
+        image: Photographs: JPEG, PNG, WebP, BMP or TIFF.
         checkpoint: The checkpoint.pth of train_fbr.py.
-        classes: Names of the classes to show, and of those that the mask may have. By default the
-            likeliest, if the method classifies. A segmentation network, which infers without image
-            labels and has a background, needs no names: its mask has the best of all classes.
-        top: Number of classes to show without --classes. By default 2, and all classes of the mask
-            of a segmentation network.
-        mask: Write the mask to this file too: a palette PNG of class indices, of the image's size.
-        max_side: Reduce a larger image first, so that its longer side has this many pixels. By
-            default 1024, or that of the gate's regions; the mask has the image's own size.
+        classes: Names of the classes that the masks may have. By default those of which the method
+            is sure (a probability of at least 0.5, else the likeliest one), if it classifies. A
+            segmentation network needs no names.
+        top: Number of classes without --classes, the likeliest ones. Of a segmentation network the
+            number of classes that are shown, by default all of the mask.
+        mask: Write the mask of one photograph to this file: a palette PNG of class indices, of the
+            photograph's size.
+        max_side: Reduce a larger photograph first, so that its longer side has this many pixels. By
+            default 1024, or that of the gate's regions; the mask has the photograph's own size.
         max_pixels: Refuse an image of more pixels.
-        bg_threshold: The mask is background where no class is above T. By default T is the method's
-            threshold.
-        out: PNG to write. By default out/NAME_cam.png.
+        bg_threshold: Make masks without a CRF: background where no class is above T.
+        out: PNG of one photograph, or a folder. By default out/NAME_cam.png, or out/predict for
+            several photographs.
         gate: With nroi, CAMs are gated by the regions in the run's nroi.npz, which infer_cam.py
             made, at the scales of that file. By default the method's, if that file exists.
         device: Where to compute. With auto it is a GPU if there is one.
     """
 
-    image: Path = flag(positional=True, metavar="IMAGE")
+    image: list[Path] = flag(positional=True, metavar="IMAGE")
     checkpoint: Path
     classes: list[str] | None = flag(None, metavar="NAME")
     top: int | None = flag(None, type=POSITIVE, metavar="N")
@@ -72,82 +70,126 @@ class Command:
     device: str = flag("auto", choices=DEVICES)
     previous: PreviousFlags = flag(title=PREVIOUS)
 
+    def __post_init__(self) -> None:
+        named: dict[str, Path] = {}
+        for path in self.image:
+            if path.stem in named:
+                raise ValueError(
+                    f"{named[path.stem]} and {path} would get one mask, {path.stem}.png: give them "
+                    "in two calls"
+                )
+            named[path.stem] = path
+        if len(self.image) > 1 and self.mask is not None:
+            raise ValueError("--mask is of one photograph: several have theirs in --out DIR")
+        if len(self.image) > 1 and self.picture is not None:
+            raise ValueError(f"--out {self.out}: give a folder for several photographs")
+
+    @property
+    def picture(self) -> Path | None:
+        """Return the PNG that shows one photograph with its CAMs; None if there is a folder."""
+        if self.out is None:
+            return Path("out") / f"{self.image[0].stem}_cam.png" if len(self.image) == 1 else None
+        return self.out if self.out.suffix.lower() == ".png" else None
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the picture of an image, and its mask."""
+    """Write the masks and pictures of photographs."""
     command = parse_flags(
         Command, argv, example="photo.jpg --checkpoint out/toy-fbr-seed0/checkpoint.pth"
     )
     allow_pixels(command.max_pixels)
-    device = pick_device(command.device)
-    method, config = restore(command.checkpoint)
-    method.to(device).to(memory_format=torch.channels_last).eval()
-    name, photograph = command.image.stem, decode(command.image, "RGB", upright=True)
-    names, segments = config["class_names"], is_segmentation_network(method)
-    previous = command.previous.outputs()
-    previous.require(method.infer_inputs, [name])
-    chosen = chosen_classes(command.classes or (), names)
-    if not chosen and (method.conditioned or takes_previous_outputs(method.infer_inputs)):
-        raise ValueError(
-            f"method {config['method']!r} is given the image's classes: pass --classes, of "
-            f"{', '.join(names)}"
-        )
-    gate, views = gate_of(
+    predictor = load(
         command.checkpoint,
-        method,
-        config,
-        device,
-        wanted=command.gate,
+        device=command.device,
+        gate=command.gate,
         max_side=command.max_side,
+        crf=CrfFlags(threshold=command.bg_threshold),
     )
-    image, whole = reduced(photograph, views.max_side), (photograph.height, photograph.width)
-    if not chosen and not segments:
-        found = likelihood(method, image, device)
-        if found is None:
-            raise ValueError(
-                f"method {config['method']!r} does not classify: pass --classes, of "
-                f"{', '.join(names)}"
-            )
-        chosen = likeliest(found, command.top or 2)
-    label = label_of(chosen, len(names))
-    maps = class_maps(method, name, image, label, previous, device, views, gate, whole=whole)
-    gated, present = maps["gated CAM" if gate else "CAM"], torch.from_numpy(label)
-    mask = mask_of(gated, None if segments else present, method, command.bg_threshold)
-    shown = {names[index]: index for index in chosen or largest_classes(mask, command.top)}
-    picture = draw(np.asarray(image), maps, shown, mask, has_background=method.has_background)
-    out = command.out or Path("out") / f"{name}_cam.png"
-    with atomic_path(out) as temporary:
-        Image.fromarray(picture).save(temporary)
-    print(out)
-    if command.mask is not None:
-        save_mask(command.mask, resized(mask, whole))
-        print(command.mask)
+    folder = command.out or Path("out/predict")
+    for path, found in zip(command.image, predictions(command, predictor), strict=True):
+        print(f"{path}: {said(found, predictor)}", flush=True)
+        image = found.maps.image
+        if command.mask is not None:
+            save_mask(command.mask, found.mask)
+            print(command.mask)
+        if command.picture is not None:
+            write_picture(command.picture, draw(found, shown_classes(found, command.top)))
+            print(command.picture)
+        else:
+            save_mask(folder / "mask" / f"{path.stem}.png", found.mask)
+            overlay = label_colours(image, resized(found.mask, image.shape[:2]))
+            write_picture(folder / "overlay" / f"{path.stem}.png", overlay)
+    if command.picture is None:
+        print(f"{len(command.image)} masks in {folder / 'mask'}, overlays in {folder / 'overlay'}")
 
 
-def draw(
-    image: np.ndarray,
-    maps: dict[str, torch.Tensor],
-    classes: dict[str, int],
-    mask: np.ndarray,
-    *,
-    has_background: bool,
-) -> np.ndarray:
-    """Return the image, the maps of classes over it, and its mask, side by side.
+def predictions(command: Command, predictor: Predictor) -> Iterator[Prediction]:
+    """Return the predictions of the photographs, in their order.
 
-    Args:
-        image: (H, W, 3) uint8.
-        maps: {name: (C, H, W)}, those of `class_maps`.
-        classes: {name: 0-based index}.
-        mask: (H, W) uint8.
-        has_background: The maps, except the gate, have the background first.
+    Raises:
+        FileNotFoundError: A photograph, or its file of a previous stage, does not exist.
+        ValueError: As `Predictor.predict`.
     """
+    previous, inputs = command.previous.outputs(), predictor.method.infer_inputs
+    if missing := [path for path in command.image if not path.is_file()]:
+        raise FileNotFoundError(f"photograph {missing[0]} does not exist")
+    previous.require(inputs, [path.stem for path in command.image])
+    requests = [
+        Request(
+            path,
+            command.classes,
+            command.top,
+            files_of(previous, inputs, path.stem),
+            explained=command.picture is not None,
+        )
+        for path in command.image
+    ]
+    return predictor.each(requests)
+
+
+def files_of(previous: PreviousOutputs, inputs: Sequence[str], name: str) -> dict[str, Path]:
+    """Return the files of previous stages that a method reads of a photograph, by batch key."""
+    read = {key: folder for key, folder in previous.folders.items() if key in inputs}
+    return {key: spelled(folder, f"{name}{KINDS[key].suffix}") for key, folder in read.items()}
+
+
+def said(found: Prediction, predictor: Predictor) -> str:
+    """Return which classes a mask may have, and why, in one line."""
+    if found.given:
+        return f"{', '.join(found.classes)}, as given"
+    if is_segmentation_network(predictor.method):
+        names = [found.class_names[index] for index in largest_classes(found.mask, None)]
+        return ", ".join(names) or "background only"
+    names = [f"{name} {found.scores[name]:.2f}" for name in found.classes]
+    if all(found.scores[name] >= SURE for name in found.classes):
+        return f"{', '.join(names)} (sure of them: {SURE:g} or more)"
+    return f"{', '.join(names)} (the likeliest: not sure, which takes {SURE:g})"
+
+
+def shown_classes(found: Prediction, top: int | None) -> list[int]:
+    """Return the 0-based classes whose maps a picture shows, ascending."""
+    if found.given or found.scores:
+        return [found.class_names.index(name) for name in found.classes]
+    return largest_classes(found.mask, top)
+
+
+def draw(found: Prediction, classes: Sequence[int]) -> np.ndarray:
+    """Return a photograph, the maps of 0-based classes over it, and its mask, side by side."""
+    image = found.maps.image
     panels = [("image", image)]
-    for name, index in classes.items():
+    for index in classes:
+        name, maps = found.class_names[index], found.maps.of_class(index + 1)
         for kind, values in maps.items():
             caption = name if len(maps) == 1 else f"{name}: {kind}"
-            row = index + (has_background and kind != "gate")
-            panels.append((caption, heat(image, values[row].numpy())))
-    return strip([*panels, ("mask", label_colours(image, mask))])
+            panels.append((caption, heat(image, values)))
+    mask = label_colours(image, resized(found.mask, image.shape[:2]))
+    return strip([*panels, ("mask", mask)])
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write a picture (H, W, 3) uint8, whole or not at all."""
+    with atomic_path(path) as temporary:
+        Image.fromarray(picture).save(temporary)
 
 
 def largest_classes(mask: np.ndarray, top: int | None) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tool.formats.regions import REGIONS, load_regions
 from tool.infer.multiscale import network_input
 from tool.infer.scales import Views, at_scale
 from tool.train.run_directory import CHECKPOINT
+
+SURE = 0.5  # probability from which on `classify` is sure of a class
 
 
 def is_segmentation_network(method: Method) -> bool:
@@ -67,6 +70,17 @@ def likeliest(likelihood: np.ndarray, top: int) -> list[int]:
     """
     order = np.argsort(-likelihood, kind="stable")
     return sorted(order[:top].tolist())
+
+
+def region_id(source: Path, gate: NroiGate | None) -> str:
+    """Return the id that a photograph has in the regions of a gate, else the name of its file.
+
+    The gate leaves out what it collected of this very image, which it knows by its id. An id may
+    have folders in it: that of R/cat/1.jpg is "cat/1" if classes are told by folders.
+    """
+    parts = unicodedata.normalize("NFC", source.with_suffix("").as_posix()).split("/")
+    names = ("/".join(parts[first:]) for first in range(len(parts)))
+    return next((name for name in names if gate and name in gate.index), parts[-1])
 
 
 def label_of(chosen: Sequence[int], num_classes: int) -> np.ndarray:

@@ -1,103 +1,114 @@
-"""The maps of one image, and its mask."""
+"""The way from a photograph to its maps, as stage 2 takes it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from network.contrast.gate import NroiGate
 from network.losses import resize
 from network.methods import Method
-from tool.formats.cam import as_stored, cam_mask
+from tool.formats.cam import Cam, as_stored
 from tool.infer.multiscale import infer_images, present_rows
-from tool.infer.previous import PreviousOutputs
 from tool.infer.scales import Views
 
 
-def class_maps(
+@dataclasses.dataclass(frozen=True, eq=False)
+class PhotographMaps:
+    """The maps of a photograph.
+
+    Attributes:
+        image: (h, w, 3) uint8, the photograph as the network saw it: upright, and reduced if it is
+            too large.
+        whole: (H, W) of the photograph itself.
+        rows: The maps of which the mask is made, (P, h, w), as a file stores them.
+        plain: The same maps before the gate; None without a gate, or if it is not explained.
+        gate: (P, h, w) float32 in [0, 1], the gate of each foreground class of `rows`; likewise.
+    """
+
+    image: np.ndarray
+    whole: tuple[int, int]
+    rows: Cam
+    plain: Cam | None = None
+    gate: np.ndarray | None = None
+
+    def of_class(self, value: int) -> dict[str, np.ndarray]:
+        """Return the maps (h, w) of a class by what they are, for a picture.
+
+        Args:
+            value: The mask value of the class.
+        """
+        row = self.rows.class_index.tolist().index(value)
+        if self.plain is None or self.gate is None:
+            return {"CAM": self.rows.cam[row]}
+        gate = self.gate[row - self.rows.has_background]
+        return {"CAM": self.plain.cam[row], "gate": gate, "gated CAM": self.rows.cam[row]}
+
+
+def maps_of(
     method: Method,
-    image_id: str,
     image: Image.Image,
-    label: np.ndarray,
-    previous: PreviousOutputs,
+    *,
+    whole: tuple[int, int],
+    image_id: str,
+    label: np.ndarray | None,
+    previous: Mapping[str, Tensor],
     device: torch.device,
     views: Views,
     gate: NroiGate | None,
-    *,
-    whole: tuple[int, int] | None = None,
-) -> dict[str, torch.Tensor]:
-    """Compute the maps of an image.
+    explained: bool = False,
+) -> PhotographMaps:
+    """Compute the maps of a photograph.
 
     Args:
         method: In `eval()`, on `device`.
-        image_id: Name of the image's files from previous stages.
-        image: RGB, of size (W, H); no larger than the views reduce it to.
-        label: (K,) float32, 1 for the classes that are present.
-        previous: Folders of files of previous stages.
+        image: RGB, no larger than the views reduce it to.
+        whole: (H, W) of the photograph.
+        image_id: Its name in the regions of the gate.
+        label: (K,) float32, 1 for the classes that the photograph may have; None for all.
+        previous: The inputs of the method from files of previous stages.
         device: The device that computes.
-        views: The sizes of the copies of the image.
+        views: The sizes of the copies of the photograph.
         gate: The gate of the run; None for none.
-        whole: (H, W) of the photograph, which files of previous stages have; None if `image` is it.
-
-    Returns:
-        `CAM` (C, H, W) float32 on the CPU, the first of the method's maps. If the method reads the
-        label, the maps of absent classes are 0. With a gate also `gate` (K, H, W) and `gated CAM`
-        (C, H, W).
+        explained: Whether to keep what the gate did, for a picture; it is then computed twice.
     """
-    size, inputs = (image.height, image.width), method.infer_inputs
-    sample = {"image_id": image_id, "size": size, "images": views.of(image)}
-    if "label" in inputs:
-        sample["label"] = torch.from_numpy(label)
-    sample |= previous.read(
-        inputs,
-        image_id,
-        whole=whole or size,
-        size=size,
-        label=lambda: label,
-        num_classes=len(label),
-    )
-    shown: dict[str, torch.Tensor] = {}
+    size = (image.height, image.width)
+    sample = {"image_id": image_id, "size": size, "images": views.of(image), **previous}
+    present = None
+    if label is not None:
+        sample["label"] = present = torch.from_numpy(label)
+    kept: dict[str, Tensor] = {}
 
     def refine(
-        image_id: str,
-        features: Sequence[torch.Tensor],
-        maps: dict[str, torch.Tensor],
-        label: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        """Return the gated maps, and keep the CAM and the gate for the picture."""
+        image_id: str, features: Sequence[Tensor], maps: dict[str, Tensor], label: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the gated maps, and keep the map and the gate for pictures."""
         assert gate is not None
-        cam = maps[method.maps[0]]
-        values, present = gate.gate(image_id, features, cam, label)
-        whole = cam.new_zeros(len(label), *values.shape[-2:]).index_copy_(0, present, values)
-        shown.update({"CAM": cam, "gate": resize(whole[None], size)[0]})
+        first = maps[method.maps[0]]
+        values, _ = gate.gate(image_id, features, first, label)
+        kept.update({"plain": first, "gate": resize(values[None], size)[0]})
         return gate(image_id, features, maps, label)
 
-    maps = infer_images(
+    found = infer_images(
         method,
         [sample],
         device=device,
         mirror=views.mirror,
-        refine=refine if gate is not None else None,
-    )[0]
-    found = shown | {"gated CAM" if gate else "CAM": maps[method.maps[0]]}
-    return {name: values.float().cpu() for name, values in found.items()}
+        refine=refine if explained and gate is not None else gate,
+    )[0][method.maps[0]]
 
+    def rows(maps: Tensor) -> Cam:
+        return as_stored(present_rows(maps, present, has_background=method.has_background))
 
-def mask_of(
-    maps: torch.Tensor, label: torch.Tensor | None, method: Method, bg_threshold: float | None
-) -> np.ndarray:
-    """Return the mask (H, W) uint8 of an image, as `infer_cam.py --argmax` makes it.
-
-    Args:
-        maps: (K, H, W), or (K+1, H, W) with background.
-        label: (K,), 1 for the classes that the mask may have; None for all.
-        method: The method that made the maps.
-        bg_threshold: Maps without background are foreground above it; None for the method's
-            threshold.
-    """
-    rows = as_stored(present_rows(maps, label, has_background=method.has_background))
-    threshold = method.recipe.post.threshold if bg_threshold is None else bg_threshold
-    return cam_mask(rows, threshold)
+    return PhotographMaps(
+        np.asarray(image),
+        whole,
+        rows(found),
+        rows(kept["plain"]) if kept else None,
+        kept["gate"].float().cpu().numpy() if kept else None,
+    )

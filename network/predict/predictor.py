@@ -12,50 +12,51 @@ A mask is the one that stages 2 and 3 make: the same copies of the image, gate, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from network.contrast.gate import NroiGate
 from network.methods import Method
 from network.predict.choose import (
+    SURE,
     chosen_classes,
     gate_of,
     is_segmentation_network,
     label_of,
     likeliest,
     likelihood,
+    region_id,
 )
+from network.predict.maps import PhotographMaps, maps_of
+from network.predict.request import Request, Source, as_photograph
 from network.weights.restore import restore
 from tool.crf.flags import CrfFlags, crf_settings
-from tool.crf.stage import PostProcess
-from tool.formats.cam import Cam, as_stored
-from tool.formats.image import decode, reduced
+from tool.crf.masking import MaskMaker
+from tool.formats.image import reduced
 from tool.formats.mask import resized
-from tool.infer.multiscale import infer_images, present_rows
-from tool.infer.previous import PreviousOutputs
+from tool.infer.previous import INFERABLE, PreviousOutputs, takes_previous_outputs
 from tool.infer.scales import Views
 from tool.parallel.dist import pick_device
 from tool.parallel.processes import Pool, default_workers
 
-SURE = 0.5  # probability from which on `classify` is sure of a class
-Source = str | Path | Image.Image | np.ndarray
 _FEW = 4  # photographs that do not pay for processes of their own
+_AHEAD = 4  # photographs whose maps may wait for their CRF
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
     """What was found in one photograph of H x W pixels.
 
     Attributes:
         mask: (H, W) uint8: 0 background, then 1 + the index in `class_names`.
-        cams: {class name: (h, w) float32 in [0, 1]}, the maps that the mask is made of, in the
-            order of the classes; "background" if the method has a map for it. They have the size
-            that the network saw, which is the photograph's if that is not too large.
+        maps: The maps that the mask is made of.
         scores: {class name: probability} of the image as a whole; {} if the method does not
             classify.
         classes: Names of the classes that the mask may have.
@@ -66,11 +67,21 @@ class Prediction:
     """
 
     mask: np.ndarray
-    cams: dict[str, np.ndarray]
+    maps: PhotographMaps
     scores: dict[str, float]
     classes: tuple[str, ...]
     given: bool
     class_names: tuple[str, ...]
+
+    @property
+    def cams(self) -> dict[str, np.ndarray]:
+        """Return {class name: (h, w) float32 in [0, 1]}, the maps that the mask is made of.
+
+        They are in the order of the classes, after "background" if the method has a map for it.
+        They have the size that the network saw, the photograph's if that is not too large.
+        """
+        names, rows = ("background", *self.class_names), self.maps.rows
+        return {names[value]: row for value, row in zip(rows.class_index, rows.cam, strict=True)}
 
 
 def load(
@@ -79,6 +90,7 @@ def load(
     device: str = "auto",
     gate: str | None = None,
     max_side: int | None = None,
+    crf: CrfFlags | None = None,
 ) -> Predictor:
     """Load a checkpoint.
 
@@ -88,6 +100,7 @@ def load(
         gate: "nroi" or "none"; None for the method's own gate, if the run has regions.
         max_side: Larger photographs are reduced first, so that their longer side has this many
             pixels. None for that of the gate's regions, else 1024.
+        crf: How masks are made, as flags of stage 3; None for the method's own way.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -97,7 +110,9 @@ def load(
     method, config = restore(path)
     method.to(where).to(memory_format=torch.channels_last).eval()
     regions, views = gate_of(path, method, config, where, wanted=gate, max_side=max_side)
-    return Predictor(method, config, where, views, regions)
+    settings = crf_settings(crf or CrfFlags(), method.recipe.post)
+    masks = MaskMaker(max_side=views.max_side, **settings)
+    return Predictor(method, config, where, views, regions, masks)
 
 
 class Predictor:
@@ -106,6 +121,9 @@ class Predictor:
     Attributes:
         method: The method, on its device, in evaluation mode.
         class_names: The K foreground names.
+        device: The device that computes.
+        views: The sizes of the copies of a photograph.
+        gate: The gate of the run; None for none.
     """
 
     def __init__(
@@ -115,14 +133,12 @@ class Predictor:
         device: torch.device,
         views: Views,
         gate: NroiGate | None,
+        masks: MaskMaker,
     ) -> None:
         """Keep the parts that `load` made."""
-        self.method, self.device, self._views, self._gate = method, device, views, gate
+        self.method, self.device, self.views, self.gate = method, device, views, gate
         self.class_names = tuple(config["class_names"])
-        self._name = config["method"]
-        settings = crf_settings(CrfFlags(), method.recipe.post)
-        unused: Any = None  # images come from memory
-        self._post = PostProcess(unused, Path(), Path(), max_side=views.max_side, **settings)
+        self._name, self._masks = config["method"], masks
 
     @overload
     def predict(self, image: Source, classes: Sequence[str] | None = ...) -> Prediction: ...
@@ -137,10 +153,11 @@ class Predictor:
             image: A path, a PIL image, or an array (H, W, 3) uint8 in RGB. A list of these gives a
                 list of results, whose CRFs run in processes of their own. If a path has the name of
                 an image that the gate has regions of, its own regions are left out, as in stage 2.
-            classes: Names of the classes that are in the photograph; of a list, one list of names
+            classes: Names of the classes that the photograph may have; of a list, one list of names
                 per photograph. None lets the method choose (see `Prediction.given`).
-            seed: Path of the photograph's seed, which `amn` and its kin read.
-            cam: Path of the photograph's CAM, which `irn` and its kin read.
+            seed: Path of the photograph's seed, which `amn` and its kin read; of a list, one path
+                per photograph.
+            cam: Path of the photograph's CAM, which `irn` and its kin read; likewise.
 
         Raises:
             FileNotFoundError: The photograph, the seed or the CAM does not exist.
@@ -148,175 +165,146 @@ class Predictor:
                 classes, a seed or a CAM that was not given.
         """
         if not isinstance(image, (list, tuple)):
-            maps = self._maps(image, classes, {"seed": seed, "cam": cam})
-            return maps.prediction(self._mask(maps))
-        if seed is not None or cam is not None:
-            raise ValueError("seed and cam are files of one photograph: give one photograph")
-        if classes is not None and len(classes) != len(image):
-            raise ValueError(f"{len(classes)} lists of classes for {len(image)} photographs")
-        named = classes or [None] * len(image)
-        return self._many([(one, names, {}) for one, names in zip(image, named, strict=True)])
+            found = self.each([_request(image, classes, {"seed": seed, "cam": cam})])
+            return next(found)
+        for values, what in ((classes, "lists of classes"), (seed, "seeds"), (cam, "CAMs")):
+            if values is not None and (isinstance(values, str) or len(values) != len(image)):
+                raise ValueError(f"{values!r:.60} are no {what} for {len(image)} photographs")
+        none = [None] * len(image)
+        rows = zip(image, classes or none, seed or none, cam or none, strict=True)
+        return list(self.each([_request(i, c, {"seed": s, "cam": m}) for i, c, s, m in rows]))
 
-    def _many(self, calls: Sequence[tuple[Source, Any, dict[str, Any]]]) -> list[Prediction]:
-        """Return the predictions of several photographs; the CRF of one runs beside the next."""
-        if len(calls) < _FEW or self._post.device != "cpu":
-            found = (self._maps(*call) for call in calls)
-            return [maps.prediction(self._mask(maps)) for maps in found]
-        with Pool(default_workers(), self._post.mask) as pool:
-            waiting = []
-            for call in calls:
-                maps = self._maps(*call)
-                waiting.append((maps, pool.submit(maps.image, maps.rows)))
-            return [maps.prediction(mask.result()) for maps, mask in waiting]
+    def each(self, requests: Sequence[Request]) -> Iterator[Prediction]:
+        """Yield the predictions of photographs, in their order.
 
-    def _mask(self, maps: _Maps) -> np.ndarray:
-        """Return the mask (h, w) uint8 of a photograph, as stage 3 makes it."""
-        return self._post.mask(maps.image, maps.rows)
+        The CRF of a photograph runs beside the network on the next ones, in processes of their own
+        if there are at least `_FEW`. No more than a few photographs are in memory.
 
-    def _maps(
-        self, source: Source, classes: Sequence[str] | None, files: Mapping[str, str | None]
-    ) -> _Maps:
-        """Return the maps of a photograph, as stage 2 makes them."""
-        photograph = as_photograph(source)
-        image = reduced(photograph, self._views.max_side)
-        whole, size = (photograph.height, photograph.width), (image.height, image.width)
-        chosen, scores = self._chosen(image, classes)
+        Args:
+            requests: The photographs.
+
+        Raises:
+            FileNotFoundError: As `predict`.
+            ValueError: As `predict`.
+        """
+        if len(requests) < _FEW or self._masks.device != "cpu":
+            for request in requests:
+                maps, rest = self._maps(request)
+                yield _prediction(self._masks.mask(maps.image, maps.rows), maps, rest)
+            return
+        with Pool(default_workers(), self._masks.mask) as pool:
+            waiting: deque[Any] = deque()
+            for request in requests:
+                maps, rest = self._maps(request)
+                waiting.append((pool.submit(maps.image, maps.rows), maps, rest))
+                if len(waiting) > _AHEAD:
+                    mask, maps, rest = waiting.popleft()
+                    yield _prediction(mask.result(), maps, rest)
+            for mask, maps, rest in waiting:
+                yield _prediction(mask.result(), maps, rest)
+
+    def _maps(self, request: Request) -> tuple[PhotographMaps, dict[str, Any]]:
+        """Return the maps of a photograph, and what else its `Prediction` says."""
+        photograph = as_photograph(request.image)
+        whole = (photograph.height, photograph.width)
+        image = reduced(photograph, self.views.max_side)
+        chosen, scores = self._chosen(image, request)
         label = label_of(chosen, len(self.class_names))
-        # The gate leaves out what it collected of this very image, which it knows by its id.
-        name = Path(source).stem if isinstance(source, (str, Path)) else ""
-        sample: dict[str, Any] = {"image_id": name, "size": size}
-        sample["images"] = self._views.of(image)
-        if "label" in self.method.infer_inputs:
-            sample["label"] = torch.from_numpy(label)
-        sample |= self._previous(files, whole, size, label)
-        maps = infer_images(
+        given = bool(request.classes)
+        is_path = isinstance(request.image, (str, Path))
+        maps = maps_of(
             self.method,
-            [sample],
+            image,
+            whole=whole,
+            image_id=region_id(Path(request.image), self.gate) if is_path else "",
+            label=label if given or "label" in self.method.infer_inputs else None,
+            previous=self._previous(request.files, whole, label),
             device=self.device,
-            mirror=self._views.mirror,
-            refine=self._gate,
-        )[0][self.method.maps[0]]
-        present = torch.from_numpy(label) if "label" in sample else None
-        rows = as_stored(present_rows(maps, present, has_background=self.method.has_background))
-        return _Maps(
-            np.asarray(image),
-            rows,
-            whole,
-            scores,
-            tuple(self.class_names[index] for index in chosen),
-            bool(classes),
-            self.class_names,
+            views=self.views,
+            gate=self.gate,
+            explained=request.explained,
         )
+        return maps, {
+            "scores": scores,
+            "classes": tuple(self.class_names[index] for index in chosen),
+            "given": given,
+            "class_names": self.class_names,
+        }
 
-    def _chosen(
-        self, image: Image.Image, classes: Sequence[str] | None
-    ) -> tuple[list[int], dict[str, float]]:
+    def _chosen(self, image: Image.Image, request: Request) -> tuple[list[int], dict[str, float]]:
         """Return the classes of a photograph, 0-based, and the probability of each by name.
 
         Raises:
             ValueError: A class is unknown, or the method must be given the classes.
         """
-        if isinstance(classes, str):
-            raise ValueError(f"classes is a list of names, such as [{classes!r}]")
-        given = chosen_classes(classes or (), list(self.class_names))
+        if isinstance(request.classes, str):
+            raise ValueError(f"classes is a list of names, such as [{request.classes!r}]")
+        given = chosen_classes(request.classes or (), list(self.class_names))
         if is_segmentation_network(self.method):
             return given or list(range(len(self.class_names))), {}
-        found = None if self.method.conditioned else likelihood(self.method, image, self.device)
+        found = None
+        if not self.method.conditioned and not takes_previous_outputs(self.method.infer_inputs):
+            found = likelihood(self.method, image, self.device)
         if found is None:
             if not given:
                 raise ValueError(
-                    f"method {self._name!r} does not tell the classes of a photograph: give "
-                    f"classes, of {', '.join(self.class_names)}"
+                    f"method {self._name!r} does not tell the classes of a photograph: pass "
+                    f"--classes, or classes=[...], of {', '.join(self.class_names)}"
                 )
             return given, {}
         scores = dict(zip(self.class_names, found.tolist(), strict=True))
-        sure = np.flatnonzero(found >= SURE).tolist() or likeliest(found, 1)
-        return given or sure, scores
+        if given or request.top is not None:
+            return given or likeliest(found, request.top), scores
+        return np.flatnonzero(found >= SURE).tolist() or likeliest(found, 1), scores
 
     def _previous(
-        self,
-        files: Mapping[str, str | None],
-        whole: tuple[int, int],
-        size: tuple[int, int],
-        label: np.ndarray,
-    ) -> dict[str, torch.Tensor]:
+        self, files: Mapping[str, Path], whole: tuple[int, int], label: np.ndarray
+    ) -> dict[str, Tensor]:
         """Return the inputs of the method that come from files of previous stages.
+
+        Args:
+            files: As in `Request`.
+            whole: (H, W) of the photograph.
+            label: (K,) float32.
 
         Raises:
             ValueError: The method reads a file that was not given, or none of its kind.
         """
-        found: dict[str, torch.Tensor] = {}
-        for key in ("seed", "cam"):
-            path = files.get(key)
+        found: dict[str, Tensor] = {}
+        for key in INFERABLE:
             reads = key in self.method.infer_inputs
-            if path is None and not reads:
-                continue
-            if path is None:
+            if reads and key not in files:
                 raise ValueError(f"method {self._name!r} reads the photograph's {key}: give {key}=")
-            if not reads:
+            if not reads and key in files:
                 raise ValueError(f"method {self._name!r} reads no {key}: leave out {key}=")
-            file = Path(path)
+            if not reads:
+                continue
+            file = files[key]
+            if not file.is_file():
+                raise FileNotFoundError(f"{key} {file} does not exist")
             outputs = PreviousOutputs({key: file.parent})
             if self.method.whole_cams:
                 outputs = outputs.whole([file.stem], label=lambda _: label)
+                self.method.has_background = bool(outputs.with_background)
             found |= outputs.read(
                 (key,),
                 file.stem,
                 whole=whole,
-                size=size,
+                size=self.views.seen_size(whole),
                 label=lambda: label,
                 num_classes=len(label),
             )
         return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Maps:
-    """The maps of a photograph before its CRF.
-
-    Attributes:
-        image: (h, w, 3) uint8, the photograph as the network saw it.
-        rows: The CAM, of that size.
-        whole: (H, W) of the photograph.
-        scores: As in `Prediction`, and so are the others.
-    """
-
-    image: np.ndarray
-    rows: Cam
-    whole: tuple[int, int]
-    scores: dict[str, float]
-    classes: tuple[str, ...]
-    given: bool
-    class_names: tuple[str, ...]
-
-    def prediction(self, mask: np.ndarray) -> Prediction:
-        """Return the result, with a mask (h, w) enlarged to the photograph."""
-        names = ("background", *self.class_names)
-        cams = {names[i]: one for i, one in zip(self.rows.class_index, self.rows.cam, strict=True)}
-        return Prediction(
-            resized(mask, self.whole), cams, self.scores, self.classes, self.given, self.class_names
-        )
+def _request(
+    image: Source, classes: Sequence[str] | None, files: Mapping[str, str | Path | None]
+) -> Request:
+    """Return the request for a photograph; files that are None are left out."""
+    there = {key: Path(file) for key, file in files.items() if file is not None}
+    return Request(image, classes, files=there)
 
 
-def as_photograph(source: Source) -> Image.Image:
-    """Return a photograph as an RGB image, upright.
-
-    Args:
-        source: A path, a PIL image, or an array (H, W, 3) uint8 in RGB.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read, or the array has another shape or type.
-        TypeError: The source is something else.
-    """
-    if isinstance(source, (str, Path)):
-        if not Path(source).is_file():
-            raise FileNotFoundError(f"photograph {source} does not exist")
-        return decode(Path(source), "RGB", upright=True)
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    if not isinstance(source, np.ndarray):
-        raise TypeError(f"a photograph is a path, a PIL image or an array, not {type(source)}")
-    if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
-        raise ValueError(f"a photograph is (H, W, 3) uint8, not {source.shape} {source.dtype}")
-    return Image.fromarray(source)
+def _prediction(mask: np.ndarray, maps: PhotographMaps, rest: dict[str, Any]) -> Prediction:
+    """Return the result of a photograph, with its mask (h, w) enlarged to its own size."""
+    return Prediction(mask=resized(mask, maps.whole), maps=maps, **rest)

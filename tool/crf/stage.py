@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from tool.crf.dense import Preset
-from tool.crf.jobs import Task, mask_task, seed_task, solve, solve_batch, threshold_task
+from tool.crf.jobs import Task, solve, solve_batch
+from tool.crf.masking import MaskMaker
 from tool.files import spelled
 from tool.formats.cam import Cam, as_stored, check_maps, load_cam, resized_cam
 from tool.formats.image import batches_of_one_size, reduced
@@ -49,51 +49,20 @@ class Images(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class PostProcess:
+class PostProcess(MaskMaker):
     """A writer of one mask or seed per image; it can be sent to another process.
 
     Attributes:
         images: The dataset.
         cam_dir: The folder that holds ID.npy for each image.
         out: The folder that receives ID.png for each image.
-        preset: Kernels and iterations of the CRF.
-        alpha: Exponent of the background score (1 - max)^alpha of CAMs without a background row.
-        seeds: (FG, BG), the thresholds of a confident seed; None for a mask.
-        threshold: For a mask without a CRF: the best class must exceed it to be foreground. None
-            for a mask from a CRF.
-        max_side: The longer side, in pixels, to which a larger photograph is reduced for the CRF.
-            Its CAM is reduced to the same size, unless it has it already. The mask is enlarged at
-            the end. None for images as they are.
-        backend: The library that computes the CRF, as `tool.crf.dense.pick_backend` returns it.
-        device: The torch device that computes.
 
-    Raises:
-        ValueError: A setting is out of range, `seeds` and `threshold` are both given, or `seeds`
-            is given with a preset that is not on labels.
+    The other attributes, and what they raise, are those of `MaskMaker`.
     """
 
     images: Images
     cam_dir: Path
     out: Path
-    preset: Preset
-    alpha: float
-    seeds: tuple[float, float] | None = None
-    threshold: float | None = None
-    max_side: int | None = None
-    backend: str = "auto"
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha < float("inf"):
-            raise ValueError(f"alpha {self.alpha:g} is not a number above 0")
-        if self.seeds is not None and not 0 <= self.seeds[1] <= self.seeds[0] <= 1:
-            raise ValueError(
-                f"seed thresholds FG {self.seeds[0]:g} BG {self.seeds[1]:g}: 0<=BG<=FG<=1"
-            )
-        if self.threshold is not None and (self.seeds or not 0 <= self.threshold <= 1):
-            raise ValueError(f"--threshold {self.threshold:g}: within [0, 1], and not with --seeds")
-        if self.seeds is not None and not self.preset.from_labels:
-            raise ValueError("a seed needs a preset on labels: label50, label20 or aff80")
 
     def __call__(self, image_id: str) -> bool:
         """Write the file of one image, unless it is whole and not older than its CAM.
@@ -159,28 +128,6 @@ class PostProcess:
         """Write the mask (h, w) uint8 of an image, enlarged to the image's own size."""
         size = self.images.image_size(image_id)[::-1]
         save_mask(self.out / f"{image_id}.png", resized(mask, size))
-
-    def task(self, image: np.ndarray, cam: Cam) -> Task:
-        """Return the task of an image (H, W, 3) uint8: its mask or its seed."""
-        if self.threshold is not None:
-            return threshold_task(image, cam, self.threshold)
-        if self.seeds is None:
-            return mask_task(image, cam, self.preset, alpha=self.alpha)
-        labels = len(cam.foreground().class_index) + 1
-        fg, bg = self.seeds
-        return seed_task(image, cam, self.preset, fg=fg, bg=bg, n_labels=labels)
-
-    def mask(self, image: np.ndarray, cam: Cam) -> np.ndarray:
-        """Return the mask (h, w) uint8 of an image in memory.
-
-        Args:
-            image: (h, w, 3) uint8, reduced to `max_side` if the photograph is larger.
-            cam: The CAM as a file stores it, of the image's size.
-
-        Raises:
-            ValueError: The sizes differ.
-        """
-        return solve(image, self.task(image, cam), self.preset.crf, backend=self.backend)
 
     def write_all(self, image_ids: Sequence[str], *, workers: int) -> Iterator[bool]:
         """Write the file of every image, and yield for each image whether it was written.
@@ -255,20 +202,6 @@ class PostProcess:
         """Return whether the file of an image exists, is readable and has the image's size."""
         size = self.images.image_size(image_id)[::-1]
         return is_whole(self.out / f"{image_id}.png", size)
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings that determine a mask, in plain types.
-
-        The backend is not among them, because all backends agree to float tolerance.
-        """
-        size = {} if self.max_side is None else {"max_side": self.max_side}
-        if self.threshold is not None:
-            return {"threshold": self.threshold} | size
-        return size | {
-            "preset": dataclasses.asdict(self.preset),
-            "alpha": self.alpha,
-            "seed": list(self.seeds) if self.seeds else None,
-        }
 
     def claim(self, image_ids: Sequence[str]) -> None:
         """Write a note of the settings into `out`, or check that its note has the same settings.

@@ -14,8 +14,9 @@ from pycocotools import mask as coco_mask
 
 from tool.files import write_json
 from tool.formats.coco_regions import check_segmentation, region_of, without_short_polygons
-from tool.formats.mask import UNKNOWN
+from tool.formats.mask import named_values
 
+BACKGROUND = "background"  # a category that other programs may have
 UNKNOWN_NAME = "unknown"  # the category of pixels with the value 255
 _LARGEST = 2**15  # a side has fewer pixels
 
@@ -51,7 +52,11 @@ def save_coco(
         masks: The file name of each photograph, and its mask (H, W) uint8 in 0..K and 255.
         class_names: The K foreground names; their categories are 1..K. The value 255 is category
             255, called "unknown".
+
+    Raises:
+        ValueError: A class is called "background" or "unknown".
     """
+    names = named_values(class_names, background=BACKGROUND, unknown=UNKNOWN_NAME)
     images, annotations = [], []
     for number, (file_name, mask) in enumerate(masks, start=1):
         height, width = mask.shape
@@ -70,8 +75,9 @@ def save_coco(
                     "iscrowd": 0,
                 }
             )
-    names = [*enumerate(class_names, start=1), (UNKNOWN, UNKNOWN_NAME)]
-    categories = [{"id": value, "name": name, "supercategory": ""} for value, name in names]
+    categories = [
+        {"id": value, "name": name, "supercategory": ""} for name, value in names.items() if value
+    ]
     write_json(path, {"images": images, "annotations": annotations, "categories": categories})
 
 
@@ -94,9 +100,10 @@ def load_coco(path: Path, class_names: Sequence[str]) -> dict[str, Annotated]:
         ValueError: The file is no COCO file, is broken, or has a category of another name; names
             the file.
     """
+    known = named_values(class_names, background=BACKGROUND, unknown=UNKNOWN_NAME)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        values = _values(_entries(content, "categories"), class_names)
+        values = _values(_entries(content, "categories"), known)
         images: dict[int, Annotated] = {}
         names: dict[str, Annotated] = {}
         for entry in _entries(content, "images"):
@@ -131,10 +138,8 @@ def _number(entry: dict[str, Any], name: str) -> int:
     return value
 
 
-def _values(categories: list[dict[str, Any]], class_names: Sequence[str]) -> dict[int, int]:
+def _values(categories: list[dict[str, Any]], known: dict[str, int]) -> dict[int, int]:
     """Return category number -> mask value; raise `ValueError` for a category of another name."""
-    known = {name: value for value, name in enumerate(("background", *class_names))}
-    known[UNKNOWN_NAME] = UNKNOWN
     for entry in categories:
         if not isinstance(entry.get("name"), str) or entry["name"] not in known:
             raise ValueError(

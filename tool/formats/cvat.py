@@ -18,7 +18,7 @@ from PIL import Image
 
 from tool.files import atomic_path
 from tool.formats.image import BROKEN, opened
-from tool.formats.mask import UNKNOWN, palette
+from tool.formats.mask import named_values, palette
 
 BACKGROUND, UNKNOWN_NAME = "background", "unknown"
 _LIST, _MASKS = "ImageSets/Segmentation/default.txt", "SegmentationClass/"
@@ -36,15 +36,16 @@ def save_cvat(
         class_names: The K foreground names.
 
     Raises:
-        ValueError: A name has a character that `labelmap.txt` cannot hold.
+        ValueError: A name has a character that `labelmap.txt` cannot hold, or a class is called
+            "background" or "unknown".
     """
-    names = dict(enumerate((BACKGROUND, *class_names))) | {UNKNOWN: UNKNOWN_NAME}
-    wrong = [name for name in names.values() if ":" in name or not name.isprintable()]
+    names = named_values(class_names, background=BACKGROUND, unknown=UNKNOWN_NAME)
+    wrong = [name for name in names if ":" in name or not name.isprintable()]
     if wrong:
         raise ValueError(f"CVAT's labelmap.txt cannot hold the class {wrong[0]!r}")
     colours = palette()
     lines = ["# label:color_rgb:parts:actions"]
-    lines += [f"{name}:{','.join(map(str, colours[value]))}::" for value, name in names.items()]
+    lines += [f"{name}:{','.join(map(str, colours[value]))}::" for name, value in names.items()]
     ids = []
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         archive.writestr("labelmap.txt", "\n".join(lines) + "\n")
@@ -77,9 +78,10 @@ class CvatMasks:
                 file.
         """
         self._path = path
+        known = named_values(class_names, background=BACKGROUND, unknown=UNKNOWN_NAME)
         try:
             self._archive = zipfile.ZipFile(path)
-            self._values = _label_values(self._read("labelmap.txt").decode(), class_names)
+            self._values = _label_values(self._read("labelmap.txt").decode(), known)
         except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
             raise self._error(f"no zip file of CVAT's: {error}") from error
         except ValueError as error:
@@ -121,18 +123,16 @@ class CvatMasks:
         return ValueError(f"{self._path}: {reason}")
 
 
-def _label_values(text: str, class_names: Sequence[str]) -> dict[int, int]:
+def _label_values(text: str, known: dict[str, int]) -> dict[int, int]:
     """Return colour, as 0xRRGGBB, -> mask value of a `labelmap.txt`.
 
     Args:
         text: The content of the file.
-        class_names: The K foreground names.
+        known: Label -> mask value.
 
     Raises:
         ValueError: A line has no colour or an unknown label, or two labels have one colour.
     """
-    known = {name: value for value, name in enumerate((BACKGROUND, *class_names))}
-    known[UNKNOWN_NAME] = UNKNOWN
     values: dict[int, int] = {}
     # A line is LABEL:RED,GREEN,BLUE:PARTS:ACTIONS.
     for line in text.splitlines():

@@ -121,6 +121,21 @@ class _UnfitError(ValueError):
     """An image that is whole but has values of another kind than it should."""
 
 
+def photograph_of(image: Image.Image) -> Image.Image:
+    """Return a PIL image as `decode` returns the photograph in its file: RGB, upright.
+
+    Raises:
+        ValueError: The image is truncated, or its values are no 8-bit colours.
+    """
+    try:
+        turn = _TURNS.get(_orientation(image))
+        image.load()
+        decoded = _as_photograph(image, is_deep=False)
+        return decoded if turn is None else decoded.transpose(turn)
+    except BROKEN as error:
+        raise ValueError(f"the photograph cannot be used: {error}") from error
+
+
 def _orientation(image: Image.Image) -> int:
     """Return the orientation in the EXIF data of an opened image; 1, upright, if it has none."""
     if image.format == "TIFF":  # Pillow itself turns it upright

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from tool.files import write_json
 from tool.formats.image import BROKEN, opened
-from tool.formats.mask import UNKNOWN
+from tool.formats.mask import named_values
 from tool.formats.polygons import outlines, paint
 
 BACKGROUND, IGNORED = "_background_", "__ignore__"  # labelme's own names of the values 0 and 255
@@ -33,8 +33,12 @@ def save_labelme(path: Path, mask: np.ndarray, class_names: Sequence[str], image
         mask: (H, W) uint8, in 0..K and 255.
         class_names: The K foreground names.
         image: Path of the photograph, relative to the folder of the file.
+
+    Raises:
+        ValueError: A class is called `BACKGROUND` or `IGNORED`.
     """
-    names = dict(enumerate((BACKGROUND, *class_names))) | {UNKNOWN: IGNORED}
+    values = named_values(class_names, background=BACKGROUND, unknown=IGNORED)
+    names = {value: name for name, value in values.items()}
     shapes = [
         {
             "label": names[value],
@@ -77,8 +81,7 @@ def load_labelme(path: Path, class_names: Sequence[str], size: tuple[int, int]) 
         ValueError: The file is no labelme file, is of a photograph of another size, or has a shape
             of another kind or label; names the file.
     """
-    values = {name: value for value, name in enumerate((BACKGROUND, *class_names))}
-    values[IGNORED] = UNKNOWN
+    values = named_values(class_names, background=BACKGROUND, unknown=IGNORED)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         shapes = document["shapes"] if isinstance(document, dict) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +31,29 @@ def palette() -> np.ndarray:
                 np.uint8
             )
     return colours
+
+
+def named_values(class_names: Sequence[str], *, background: str, unknown: str) -> dict[str, int]:
+    """Return the mask value of each name in the layout of another program, ascending.
+
+    Args:
+        class_names: The K foreground names.
+        background: The layout's name of the background.
+        unknown: The layout's name of pixels with the value `UNKNOWN`.
+
+    Raises:
+        ValueError: A class has one of the layout's own names.
+    """
+    for name in class_names:
+        if name in (background, unknown):
+            what = "the background" if name == background else "unknown pixels"
+            raise ValueError(
+                f"the class {name!r} has this layout's name of {what}: choose another name for it, "
+                "or another layout"
+            )
+    return {name: value for value, name in enumerate((background, *class_names))} | {
+        unknown: UNKNOWN
+    }
 
 
 def save_mask(path: Path | str, mask: np.ndarray) -> None:
