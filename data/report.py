@@ -8,6 +8,7 @@ those of the run's config.json, if no flag says otherwise.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,13 @@ from data.readable import ListFlags, open_list
 from data.report_images import ReportImages
 from tool.bar import Bar
 from tool.cli import run_stage
-from tool.flags import flag, parse_flags
+from tool.flags import add_flags, flag, parse_flags
+from tool.noted import checked
 from tool.parallel.processes import cores
 from tool.ranges import POSITIVE
 from tool.report.head import head
 from tool.report.html import Page, Row, write_page
-from tool.report.run import open_run, with_own_names
+from tool.report.run import CONFIG, Run, open_run, with_own_names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,10 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the page."""
     example = "out/toy-fbr-seed0 --compare out/toy-eps-seed0"
     first = parse_flags(Command, argv, example=example)
-    noted = open_run(first.run, mask_dir=first.mask_dir).noted.get("flags")
-    known = {field.name for field in dataclasses.fields(ListFlags)}
-    defaults = {name: value for name, value in (noted or {}).items() if name in known}
-    command = parse_flags(Command, argv, example=example, defaults=_as_paths(defaults))
+    defaults = noted_data(open_run(first.run, mask_dir=first.mask_dir))
+    command = parse_flags(Command, argv, example=example, defaults=defaults)
     own = open_run(command.run, mask_dir=command.mask_dir, score=command.score)
     runs = with_own_names([own, *map(open_run, command.compare)])
     catalog, images = open_list(command.data)
@@ -85,10 +85,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{out}: {len(rows)} images, {count} of them with pictures, {size:.1f} MB")
 
 
-def _as_paths(defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return flags of `config.json` with paths where the command has them."""
-    paths = ("root", "labels", "saliency_root")
-    return {name: Path(v) if name in paths and v else v for name, v in defaults.items()}
+def noted_data(run: Run) -> dict[str, Any]:
+    """Return what the run's `config.json` says of its dataset and list, by the names of the flags.
+
+    Raises:
+        ValueError: The file has a value that no flag can have.
+    """
+    flags = run.noted.get("flags")
+    if not isinstance(flags, dict):
+        return {}
+    parser = argparse.ArgumentParser(add_help=False)
+    add_flags(parser, ListFlags)
+    known = {field.name for field in dataclasses.fields(ListFlags)}
+    some = {name: value for name, value in flags.items() if name in known}
+    return checked(parser, some, run.home / CONFIG)
 
 
 def in_threads(function: Callable[[Any], Any], items: Sequence[Any], what: str) -> Iterator[Any]:
