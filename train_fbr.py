@@ -25,6 +25,7 @@ from data.identity import data_hashes
 from data.loader import step_batches
 from data.masks import survey, write_survey
 from data.readable import ImageList, ListFlags, open_list
+from data.shown import shown_images
 from data.transforms import resize_of
 from network.backbones import check_squares
 from network.flags import (
@@ -165,6 +166,12 @@ def train(command: Command, device: torch.device) -> int:
         world_size=dist.world_size(),
     )
     save = functools.partial(save_run, out, method=method, optimizer=optimizer, config=config)
+    mean, std = method.backbone.mean, method.backbone.std
+    transform = DeviceTransform(mean, std, device)
+    shown = None
+    with dist.all_or_none():
+        if command.run.picture_every and dist.is_main():
+            shown = shown_images(dataset, device, transform)
     with contextlib.ExitStack() as closing:
         log = None
         if dist.is_main():
@@ -172,7 +179,7 @@ def train(command: Command, device: torch.device) -> int:
             write_config(
                 out, config, command.given, weights=weights, loaded=loaded, resumed=resumed
             )
-            log = RunLog(out, start_step=step, mean=method.backbone.mean, std=method.backbone.std)
+            log = RunLog(out, start_step=step, mean=mean, std=std, shown=shown)
             closing.enter_context(contextlib.closing(log))
         ended_by = fit(
             method,
@@ -181,7 +188,7 @@ def train(command: Command, device: torch.device) -> int:
             start=start,
             settings=settings_from(recipe, command.run),
             device=device,
-            transform=DeviceTransform(method.backbone.mean, method.backbone.std, device),
+            transform=transform,
             log=log,
             save=save,
         )
