@@ -181,6 +181,7 @@ def train(command: Command, device: torch.device) -> int:
             )
             log = RunLog(out, start_step=step, mean=mean, std=std, shown=shown)
             closing.enter_context(contextlib.closing(log))
+            log.settings(config)
         ended_by = fit(
             method,
             optimizer,

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from tool.files import atomic_path
 from tool.train.batch import Trainable
 from tool.train.pictures import Shown
+
+METRICS = ("score/miou", "score/miou_cam", "loss/loss")
+NO_SETTINGS = ("method_config", "class_names", "num_classes")
 
 
 class RunLog:
@@ -57,6 +63,22 @@ class RunLog:
         for group, some in values.items():
             for name, value in some.items():
                 self._board.add_scalar(f"{group}/{name}", value, step)
+
+    def settings(self, config: Mapping[str, Any]) -> None:
+        """Write the hyper-parameters of the run, for TensorBoard's table of runs.
+
+        Args:
+            config: What identifies the run. Hashes and names of classes are left out.
+        """
+        some = {**config, **(config.get("method_config") or {})}
+        plain = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in some.items()
+            if not (value is None or name in NO_SETTINGS or name.endswith("_sha256"))
+        }
+        # The columns of the table: the tags of the losses, and of eval_miou.py for masks and CAMs.
+        for summary in hparams(plain, dict.fromkeys(METRICS)):
+            self._board._get_file_writer().add_summary(summary)
 
     def picture(self, step: int, method: Trainable) -> None:
         """Write `pictures/STEP.png`, which shows what the method makes of the images of the run.
