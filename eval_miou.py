@@ -22,6 +22,7 @@ from tool.flags import flag, parse_flags
 from tool.formats.predictions import Predictions, colour_warning, read_mask, require_files
 from tool.parallel import dist
 from tool.ranges import UNIT
+from tool.score.board import write_board
 from tool.score.document import document_of, leak_of, table_of, write_curve
 from tool.score.evaluation import PRED_255, Evaluation
 from tool.score.metrics import Sweep
@@ -47,8 +48,8 @@ class Command:
         pred_255: What a predicted 255 counts as. Choose ignore for seeds, whose 255 is unknown.
         context: Folder of context PNGs, which adds the leak score. Of the toy dataset it is
             ROOT/context.
-        json: Write the result to this file too. With --sweep the curve is drawn beside it, as .png
-            and .pdf.
+        json: Write the result to this file too, and if it lies in a run directory, to the run's
+            TensorBoard. With --sweep the curve is drawn beside it, as .png and .pdf.
     """
 
     data: TrainListFlags
@@ -165,6 +166,7 @@ def report(
     print(table_of(document))
     if command.json is not None:
         write_json(command.json, document)
+        write_board(command.json, document)
         if "sweep" in document:
             write_curve(command.json.with_suffix(".png"), document)
 

@@ -28,18 +28,20 @@ from data.identity import data_hashes
 from data.loader import step_batches
 from data.masks import survey, write_survey
 from data.readable import ImageList, ListFlags, open_list
+from data.shown import shown_images
 from data.transforms import resize_of
 from network.backbones import check_squares
 from network.flags import (
     StartFlags,
     add_network_flags,
     default_recipe,
+    noted_recipe,
     recipe_flags,
     recipe_from,
     start_from,
 )
 from network.methods import Method, build_method, find_method, trained_names
-from network.options import add_option_flags, options_from
+from network.options import add_option_flags, option_names, options_from
 from network.recipe import Recipe
 from network.weights.initialise import initialise
 from network.weights.pixel_truth import FACT
@@ -48,6 +50,7 @@ from tool.cli import Parser, run_stage
 from tool.files import file_hash, locked
 from tool.flags import add_flags, flag, flags_as
 from tool.infer.previous import KINDS, PREVIOUS, PreviousOutputs
+from tool.noted import checked, other_settings, read_noted, take_defaults, to_repeat
 from tool.parallel import dist
 from tool.parallel.machine import cpp_compiler
 from tool.progress import Progress
@@ -73,10 +76,13 @@ class MethodFlags:
             fbr_amn, sfc_irn, bes and sbe refine the results of an earlier run; deeplab1 and
             deeplab2 are networks that are trained on masks.
         short: Take the method's recipe for a few hundred images on a CPU as the defaults.
+        config: Start the run of this config.json again: its flags are the defaults of all flags but
+            --out and --num-workers. A flag on the command line wins.
     """
 
     method: str = flag("fbr", choices=trained_names)
     short: bool = False
+    config: Path | None = flag(None, metavar="FILE")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,7 @@ class Command:
         start: Where the first weights come from.
         run: Where and how to run.
         given: Every flag by name, for `config.json`.
+        config: The `config.json` of the run to start again; None for a run of its own.
     """
 
     method_name: str
@@ -104,6 +111,7 @@ class Command:
     start: StartFlags
     run: RunFlags
     given: dict[str, Any]
+    config: Path | None = None
 
     def __post_init__(self) -> None:
         recipe, compiler = self.recipe, self.run.compile
@@ -137,6 +145,7 @@ def train(command: Command, device: torch.device) -> int:
     dataset = dataset_from(command, catalog, images.ids)
     weights = start_file(method, command.start)
     loaded = load_start(method, command, config, weights)
+    compare_settings(command, config, weights)
     method = prepared(method, command, device)
     study(method, catalog, images, device)
     optimizer = build_optimizer(method, recipe, device)
@@ -160,6 +169,12 @@ def train(command: Command, device: torch.device) -> int:
         world_size=dist.world_size(),
     )
     save = functools.partial(save_run, out, method=method, optimizer=optimizer, config=config)
+    mean, std = method.backbone.mean, method.backbone.std
+    transform = DeviceTransform(mean, std, device)
+    shown = None
+    with dist.all_or_none():
+        if command.run.picture_every and dist.is_main():
+            shown = shown_images(dataset, device, transform)
     with contextlib.ExitStack() as closing:
         log = None
         if dist.is_main():
@@ -167,8 +182,9 @@ def train(command: Command, device: torch.device) -> int:
             write_config(
                 out, config, command.given, weights=weights, loaded=loaded, resumed=resumed
             )
-            log = RunLog(out, start_step=step, mean=method.backbone.mean, std=method.backbone.std)
+            log = RunLog(out, start_step=step, mean=mean, std=std, shown=shown)
             closing.enter_context(contextlib.closing(log))
+            log.settings(config)
         ended_by = fit(
             method,
             optimizer,
@@ -176,7 +192,7 @@ def train(command: Command, device: torch.device) -> int:
             start=start,
             settings=settings_from(recipe, command.run),
             device=device,
-            transform=DeviceTransform(method.backbone.mean, method.backbone.std, device),
+            transform=transform,
             log=log,
             save=save,
         )
@@ -312,6 +328,13 @@ def load_start(
     return loaded
 
 
+def compare_settings(command: Command, config: dict[str, Any], weights: Path | None) -> None:
+    """Print in what the run is not the one that `--config` starts again."""
+    if command.config is not None and dist.is_main():
+        other = other_settings(read_noted(command.config), config, weights)
+        print(f"as {command.config}" + (f", but for {', '.join(other)}" if other else ""))
+
+
 def prepared(method: Method, command: Command, device: torch.device) -> Method:
     """Return the method on the device, compiled if requested."""
     method = dist.synchronise_norms(method, device)
@@ -342,13 +365,7 @@ def parse(argv: Sequence[str] | None, *, module: str = __name__) -> Command:
         module: Name of the module that is the program, for messages.
     """
     argv = sys.argv[1:] if argv is None else argv
-    # The method and --short decide which other flags there are, and their defaults.
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    add_flags(first, MethodFlags)
-    try:
-        known = flags_as(MethodFlags, first.parse_known_args(argv)[0])
-    except argparse.ArgumentError:
-        known = MethodFlags()  # the whole parser will say what is wrong
+    known, noted = first_flags(argv)
     method = find_method(known.method)
     recipe = default_recipe(method, short=known.short)
     more = f"The options and defaults below are those of --method {known.method}."
@@ -360,6 +377,10 @@ def parse(argv: Sequence[str] | None, *, module: str = __name__) -> Command:
     options = method.recipe.short_options if known.short else {}
     add_option_flags(parser, method.Config, known.method, defaults=options)
     add_flags(parser.add_argument_group("run"), RunFlags)
+    if known.config is not None:
+        values = checked(parser, noted, known.config)
+        take_defaults(parser, values)
+        recipe = noted_recipe(values, recipe)
 
     args = parser.parse_args(argv)
     try:
@@ -374,9 +395,35 @@ def parse(argv: Sequence[str] | None, *, module: str = __name__) -> Command:
             start=start_from(args, recipe.backbone),
             run=flags_as(RunFlags, args),
             given={**recipe_flags(recipe), **vars(args)},
+            config=known.config,
         )
     except ValueError as error:
         parser.error(str(error))
+
+
+def first_flags(argv: Sequence[str]) -> tuple[MethodFlags, dict[str, Any]]:
+    """Return the flags that decide which other flags there are, and those that `--config` notes.
+
+    Raises:
+        FileNotFoundError: As `read_noted`.
+        ValueError: As `read_noted` and `checked`.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_flags(first, MethodFlags)
+    try:
+        known = flags_as(MethodFlags, first.parse_known_args(argv)[0])
+    except argparse.ArgumentError:
+        return MethodFlags(), {}  # the whole parser will say what is wrong
+    if known.config is None:
+        return known, {}
+    noted = to_repeat(read_noted(known.config)["flags"], argv)
+    deciding = {name: value for name, value in noted.items() if name in ("method", "short")}
+    take_defaults(first, checked(first, deciding, known.config))
+    known = flags_as(MethodFlags, first.parse_known_args(argv)[0])
+    # With another --method, the options that it does not have are left out.
+    theirs = find_method(deciding.get("method", known.method)).Config
+    lost = option_names(theirs) - option_names(find_method(known.method).Config)
+    return known, {name: value for name, value in noted.items() if name not in lost}
 
 
 def run_config(

@@ -261,6 +261,20 @@ class Catalog:
         check_size(path, mask.shape, f"image {image_id!r}", self.image_size(image_id)[::-1])
         return mask
 
+    def mask_if_there(self, image_id: str) -> np.ndarray | None:
+        """Return the ground-truth mask as `read_mask` does; None if there is no file."""
+        try:
+            return self.read_mask(image_id)
+        except FileNotFoundError:
+            return None
+
+    def saliency_if_there(self, image_id: str) -> np.ndarray | None:
+        """Return the saliency map (H, W) uint8; None if there is no folder or no file."""
+        try:
+            return np.asarray(self.read_saliency(image_id)) if self.has_saliency else None
+        except FileNotFoundError:
+            return None
+
 
 def open_catalog(
     name: str, root: Path | str, *, labels: Path | None = None, saliency_root: Path | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 from data.catalog import Catalog
 from data.fields import FIELDS, Sources
 from data.files import all_found
-from data.transforms import Resize, TrainTransform
+from data.transforms import RandomLongSide, Resize, TrainTransform
 from tool.files import first_few
 from tool.formats.image import batches_of_one_size
 from tool.infer.previous import INFERABLE, PreviousOutputs, takes_previous_outputs
@@ -85,6 +86,14 @@ class TrainDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def whole(self, ids: Sequence[str]) -> TrainDataset:
+        """Return a dataset of some of the images without augmentation: whole, and padded."""
+        plain, crop = copy.copy(self), self.transform.crop.size[0]
+        plain.ids, plain.largest = list(ids), crop
+        resize = RandomLongSide(crop, crop)
+        plain.transform = TrainTransform(crop=crop, resize=resize, jitter=False, flip=False)
+        return plain
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, object]:
         """Return one sample, as the loader stacks it into a batch.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from data.readable import ListFlags
-from tool.flags import parse_flags
-from tool.report.run import open_run
+from tool.flags import add_flags, parse_flags
+from tool.noted import checked
+from tool.report.run import CONFIG, Run, open_run
 
 Flags = TypeVar("Flags")
 
@@ -24,15 +25,24 @@ def parse_like_run(kind: type[Flags], argv: Sequence[str] | None, *, example: st
 
     Raises:
         FileNotFoundError: The run has no masks.
+        ValueError: The run's config.json has a value that no flag can have.
     """
     first: Any = parse_flags(kind, argv, example=example)
-    noted = open_run(first.run, mask_dir=first.mask_dir).noted.get("flags")
+    defaults = noted_data(open_run(first.run, mask_dir=first.mask_dir))
+    return parse_flags(kind, argv, example=example, defaults=defaults)
+
+
+def noted_data(run: Run) -> dict[str, Any]:
+    """Return what the run's `config.json` says of its dataset and list, by the names of the flags.
+
+    Raises:
+        ValueError: The file has a value that no flag can have.
+    """
+    flags = run.noted.get("flags")
+    if not isinstance(flags, dict):
+        return {}
+    parser = argparse.ArgumentParser(add_help=False)
+    add_flags(parser, ListFlags)
     known = {field.name for field in dataclasses.fields(ListFlags)}
-    defaults = {name: value for name, value in (noted or {}).items() if name in known}
-    return parse_flags(kind, argv, example=example, defaults=_as_paths(defaults))
-
-
-def _as_paths(defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return flags of `config.json` with paths where the command has them."""
-    paths = ("root", "labels", "saliency_root")
-    return {name: Path(v) if name in paths and v else v for name, v in defaults.items()}
+    some = {name: value for name, value in flags.items() if name in known}
+    return checked(parser, some, run.home / CONFIG)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +68,6 @@ class ReportImages:
         check_size(path, mask.shape, f"image {image_id!r}", size)
         return mask
 
-    def truth(self, image_id: str) -> np.ndarray | None:
-        """Return the ground truth (H, W) uint8; None if there is none of the image."""
-        return _if_there(self.catalog.read_mask, image_id)
-
-    def saliency(self, image_id: str) -> np.ndarray | None:
-        """Return the saliency map (H, W) uint8; None if there is none of the image."""
-        if not self.catalog.has_saliency:
-            return None
-        found = _if_there(self.catalog.read_saliency, image_id)
-        return None if found is None else np.asarray(found)
-
     def label(self, image_id: str) -> np.ndarray:
         """Return the image-level label, (K,)."""
         return self.catalog.label(image_id)
@@ -98,7 +87,8 @@ class ReportImages:
         Raises:
             ValueError: A file is broken, or of another size than its image; names it.
         """
-        truth, saliency = self.truth(image_id), self.saliency(image_id)
+        truth = self.catalog.mask_if_there(image_id)
+        saliency = self.catalog.saliency_if_there(image_id)
         masks = [self.mask(run, image_id) for run in self.runs]
         measures: list[Measures | None] = []
         for run, mask, threshold in zip(self.runs, masks, self.thresholds, strict=True):
@@ -125,13 +115,13 @@ class ReportImages:
     def picture(self, row: Row) -> dict[str, Any]:
         """Return the small pictures of an image, as `tool/report/page/draw.js` reads them."""
         image = self.catalog.read_image(row.id)
-        truth, size = self.truth(row.id), (image.height, image.width)
+        truth, size = self.catalog.mask_if_there(row.id), (image.height, image.width)
         found: dict[str, Any] = {"image": photograph(image), "truth": None, "saliency": None}
         sides = (max(1, round(LONGEST * side / max(size))) for side in image.size)
         found["w"], found["h"] = sides
         if truth is not None:
             found |= {"truth": class_indices(truth), "found": classes_in(truth)}
-        elif (saliency := self.saliency(row.id)) is not None:
+        elif (saliency := self.catalog.saliency_if_there(row.id)) is not None:
             found["saliency"] = grey_map(saliency / 255)
         found["runs"] = [self.of_run(run, row.id, size) for run in self.runs]
         return found
@@ -174,11 +164,3 @@ def gate_between(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """
     gate = np.where(before > FAINT, after / np.maximum(before, FAINT), 0)
     return gate / max(1.0, float(gate.max()))
-
-
-def _if_there(read: Callable[[str], Any], image_id: str) -> Any:
-    """Return what a reader of the catalog reads; None if there is no such file."""
-    try:
-        return read(image_id)
-    except FileNotFoundError:
-        return None

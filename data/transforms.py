@@ -129,6 +129,7 @@ class TrainTransform:
         crop: Side of the crop, in pixels.
         resize: The resize before the flip.
         jitter: Draw a colour jitter; otherwise colours stay as they are.
+        flip: Mirror every other image.
 
     Raises:
         ValueError: The crop is not positive.
@@ -137,11 +138,13 @@ class TrainTransform:
     Differs from the release: the jitter is that of the crop, not of the image around it.
     """
 
-    def __init__(self, *, crop: int, resize: v2.Transform, jitter: bool = True) -> None:
+    def __init__(
+        self, *, crop: int, resize: v2.Transform, jitter: bool = True, flip: bool = True
+    ) -> None:
         if crop < 1:
             raise ValueError(f"crop {crop} is not a positive size")
         self.jitter = jitter
-        self.shape = v2.Compose([resize, v2.RandomHorizontalFlip(0.5)])
+        self.shape = v2.Compose([resize, v2.RandomHorizontalFlip(0.5)] if flip else [resize])
         self.crop = v2.RandomCrop(crop, pad_if_needed=True)
 
     def __call__(

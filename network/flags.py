@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,13 @@ def add_network_flags(parser: Parser, recipe: Recipe) -> None:
 def recipe_from(args: argparse.Namespace, recipe: Recipe) -> Recipe:
     """Return the recipe with the flags that were given in place of its defaults."""
     return recipe.changed(given(args, (*_NETWORK, *_RECIPE)))
+
+
+def noted_recipe(values: Mapping[str, Any], recipe: Recipe) -> Recipe:
+    """Return the recipe with the values that a run noted, by the names of their flags."""
+    some = {name: values[name] for name in (*_NETWORK, *_RECIPE) if name in values}
+    some = {name: tuple(v) if isinstance(v, list) else v for name, v in some.items()}
+    return dataclasses.replace(recipe, **some)
 
 
 def recipe_flags(recipe: Recipe) -> dict[str, Any]:

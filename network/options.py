@@ -62,8 +62,7 @@ def add_option_flags(
         ValueError: A field has the name of a flag that there is already, or no default of a plain
             type; or `defaults` names no field.
     """
-    known = {field.name for field in dataclasses.fields(config)}
-    if unknown := sorted(set(defaults or ()) - known):
+    if unknown := sorted(set(defaults or ()) - option_names(config)):
         raise ValueError(f"short_options of {method}: there is no option {', '.join(unknown)}")
     for field in dataclasses.fields(config):
         if type(field.default) not in (bool, int, float, str):
@@ -79,6 +78,11 @@ def add_option_flags(
             f"an option of {method} has the name of another flag ({error}): give the field of its "
             "Config another name"
         ) from error
+
+
+def option_names(config: type) -> set[str]:
+    """Return the names of the fields of a method's `Config`."""
+    return {field.name for field in dataclasses.fields(config)}
 
 
 def options_from(config: type, args: argparse.Namespace) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Browser:
         content = json.dumps(body or {}).encode() if verb == "POST" else None
         request = urllib.request.Request(self._address + path, data=content, method=verb)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as error:
             raise AssertionError(error.read().decode()) from error

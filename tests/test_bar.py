@@ -37,17 +37,37 @@ def test_a_training_run_in_a_file_has_a_line_per_row_of_the_log(folder_root, tmp
     assert "\r" not in result.stdout + result.stderr
 
 
-def test_the_tags_of_tensorboard_are_in_groups(folder_root, tmp_path) -> None:
+def test_tensorboard_has_tags_in_groups_hyper_parameters_and_the_score(
+    folder_root, tmp_path
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     out = tmp_path / "run"
     assert run("train_fbr.py", *train_flags(folder_root, out, steps=2)).returncode == 0
+    data = ["--dataset", "folder", "--root", folder_root]
+    masks = ["--pred-dir", folder_root / "masks", *data, "--json"]
+    for _ in range(2):  # a score replaces the one before
+        assert run("eval_miou.py", *masks, out / "miou.json").returncode == 0
+    assert run("eval_miou.py", *masks, tmp_path / "miou.json").returncode == 0
+    assert not list(tmp_path.glob("*tfevents*")), "no run is there"
     events = EventAccumulator(str(out))
     events.Reload()
     tags = events.Tags()["scalars"]
     assert {"loss/loss", "loss/cls", "run/lr_factor", "run/images_per_s", "run/memory_gb"} < {*tags}
-    assert {tag.partition("/")[0] for tag in tags} == {"loss", "contrast", "run"}
+    assert {tag.partition("/")[0] for tag in tags} == {"loss", "contrast", "run", "score"}
     assert [point.step for point in events.Scalars("loss/loss")] == [1, 2]
+    assert [(p.step, p.value) for p in events.Scalars("score/miou")] == [(2, 100)]
+    assert events.Scalars("score/miou/sky lark")[0].value == 100
+    noted = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    found = HParamsPluginData.FromString(noted).session_start_info.hparams
+    assert found["method"].string_value == "fbr"
+    assert found["lr"].number_value > 0
+    assert found["bank_size"].number_value == 300
+    assert not {"class_names", "list_sha256"} & set(found)
+    columns = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
+    names = [m.name.tag for m in HParamsPluginData.FromString(columns).experiment.metric_infos]
+    assert "score/miou" in names
 
 
 def test_other_stages_print_a_line_every_so_often(monkeypatch, capsys) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -38,7 +39,7 @@ from tool.formats.cam import Cam, load_cam, save_cam
 from tool.formats.regions import Regions, load_regions, read_regions, save_regions
 from tool.infer.multiscale import infer_images
 from tool.train.batch import part
-from tool.train.log import training_picture
+from tool.train.pictures import map_panels
 
 CPU = torch.device("cpu")
 SETTINGS = GateSettings()
@@ -677,15 +678,15 @@ def test_training_pictures_show_cam_gate_and_product(name: str, count: int) -> N
     present = batch["label"][0] > 0
     assert (maps["gate"][present] > 0).all()
     assert (maps["gate"][~present] == 0).all()
-    image = batch["image"][0].clamp(0, 1)
-    whole = training_picture(image, maps, bg_threshold=0.22)
-    plain = training_picture(image, {"cam": maps["cam"]}, bg_threshold=0.22)
-    height, width = image.shape[1:]
-    assert whole.shape[1] == width * (len(maps) + 2)
-    # The pseudo label, the last panel, is that of the gated CAM.
+    image = (batch["image"][0].clamp(0, 1).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+    names = [str(index) for index in range(method.num_classes)]
+    of = functools.partial(map_panels, image, bg_threshold=0.22, class_names=names)
+    assert list(of(maps)) == [*maps, "label"]
+    # The pseudo label is that of the gated CAM.
     maps["gated CAM"] = torch.zeros_like(maps["gated CAM"])
-    nothing = training_picture(image, maps, bg_threshold=0.22)[-height:, -width:]
-    assert not np.array_equal(nothing, plain[-height:, -width:])
+    caption, nothing = of(maps)["label"]
+    assert caption == "pseudo label: background"
+    assert not np.array_equal(nothing, of({"cam": maps["cam"]})["label"][1])
 
 
 def test_predict_shows_the_gate_of_the_run(trained, folder_root, tmp_path) -> None:

@@ -15,9 +15,12 @@ from report_runs import catalog_of, write_run
 from runs import assert_refused, run
 
 import tool.report.html
+from data.report import in_threads
 from tool.formats.mask import save_mask
+from tool.parallel.processes import cores
 from tool.report.chart import Curve, chart, thinned, ticks
-from tool.report.measure import measure
+from tool.report.html import Page, Row, write_page
+from tool.report.measure import Measures, measure
 from tool.report.picture import heat_colours
 from tool.report.run import file_minutes, open_run
 
@@ -64,6 +67,31 @@ def test_pictures_of_the_worst_images_only(folder_root, tmp_path) -> None:
     with_pictures = {row["id"] for row in found["rows"] if row["picture"] is not None}
     worst = sorted(found["rows"], key=lambda row: row["score"][0])[:2]
     assert with_pictures == {row["id"] for row in worst}
+
+
+def test_ten_thousand_images_are_read_a_few_at_a_time() -> None:
+    started, ahead = [], []
+
+    def picture(number: int) -> int:
+        started.append(number)
+        return number
+
+    for done, number in enumerate(in_threads(picture, range(10_000), "pictures")):
+        assert number == done
+        ahead.append(len(started) - done)
+    assert max(ahead) <= 4 * cores()
+
+
+def test_the_rows_of_ten_thousand_images_leave_room_for_pictures(tmp_path: Path) -> None:
+    iou = dict.fromkeys((3, 8, 15), 1 / 3)
+    measures = Measures(iou=iou, wrong=1 / 3, saliency=2 / 3, crf=1 / 7, found=(3, 8, 15))
+    rows = [Row(f"2008_{n:06d}", [3, 8, 15], [measures] * 2, [1 / 3]) for n in range(10_000)]
+    parts = dict.fromkeys(("tiles", "runs", "facts", "classes", "sweep", "training"), "")
+    page = Page("title", "lead", parts, [{"name": "a", "gated": True}] * 2, ["cat"] * 20, "")
+    pictures = ((row, {"image": "x" * 40_000}) for row in rows)
+    count = write_page(tmp_path / "page.html", page, rows, pictures)
+    assert count >= 300
+    assert (tmp_path / "page.html").stat().st_size < 20_000_000
 
 
 def test_the_size_of_a_page_is_limited(folder_root, tmp_path, monkeypatch) -> None:

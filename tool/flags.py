@@ -177,6 +177,7 @@ def add_flag(
         settings["default"] = argparse.SUPPRESS if explicit else default
     action = parser.add_argument(name, help=text.replace("%", "%%"), **settings)
     action.shown = default  # type: ignore[attr-defined] # the default in the help; see `tool.cli`
+    action.optional = _may_be_none(hint)  # type: ignore[attr-defined] # see `tool.noted`
     # The old name stays known, hidden, so that its error can name the new one.
     if old := field.metadata.get("renamed"):
         parser.add_argument(old, action=Renamed, nargs="*", const=name, help=argparse.SUPPRESS)
@@ -195,6 +196,11 @@ def _plain(hint: Any) -> Any:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return next(one for one in typing.get_args(hint) if one is not types.NoneType)
     return hint
+
+
+def _may_be_none(hint: Any) -> bool:
+    """Return whether a type hint permits None."""
+    return types.NoneType in typing.get_args(hint)
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

@@ -237,7 +237,7 @@ def fit(
                     log.scalars(done, values)
                     show(bar, done, values, settings)
             if log and settings.picture_every and (done % settings.picture_every == 0 or last):
-                log.picture(done, batch, method)
+                log.picture(done, method)
             bar.update()
             ended = stop_requested(interrupt, done, settings)
             if done % settings.save_every == 0 or last or ended:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from tool.documents import read_rows
 from tool.files import atomic_path
-from tool.train.batch import Batch, Trainable
+from tool.train.batch import Trainable
+from tool.train.pictures import Shown
+
+METRICS = ("score/miou", "score/miou_cam", "loss/loss")
+NO_SETTINGS = ("method_config", "class_names", "num_classes")
 
 
 class RunLog:
@@ -27,12 +31,19 @@ class RunLog:
         start_step: Number of steps that the checkpoint in it has done.
         mean: Mean of the network's input, to show images as they were.
         std: Standard deviation of the network's input.
+        shown: The images of the pictures; None for no pictures.
     """
 
     def __init__(
-        self, directory: Path, *, start_step: int, mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        directory: Path,
+        *,
+        start_step: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        shown: Shown | None = None,
     ) -> None:
-        self.directory = Path(directory)
+        self.directory, self.shown = Path(directory), shown
         self.mean, self.std = (torch.tensor(v)[:, None, None] for v in (mean, std))
         path = self.directory / "log.jsonl"
         _keep_rows(path, start_step)
@@ -54,22 +65,32 @@ class RunLog:
             for name, value in some.items():
                 self._board.add_scalar(f"{group}/{name}", value, step)
 
-    def picture(self, step: int, batch: Batch, method: Trainable) -> None:
-        """Write `pictures/STEP.png`: the first image, the method's maps of it, their pseudo label.
+    def settings(self, config: Mapping[str, Any]) -> None:
+        """Write the hyper-parameters of the run, for TensorBoard's table of runs.
+
+        Args:
+            config: What identifies the run. Hashes and names of classes are left out.
+        """
+        some = {**config, **(config.get("method_config") or {})}
+        plain = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in some.items()
+            if not (value is None or name in NO_SETTINGS or name.endswith("_sha256"))
+        }
+        # The columns of the table: the tags of the losses, and of eval_miou.py for masks and CAMs.
+        for summary in hparams(plain, dict.fromkeys(METRICS)):
+            self._board._get_file_writer().add_summary(summary)
+
+    def picture(self, step: int, method: Trainable) -> None:
+        """Write `pictures/STEP.png`, which shows what the method makes of the images of the run.
 
         Args:
             step: Number of steps done.
-            batch: Its "image" is (N, 3, H, W), normalised.
             method: Makes the maps in evaluation mode; left in training mode.
         """
-        method.eval()
-        with torch.no_grad():
-            maps = method.pictures(batch)
-        method.train()
-        image = (batch["image"][0].float().cpu() * self.std + self.mean).clamp(0, 1)
-        maps = {name: values.float().cpu() for name, values in maps.items()}
-        threshold = None if method.has_background else method.recipe.post.threshold
-        picture = training_picture(image, maps, bg_threshold=threshold)
+        if self.shown is None:
+            return
+        picture = self.shown.draw(method, mean=self.mean, std=self.std)
         path = self.directory / "pictures" / f"{step:06d}.png"
         with atomic_path(path) as temporary:
             Image.fromarray(picture).save(temporary)
@@ -79,49 +100,6 @@ class RunLog:
         """Flush and close both files."""
         self._rows.close()
         self._board.close()
-
-
-def training_picture(image: Tensor, maps: dict[str, Tensor], *, bg_threshold: float | None) -> Any:
-    """Return a picture: the image, the best class of each map as heat, the pseudo label.
-
-    Args:
-        image: (3, H, W) in [0, 1].
-        maps: name -> (K, h, w) in [0, 1], or (K+1, h, w) with the background first.
-        bg_threshold: Where the CAM is not above it, the pseudo label is background. None if the
-            maps have a background row, which comes first.
-
-    Returns:
-        (H + caption, n W, 3) uint8. The pseudo label is that of the map `gated CAM`, else of `cam`.
-        If there is `prob` instead, a segmentation network's, it is called a mask. Without any of
-        them there is none.
-    """
-    from tool.report.picture import (  # imports OpenCV, which a run without pictures does not need
-        heat,
-        label_colours,
-        strip,
-    )
-
-    base = (image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)  # (H, W, 3)
-    panels = [("image", base)]
-    # Enlarge all maps to the size of the image: (K, H, W).
-    sized = {
-        name: torch.nn.functional.interpolate(
-            values[None], size=base.shape[:2], mode="bilinear", align_corners=False
-        )[0]
-        for name, values in maps.items()
-    }
-    # The heat of a pixel is the largest value over the classes.
-    for name, values in sized.items():
-        skipped = bg_threshold is None and len(values) > 1  # the background row
-        panels.append((name, heat(base, values[skipped:].amax(dim=0).numpy())))
-    shown = next((name for name in ("gated CAM", "cam", "prob") if name in sized), None)
-    if shown is not None:
-        best, index = sized[shown].max(dim=0)
-        if bg_threshold is not None:
-            index = torch.where(best > bg_threshold, index + 1, 0)
-        label = index.numpy().astype(np.uint8)
-        panels.append(("mask" if shown == "prob" else "pseudo label", label_colours(base, label)))
-    return strip(panels)
 
 
 def _keep_rows(path: Path, start_step: int) -> None:
