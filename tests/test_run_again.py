@@ -10,7 +10,7 @@ import pytest
 from report_runs import write_run
 from runs import assert_refused, run, train_flags
 
-from tool.files import read_dict
+from tool.documents import read_dict
 
 OPTIONS = ["--momentum", 0.9, "--warmup", 2, "--no-jitter", "--clip", 0, "--scale", 0.5, 1, 1.5]
 OF_LIST = ("list_sha256", "photographs_sha256", "labels_sha256", "saliency_sha256")

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tool.files import as_json, file_hash, first_few, read_dict
+from tool.documents import read_dict
+from tool.files import as_json, file_hash, first_few
 from tool.ranges import Range
 
 NOT_REPEATED = ("out", "num_workers", "config", "traceback")  # of each run or machine its own

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tool.files import atomic_path, read_dict
+from tool.documents import read_dict
+from tool.files import atomic_path
 
 # TensorBoard reads the files of a folder in the order of their names: this one comes last.
 NAME = "events.out.tfevents.9999999999.{stem}"
