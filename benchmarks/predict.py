@@ -7,6 +7,9 @@ mirrors.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import time
 from collections.abc import Sequence

@@ -7,6 +7,9 @@ of every file. The archive is a zip file without compression. Equal runs give eq
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import tool.starting  # noqa: F401 - before all other imports
+
 import dataclasses
 import hashlib
 import json
