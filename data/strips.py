@@ -105,7 +105,7 @@ def panels(
                 ("gated CAM", heat(image, cam.cam[0])),
             ]
     found.append(("mask", label_colours(image, mask)))
-    truth = source.truth(image_id)
+    truth = source.catalog.mask_if_there(image_id)
     if truth is not None:
         found.append(("ground truth", label_colours(image, np.where(truth == 255, 0, truth))))
     shape = (side, side)

@@ -39,6 +39,9 @@ def words(command: str) -> list[str]:
         if word == "..." and not found[-1].startswith("--"):
             break  # and so on
         found += values.get(word, [word])
+    if "--config" in found:  # a file of a run, which is read while the flags are parsed
+        place = found.index("--config")
+        del found[place : place + 2]
     return found
 
 

@@ -18,6 +18,7 @@ from untrained import SEGMENT
 from data.catalog import open_catalog
 from data.dataset import InferDataset
 from data.layouts import LAYOUTS
+from network.methods import build_method
 from tool.crf.post import max_side_of
 from tool.formats.cam import (
     Cam,
@@ -43,6 +44,29 @@ SMALL = [name for name, (_, size, _) in FOLDER_IMAGES.items() if max(size) <= SI
 def stage_3(flags: list[object], cam: Path, out: Path, *how: object) -> Result:
     root = flags[flags.index("--root") + 1]
     return run("crf_postprocess.py", *data(root), "--cam-dir", cam, "--out", out, *how)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "limit"),
+    [("resnet38d", 512), ("resnet38d_slim", MAX_SIDE), ("resnet50", MAX_SIDE)],
+)
+def test_a_wide_backbone_has_a_lower_limit_unless_the_user_says_otherwise(
+    backbone: str, limit: int
+) -> None:
+    with torch.device("meta"):
+        method = build_method(
+            {
+                "method": "cam",
+                "backbone": backbone,
+                "output_stride": 8 if "38" in backbone else 16,
+                "num_classes": 2,
+                "pretrained": False,
+                "method_config": {},
+            }
+        )
+    assert method.inference_views(ViewFlags(), max_side=MAX_SIDE).max_side == limit
+    assert method.inference_views(ViewFlags(max_side=2000), max_side=MAX_SIDE).max_side == 2000
+    assert method.inference_views(ViewFlags()).max_side is None, "a benchmark has no limit"
 
 
 @pytest.mark.parametrize("name", ["cam", SEGMENT])

@@ -45,7 +45,7 @@ class Command:
     """What the command line says.
 
     Attributes:
-        run: Run directory.
+        run: Run directory to pack.
         check: Archive to check, in place of packing a run. Nothing is unpacked.
         mask_dir: Folder of the masks, if it is not RUN/mask.
         out: Archive to write. By default it is RUN.zip.

@@ -224,6 +224,8 @@ class ResNet38dBackbone(Backbone):
             for tap, number, stride in zip(TAP_NAMES, channels, (2, 4, 8, 8, 8), strict=True)
         }
         self.net = ResNet38d(width=width)
+        if width == 1:
+            self.max_side = 512  # a photograph takes 3.0 GB at scale 2; 1024 would take about 8
         self.stem = ("net.conv1a.", "net.b2.", "net.b2_1.", "net.b2_2.")
 
     def forward(self, image: Tensor, names: Sequence[str] = ("high",)) -> dict[str, Tensor]:

@@ -226,7 +226,8 @@ class Method(nn.Module):
 
         Args:
             flags: The user's choices; None for those of the recipe.
-            max_side: The dataset's limit in pixels, in place of a flag that is not given.
+            max_side: The dataset's limit in pixels, in place of a flag that is not given. The
+                backbone's is taken if that is lower.
 
         Raises:
             ValueError: The backbone does not take images of these sizes.
@@ -235,7 +236,8 @@ class Method(nn.Module):
         if squares and views.sides is None:
             views = dataclasses.replace(views, sides=self.backbone.sides)
         if flags is not None:
-            views = flags.changed(views, max_side=max_side)
+            limit = max_side and min(max_side, self.backbone.max_side)
+            views = flags.changed(views, max_side=limit)
         if squares and views.sides is None:
             shown = " ".join(map(str, self.backbone.sides))
             raise ValueError(

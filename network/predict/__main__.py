@@ -37,7 +37,7 @@ class Command:
     """What the command line says.
 
     Attributes:
-        image: Photographs: JPEG, PNG, WebP, BMP or TIFF.
+        image: Photographs to segment, as JPEG, PNG, WebP, BMP or TIFF.
         checkpoint: The checkpoint.pth of train_fbr.py.
         classes: Names of the classes that the masks may have. By default those of which the method
             is sure (a probability of at least 0.5, else the likeliest one), if it classifies. A
@@ -47,7 +47,8 @@ class Command:
         mask: Write the mask of one photograph to this file: a palette PNG of class indices, of the
             photograph's size.
         max_side: Reduce a larger photograph first, so that its longer side has this many pixels. By
-            default 1024, or that of the gate's regions; the mask has the photograph's own size.
+            default 1024 (512 with resnet38d), or that of the gate's regions; the mask has the
+            photograph's own size.
         max_pixels: Refuse an image of more pixels.
         bg_threshold: Make masks without a CRF: background where no class is above T.
         out: PNG of one photograph, or a folder. By default out/NAME_cam.png, or out/predict for

@@ -16,7 +16,6 @@ from PIL import Image
 from network.contrast.gate import GateSettings, NroiGate
 from network.methods import Method
 from tool.files import file_hash
-from tool.formats.image import MAX_SIDE
 from tool.formats.regions import REGIONS, load_regions
 from tool.infer.multiscale import network_input
 from tool.infer.scales import Views, at_scale
@@ -110,14 +109,15 @@ def gate_of(
         device: The device that computes.
         wanted: One of `GATES`; None for the method's, if the run has regions.
         max_side: The longer side in pixels to which larger images are reduced; None for that of
-            the regions, else `MAX_SIDE`.
+            the regions, else that of the backbone.
 
     Raises:
         ValueError: `--gate nroi` is given and the run has no regions, or they are damaged or of
             another checkpoint; names the file.
     """
     path, views = checkpoint.parent / REGIONS, method.inference_views()
-    views = dataclasses.replace(views, max_side=max_side or MAX_SIDE)
+    own_side = method.backbone.max_side
+    views = dataclasses.replace(views, max_side=max_side or own_side)
     if (wanted or method.recipe.post.gate) != "nroi":
         return None, views
     if "label" not in method.infer_inputs:
@@ -139,4 +139,4 @@ def gate_of(
     seed = config.get("seed", 0)
     gate = NroiGate(regions, device, seed=seed, has_background=method.has_background)
     views = Views.noted(noted)
-    return gate, dataclasses.replace(views, max_side=max_side or views.max_side or MAX_SIDE)
+    return gate, dataclasses.replace(views, max_side=max_side or views.max_side or own_side)

@@ -59,9 +59,10 @@ class ViewFlags:
         mirror: Infer the mirror of each image too, which takes twice the time. By default as the
             recipe says.
         max_side: Reduce a larger image first, so that its longer side has this many pixels. By
-            default 1024 for photographs of your own (--dataset folder), whose memory would else be
-            tens of GB, and no limit for the benchmarks. A CAM has the reduced size, or its share of
-            the image's own with --cam-stride; a mask has the image's own.
+            default 1024 for photographs of your own (--dataset folder), or 512 with resnet38d, as
+            their memory would else be tens of GB, and no limit for the benchmarks. A CAM has the
+            reduced size, or its share of the image's own with --cam-stride; a mask has the image's
+            own.
     """
 
     scales: tuple[float, ...] | None = flag(None, type=FACTOR, exclusive="size", metavar="FACTOR")

@@ -45,9 +45,9 @@ def tiles(run: Run) -> str:
     """Return the figures of a run, each with what it is."""
     found: list[tuple[Any, str]] = []
     if run.masks:
-        protocol = run.masks.get("protocol") or {}
-        kinds = f"over {protocol['classes_in_mean']} classes" if protocol else ""
-        found.append((run.masks["miou"], f"mIoU of the masks, {kinds}, %"))
+        count = (run.masks.get("protocol") or {}).get("classes_in_mean")
+        kinds = "" if count is None else f" over {count} classes"
+        found.append((run.masks["miou"], f"mIoU of the masks{kinds}, %"))
     if run.cams:
         threshold = (run.cams.get("protocol") or {}).get("bg_threshold")
         where = "" if threshold is None else f" at threshold {threshold:g}"

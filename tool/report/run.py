@@ -17,10 +17,9 @@ from tool.report.figures import SCORE
 
 CONFIG = "config.json"
 _FLAG = (str, bool, float, list, None)
-_TEXTS = ("dataset?", "root?", "list?", "labels?", "saliency_root?")
 NOTED = {
     "config?": ({"batch_size?": NUMBER, "method?": TEXT, "class_names?": list}, None),
-    "flags?": ({**dict.fromkeys(_TEXTS, TEXT), "skip_bad_images?": bool, ANY: _FLAG}, None),
+    "flags?": ({ANY: _FLAG}, None),  # those of the data are checked where they are used
 }
 SCORED = {**SCORE, "iou": {ANY: NUMBER}, "leak?": ({"overall": NUMBER}, None)}
 ROW = {"step": int, ANY: NUMBER}
