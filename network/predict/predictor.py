@@ -12,7 +12,6 @@ A mask is the one that stages 2 and 3 make: the same copies of the image, gate, 
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -44,10 +43,6 @@ from tool.formats.mask import resized
 from tool.infer.previous import INFERABLE, PreviousOutputs, takes_previous_outputs
 from tool.infer.scales import Views
 from tool.parallel.dist import pick_device
-from tool.parallel.processes import Pool, default_workers
-
-_FEW = 4  # photographs that do not pay for processes of their own
-_AHEAD = 4  # photographs whose maps may wait for their CRF
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -151,8 +146,8 @@ class Predictor:
 
         Args:
             image: A path, a PIL image, or an array (H, W, 3) uint8 in RGB. A list of these gives a
-                list of results, whose CRFs run in processes of their own. If a path has the name of
-                an image that the gate has regions of, its own regions are left out, as in stage 2.
+                list of results. If a path has the name of an image that the gate has regions of,
+                its own regions are left out, as in stage 2.
             classes: Names of the classes that the photograph may have; of a list, one list of names
                 per photograph. None lets the method choose (see `Prediction.given`).
             seed: Path of the photograph's seed, which `amn` and its kin read; of a list, one path
@@ -175,10 +170,10 @@ class Predictor:
         return list(self.each([_request(i, c, {"seed": s, "cam": m}) for i, c, s, m in rows]))
 
     def each(self, requests: Sequence[Request]) -> Iterator[Prediction]:
-        """Yield the predictions of photographs, in their order.
+        """Yield the predictions of photographs, in their order, one photograph in memory at a time.
 
-        The CRF of a photograph runs beside the network on the next ones, in processes of their own
-        if there are at least `_FEW`. No more than a few photographs are in memory.
+        The CRF of a photograph does not run beside the network on the next one: on two cores that
+        took three times as long, because the network's threads wait for each other.
 
         Args:
             requests: The photographs.
@@ -187,21 +182,9 @@ class Predictor:
             FileNotFoundError: As `predict`.
             ValueError: As `predict`.
         """
-        if len(requests) < _FEW or self._masks.device != "cpu":
-            for request in requests:
-                maps, rest = self._maps(request)
-                yield _prediction(self._masks.mask(maps.image, maps.rows), maps, rest)
-            return
-        with Pool(default_workers(), self._masks.mask) as pool:
-            waiting: deque[Any] = deque()
-            for request in requests:
-                maps, rest = self._maps(request)
-                waiting.append((pool.submit(maps.image, maps.rows), maps, rest))
-                if len(waiting) > _AHEAD:
-                    mask, maps, rest = waiting.popleft()
-                    yield _prediction(mask.result(), maps, rest)
-            for mask, maps, rest in waiting:
-                yield _prediction(mask.result(), maps, rest)
+        for request in requests:
+            maps, rest = self._maps(request)
+            yield _prediction(self._masks.mask(maps.image, maps.rows), maps, rest)
 
     def _maps(self, request: Request) -> tuple[PhotographMaps, dict[str, Any]]:
         """Return the maps of a photograph, and what else its `Prediction` says."""
