@@ -31,7 +31,7 @@ from tool.flags import flag, parse_flags
 from tool.formats.image import IMAGENET_MEAN, IMAGENET_STD, decode
 from tool.formats.mask import is_whole
 from tool.parallel.processes import cores, map_processes
-from tool.provenance import check_photographs, claim
+from tool.provenance import PHOTOGRAPHS, check_photographs, claim
 from tool.ranges import SOME_WORKERS
 
 NETWORKS = ("u2netp", "u2net")  # names of tool.download
@@ -92,19 +92,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     share, parts = command.shard or (0, 1)
     ids = images.ids[share::parts]
     claim(out, {"model_sha256": file_hash(model)})
-    paths = {image_id: catalog.image_path(image_id) for image_id in ids}
-    check_photographs(out, paths, lambda image_id: [out / f"{image_id}.png"])
+    remove_stale(catalog, out, ids)
     work = SaliencyWriter(catalog, out, model)
     done = map_processes(work, ids, workers=command.workers)
     written = sum(counted(done, len(ids), "saliency", unit="image"))
     print(f"{out}: {written} maps written, {len(ids) - written} were there")
 
 
+def remove_stale(catalog: Catalog, out: Path, image_ids: Sequence[str]) -> None:
+    """Remove the maps of images whose photograph has changed; see `check_photographs`."""
+    paths = {image_id: catalog.image_path(image_id) for image_id in image_ids}
+    check_photographs(out, paths, lambda image_id: [out / f"{image_id}.png"])
+
+
 def all_there(command: Command) -> bool:
-    """Return whether every image has a map, and say so."""
+    """Return whether every image has a map, and say so.
+
+    Maps that this command made of photographs that have changed are removed first.
+    """
     catalog, images = open_list(command.data)
     if command.out is not None:
         catalog = dataclasses.replace(catalog, saliency_folder=command.out)
+    if (catalog.saliency_root / PHOTOGRAPHS).exists():
+        remove_stale(catalog, catalog.saliency_root, images.ids)
     try:
         all_found(images.ids, catalog.saliency_path)
     except FileNotFoundError:

@@ -114,7 +114,8 @@ def test_shards_share_the_images(folder_root, tmp_path) -> None:
     assert_refused(saliency(folder_root, tmp_path / "out", model, "--shard", "3/3"), "3/3")
 
 
-def test_the_map_of_a_changed_photograph_is_made_anew(folder_dataset, tmp_path) -> None:
+@pytest.mark.parametrize("flags", [[], ["--if-missing"]])
+def test_the_map_of_a_changed_photograph_is_made_anew(folder_dataset, tmp_path, flags) -> None:
     model, out = model_file(tmp_path / "u2net.onnx"), tmp_path / "out"
     assert saliency(folder_dataset, out, model).returncode == 0
     path = next((folder_dataset / "images").glob("a1.*"))
@@ -122,7 +123,7 @@ def test_the_map_of_a_changed_photograph_is_made_anew(folder_dataset, tmp_path) 
         turned = image.rotate(180)
     turned.save(path)
     before = {file.name: file.stat().st_mtime_ns for file in out.glob("*.png")}
-    result = saliency(folder_dataset, out, model)
+    result = saliency(folder_dataset, out, model, *flags)
     assert "1 changed photographs, made anew: a1" in result.stdout
     after = {file.name: file.stat().st_mtime_ns for file in out.glob("*.png")}
     assert [name for name in after if after[name] != before[name]] == ["a1.png"]

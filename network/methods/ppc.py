@@ -65,8 +65,8 @@ class HostConfig(Eps.Config):
     Attributes:
         width: Number of channels D of the embedding.
         centred: Subtract the mean of the image from each cell before the pixel correlation compares
-            cells. A short run needs it, because the layers of the correlation find any two cells
-            alike until they are trained.
+            cells. It keeps the refined CAMs of a short run from being flat, because the correlation
+            finds any two cells alike until it is trained.
         bg_score: Score of the background in the pseudo labels of cells. A higher one gives more
             background. A short run needs a higher one, because its refined CAMs are wider.
         temperature_ppc: Temperature of the contrasts with prototypes and with pseudo labels.
@@ -177,7 +177,8 @@ class Ppc(Eps):
         """
         taps = self.backbone(image, ("low", "mid", "high"))
         score = self.classifier(taps["high"]).float()
-        inside = image_cells(valid, score.shape[-2:])
+        # Which cells are padding matters only to the mean that a centred correlation subtracts.
+        inside = image_cells(valid, score.shape[-2:]) if self.config.centred else None
         refined_cam = self.correlation(
             score, label, image, taps["low"], taps["mid"], inside
         ).float()
