@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tool.cli import run_stage
+from tool.documents import parsed
 from tool.files import atomic_path
 from tool.flags import flag, parse_flags
 
@@ -225,13 +226,12 @@ def _manifest(content: bytes) -> dict[str, Any]:
         ValueError: It is none.
     """
     try:
-        noted = json.loads(content)
-    except RecursionError as error:
-        raise ValueError(f"its {MANIFEST} is broken") from error
-    files = noted.get("files") if isinstance(noted, dict) else None
-    if not isinstance(files, dict) or any(noted.get(key) != KIND[key] for key in KIND):
+        noted = parsed(content, {"files": dict})
+    except ValueError as error:
+        raise ValueError(f"its {MANIFEST} is not of this form: {error}") from error
+    if any(noted.get(key) != KIND[key] for key in KIND):
         raise ValueError(f"its {MANIFEST} is not of this form")
-    return files
+    return noted["files"]
 
 
 def _add(archive: zipfile.ZipFile, name: str, path: Path) -> dict[str, Any]:
