@@ -123,8 +123,8 @@ def relevant_labels(unary: np.ndarray, crf: DenseCRF) -> np.ndarray:
     weight = crf.gaussian_compat + crf.bilateral_compat
     limit = NEGLIGIBLE * np.exp(-weight * ROW_SUM * NEGLIGIBLE)
 
-    # Compute p, the softmax of -unary, in place because L may be 81. The minimum keeps all exponents
-    # at most 0.
+    # Compute p, the softmax of -unary, in place because L may be 81. The minimum keeps all
+    # exponents at most 0.
     prob = unary.min(0) - unary  # (L, H, W)
     np.exp(prob, out=prob)
     prob /= prob.sum(0)
