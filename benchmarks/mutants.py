@@ -2,7 +2,8 @@
 
 A mutant is a copy of this folder in which a guard is gone: the condition of an `if` that raises is
 False, or a call of a check is left out. For each one the tests that the table names are run. One
-that passes them all has survived: no test guards that line.
+that passes them all has survived: no test guards that line. The tests have to pass without any
+mutant first.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tool.cli import run_stage
@@ -94,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "copy"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+        check_copy({mutant.file for mutant in chosen}, copy, command.seconds)
         for number, mutant in enumerate(chosen, start=1):
             told = notices(mutant, copy, command.seconds)
             killed += told is not None
@@ -138,24 +140,38 @@ def notices(mutant: Mutant, copy: Path, seconds: int) -> str | None:
     path = copy / mutant.file
     path.write_text(mutant.source, encoding="utf-8")
     try:
-        for test in TESTS[mutant.file]:
-            line = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-            try:
-                run = subprocess.run(
-                    [*line, f"tests/{test}.py"],
-                    cwd=copy,
-                    env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
-                    capture_output=True,
-                    timeout=seconds,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                return f"{test} hangs"
-            if run.returncode:
-                return test
+        found = (failure(test, copy, seconds) for test in TESTS[mutant.file])
+        return next((told for told in found if told), None)
     finally:
         shutil.copy(ROOT / mutant.file, path)
-    return None
+
+
+def check_copy(files: Iterable[str], copy: Path, seconds: int) -> None:
+    """Check that the tests of some files pass without a mutant, or their failures mean nothing.
+
+    Raises:
+        ValueError: A test fails or hangs.
+    """
+    for test in sorted({test for file in files for test in TESTS[file]}):
+        if told := failure(test, copy, seconds):
+            raise ValueError(f"without any mutant, {told} fails in a copy of this folder")
+
+
+def failure(test: str, copy: Path, seconds: int) -> str | None:
+    """Run a file of tests in a copy of the folder; return what fails, None if nothing does."""
+    line = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    try:
+        run = subprocess.run(
+            [*line, f"tests/{test}.py"],
+            cwd=copy,
+            env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{test} hangs"
+    return test if run.returncode else None
 
 
 if __name__ == "__main__":
