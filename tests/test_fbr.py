@@ -158,6 +158,19 @@ def test_sal_raises_a_present_class_on_salient_cells(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", WITH_REFINED)
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_centred_correlation_keeps_more_of_a_cam_and_learns(name: str, pretrained: bool) -> None:
+    batch, kept = make_batch([[0, 1, 0, 0, 0], [1, 0, 0, 1, 0]]), []
+    for centred in (False, True):
+        method = make_method(name, pretrained=pretrained, centred=centred).train()
+        terms = method.losses(batch, Progress())
+        kept.append(method.metrics()["refined_contrast"].item())
+        terms["sal_refined"].backward()
+        assert all(p.grad.abs().max() > 0 for p in method.correlation.parameters())
+    assert 0 < kept[0] < kept[1]
+
+
+@pytest.mark.parametrize("name", WITH_REFINED)
 @pytest.mark.parametrize("level", [0.2, 0.6])
 def test_sal_refined_raises_a_present_class_on_salient_cells(name: str, level: float) -> None:
     method = make_method(name)
