@@ -32,9 +32,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 PATIENCE = 60  # seconds within which a command ends after its signal
 LONGEST = 1800  # seconds of a command that nobody disturbs
-COMPARED = (".pth", ".npy", ".png", ".npz", ".txt", ".csv", ".jpg")
+COMPARED = (".pth", ".safetensors", ".npy", ".npz", ".png", ".jpg", ".txt", ".csv", ".zip")
 STEPS = ("--steps", "12", "--save-every", "2", "--log-every", "2", "--picture-every", "6")
-SMALL = ("--backbone", "resnet38d_slim", "--weights", "none", "--crop", "64", "--batch-size", "4")
+BACKBONE = ("--backbone", "resnet38d_slim", "--weights", "none")
+CONFORMER = ("--backbone", "conformer_s", "--weights", "none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,22 +100,44 @@ def lines_in(folder: Path) -> dict[str, tuple[str, ...]]:
     """Return the commands, each of which reads what the ones before it made in `folder`."""
     data = ("--dataset", "toy", "--root", str(folder / "data"), "--list", "train")
     cpu = ("--device", "cpu", "--num-workers", "2")
-    train = ("train_fbr.py", *data, *SMALL, *STEPS, *cpu, "--out", "OUT", "--method")
+    small = (*STEPS, "--crop", "64", "--batch-size", "4", *cpu, "--out", "OUT", "--method")
+    train = ("train_fbr.py", *data, *BACKBONE, *small)
+    conformer = ("train_fbr.py", *data, *CONFORMER, *small)
     cams, seeds, masks = (str(folder / part) for part in ("infer", "seeds", "crf"))
-    fbr, irn = (str(folder / part / "checkpoint.pth") for part in ("train", "irn"))
-    infer = ("infer_cam.py", *data, *cpu, "--scales", "0.5", "1", "--out", "OUT", "--checkpoint")
+    stage_2 = ("infer_cam.py", *data, *cpu, "--checkpoint")
+    infer = (*stage_2[:-1], "--out", "OUT", "--checkpoint")
+    two = ("--scales", "0.5", "1")
     crf = ("crf_postprocess.py", *data, "--cam-dir", cams, "--workers", "2", "--out", "OUT")
-    boundary = ("-m", "data.boundary", *data, "--seed-dir", seeds, "--workers", "2", "--out", "OUT")
+    borders = ("-m", "data.boundary", *data, "--seed-dir", seeds)
+    masks_to = ("-m", "data.masks_to", "cvat", *data)
+    photographs = sorted(map(str, (folder / "data").rglob("JPEGImages/*")))[:3]
+    predict = ("-m", "network.predict", *photographs, "--out", "OUT", "--checkpoint")
+
+    def run(name: str) -> str:
+        return str(folder / name / "checkpoint.pth")
+
     return {
         "toy": ("-m", "data.toy", "--root", "OUT/data", "--train", "12", "--val", "4"),
         "train": (*train, "fbr", "--bank-size", "300", "--num-negatives", "16"),
-        "infer": (*infer, fbr, "--gate", "nroi"),
+        "infer": (*infer, run("train"), *two, "--gate", "nroi"),
         "crf": crf,
         "seeds": (*crf, "--seeds", "0.3", "0.05"),
-        "boundary": (*boundary, "--no-saliency"),
+        "borders": (*borders, "--no-saliency", "--workers", "2", "--out", "OUT"),
+        "amn": (*train, "amn", "--seed-dir", seeds),
         "irn": (*train, "irn", "--seed-dir", seeds),
-        "walk": (*infer, irn, "--seed-dir", seeds, "--cam-dir", cams),
+        "walk": (*infer, run("irn"), *two, "--seed-dir", seeds, "--cam-dir", cams),
+        "sbe": (*train, "sbe", "--boundary-dir", str(folder / "borders")),
+        "sbewalk": (*infer, run("sbe"), *two, "--cam-dir", cams),
+        "sfc": (*train, "sfc"),
+        "sfcmaps": (*infer, run("sfc"), *two, "--gate", "nroi", "--keep-plain"),
+        "transcam": (*conformer, "transcam"),
+        "bao": (*train, "bao"),
+        "baomaps": (*infer, run("bao"), "--sides", "64", "96"),
         "seg": (*train, "deeplab1", "--mask-dir", masks),
+        "segment": (*stage_2, run("seg"), *two, "--argmax", "OUT/mask"),
+        "predict": (*predict, run("seg")),
+        "export": ("-m", "network.export", run("seg"), "--out", "OUT/model.safetensors"),
+        "masks_to": (*masks_to, "--pred-dir", masks, "--out", "OUT/masks.zip"),
         "fill": ("-m", "data.fill", *data, "--out", "OUT"),
     }
 

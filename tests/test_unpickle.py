@@ -190,6 +190,22 @@ def test_damaged_and_odd_pickles_are_a_value_error(tmp_path: Path, payload: byte
         load_npy(path)
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"\x80\x02]N\x85b.",  # BUILD on a list
+        b"\x80\x02}N\x85b.",  # BUILD on a dictionary
+        b"\x80\x02cnumpy\ndtype\nN\x85b.",  # BUILD on one of our functions
+        b"cnumpy\ndtype\n(X\x02\x00\x00\x00f4tR(lb.",  # the state is a list
+    ],
+)
+def test_only_stand_ins_get_a_state(tmp_path: Path, payload: bytes) -> None:
+    path = tmp_path / "p.npy"
+    path.write_bytes(npy_of_pickle(payload))
+    with pytest.raises(ValueError, match="a pickled object that is not an array"):
+        load_npy(path)
+
+
 def test_shared_references_do_not_multiply(tmp_path: Path) -> None:
     nested: list = [0]
     for _ in range(12):
