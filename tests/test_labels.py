@@ -13,6 +13,7 @@ from PIL import Image
 
 import voc12
 from data.catalog import Catalog, open_catalog
+from data.labels import read_labels
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("WSSS_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -65,6 +66,12 @@ def test_no_labels_at_all(catalog: Catalog) -> None:
     (catalog.root / "labels.csv").unlink()
     with pytest.raises(FileNotFoundError, match="--labels"):
         catalog.label("a1")
+
+
+@pytest.mark.parametrize("name", ["none.csv", "none.npy", "none"])
+def test_a_labels_file_that_is_missing(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"{name} do not exist: pass --labels"):
+        read_labels(tmp_path / name, voc12.CLASS_NAMES)
 
 
 @pytest.mark.parametrize("key", [2007000032, np.int32(2007000032), "2007_000032"])

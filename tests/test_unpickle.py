@@ -290,6 +290,14 @@ def test_the_bytes_of_a_pickled_array_fit_its_shape(tmp_path: Path) -> None:
             load_npy(path)
 
 
+@pytest.mark.parametrize("raw", [[1, 2, 3], (1, 2, 3), {1: 2}, 3])
+def test_the_values_of_a_pickled_array_are_bytes(tmp_path: Path, raw: object) -> None:
+    state = (1, (3,), np.dtype("u1"), False, raw)
+    array = Stateful(np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state)
+    with pytest.raises(ValueError, match=f"array values in a {type(raw).__name__}"):
+        load_npy(write_object(tmp_path / "v.npy", {"a": array}))
+
+
 def test_a_missing_file_is_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load_npy(tmp_path / "none.npy")
