@@ -148,13 +148,13 @@ def speed(command: Command, setting: Setting) -> None:
     method, dataset, device = setting.method, setting.dataset, setting.device
     images, peak = len(dataset), peak_tflops(device, command.peak_tflops)
     samples, (seconds,) = repeated(lambda: [dataset[index] for index in range(images)], 1)
-    print(f"decoding and resizing, in one process: {1000 * seconds / images:.1f} ms an image")
+    print(f"decoding and resizing, in one process: {1000 * seconds / images:.1f} ms per image")
     stride = f"output stride {setting.stage.recipe.output_stride}"
     print(setting.headline(stride, f"{images} images", f"{method.num_classes} classes"))
     calls = [Call((2, *image.shape), ("high",)) for sample in samples for image in sample["images"]]
     flops, _ = backbone_flops(method.backbone, calls, backward=False)
-    print(f"backbone: {flops / images / 1e9:.1f} GFLOP an image")
-    names = ("batch size", "images a batch, mean", "images/s", "backbone's operations")
+    print(f"backbone: {flops / images / 1e9:.1f} GFLOP per image")
+    names = ("batch size", "images per batch, mean", "images/s", "backbone's operations")
     line = row("{batch_size}", "{images_per_batch:.1f}", "{images_per_s:.2f}", "{operations}")
     rows = Rows(command.json, line, *names, gflop_per_image=flops / images / 1e9)
     for size in command.batch_size:
