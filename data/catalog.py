@@ -210,7 +210,8 @@ class Catalog:
     def no_label(self, image_id: str) -> str:
         """Return the part of an error message that tells why an image has no label.
 
-        It names the labels file. If the file has the id with the suffix of an image, it says so.
+        It names the labels file. If the file has the id with the suffix of an image, it names that
+        too.
 
         Args:
             image_id: The image, which has no label.
