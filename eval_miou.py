@@ -92,7 +92,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluation_from(
     command: Command, catalog: Catalog, image_ids: Sequence[str], predictions: Predictions
 ) -> Evaluation:
-    """Return the counts that the command wants; raise if the files for them are missing."""
+    """Return an empty `Evaluation` with the threshold and the sweep that the flags choose.
+
+    Raises:
+        FileNotFoundError: With --context, a context mask does not exist.
+        ValueError: --sweep is given with masks, or its curve would overwrite the JSON file.
+    """
     if command.sweep and command.json and command.json.suffix in (".png", ".pdf"):
         raise ValueError(f"--json {command.json}: --sweep writes its curve there; name it .json")
     if command.sweep and predictions.kind == "mask":
@@ -108,7 +113,10 @@ def evaluation_from(
 
 
 def warn_of_colours(catalog: Catalog, image_ids: Sequence[str], predictions: Predictions) -> None:
-    """Print a warning if masks have the benchmark's colours at other indices than its own."""
+    """Print a warning if the palette of a mask has the benchmark's colours at other class indices.
+
+    Such a mask has other classes than it seems to have in a viewer.
+    """
     if not dist.is_main():
         return
     warnings = [colour_warning(map(catalog.mask_path, image_ids))]
@@ -125,7 +133,20 @@ def score_image(
     evaluation: Evaluation,
     context: Path | None,
 ) -> None:
-    """Add one image to `evaluation`; a `ValueError` names its prediction."""
+    """Read the prediction and the ground truth of an image, and count them in `evaluation`.
+
+    Args:
+        image_id: The image.
+        catalog: The dataset, which has the ground truth.
+        predictions: The masks or CAMs to score.
+        evaluation: Receives the counts.
+        context: The folder of context masks, for the leak score; None to compute no leak.
+
+    Raises:
+        FileNotFoundError: The ground truth or the prediction does not exist, or labels are needed
+            and missing.
+        ValueError: A file is broken or does not fit the image; names the file.
+    """
     label = functools.partial(catalog.label, image_id)
     truth = catalog.read_mask(image_id)
     around = None
@@ -143,7 +164,7 @@ def score_image(
 def protocol_of(
     catalog: Catalog, images: ImageList, predictions: Predictions, threshold: float
 ) -> dict[str, Any]:
-    """Return what was scored and by which rules, for the JSON document."""
+    """Return the entries of the JSON document that tell what was scored, and by which rules."""
     rule = f"foreground above the background threshold {threshold:g}"
     return {
         "dataset": catalog.name,
@@ -159,7 +180,17 @@ def protocol_of(
 def report(
     command: Command, catalog: Catalog, evaluation: Evaluation, protocol: dict[str, Any]
 ) -> None:
-    """Print the table; write the JSON document and the curve if the command says so."""
+    """Print the table of scores, and write the files that the flags name.
+
+    With --json these are the JSON document and, in a run directory, TensorBoard's scores. With
+    --sweep a PNG of the threshold curve follows, beside the JSON file.
+
+    Args:
+        command: The flags.
+        catalog: The dataset, which names the classes.
+        evaluation: The counts of all images.
+        protocol: Further entries of the document; see `protocol_of`.
+    """
     document = document_of(evaluation, catalog.class_names, protocol)
     if command.context is not None:
         document["leak"] = leak_of(evaluation, catalog.class_names)

@@ -64,7 +64,7 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the CAMs, or the masks, of a list."""
+    """Write the CAMs or masks of an image list; under torchrun each rank infers its share."""
     command = parse(argv)
     device = dist.pick_device(command.run.device)
     with dist.ranks(device), contextlib.ExitStack() as held:
@@ -83,14 +83,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What a command line stands for.
+    """The objects that a command line describes.
 
     Attributes:
-        method: On the device, in evaluation mode.
-        dataset: The images.
-        outputs: The files.
-        made_from: What the maps are made from.
-        gate: Where the gate's regions come from; None without a gate.
+        method: The method with its weights, on `device`, in evaluation mode.
+        dataset: The images to infer.
+        outputs: The files to write.
+        made_from: The note of the provenance of the maps, which `outputs` stores.
+        gate: The source of the gate's regions; None without a gate.
         device: The device that computes.
     """
 
@@ -102,7 +102,7 @@ class Work:
     device: torch.device
 
     def load_gate(self) -> NroiGate | None:
-        """Return the gate, whose file exists by now."""
+        """Read the regions of the gate that `collect` has made; return None without a gate."""
         if self.gate is None:
             return None
         regions, _ = load_regions(self.gate.path, self.gate.made_from)
@@ -112,7 +112,12 @@ class Work:
 
 
 def prepare(command: Command, device: torch.device) -> Work:
-    """Build the method, the dataset, the outputs and the source of the gate."""
+    """Build the method, the dataset, the outputs and the source of the gate's regions.
+
+    Raises:
+        FileNotFoundError: The checkpoint, the list or a file of a previous stage does not exist.
+        ValueError: The checkpoint is invalid, or a flag does not fit the method.
+    """
     catalog, images = open_list(command.data)
     method, config, made_from = network_from(
         command.network, catalog.class_names, report=dist.print_once
@@ -156,7 +161,7 @@ def gate_name(command: Command, method: Method) -> str:
 
 
 def collect(command: Command, work: Work) -> None:
-    """Collect the regions of the gate, if there are none, and say where they come from."""
+    """Collect the regions of the gate, unless their file exists, and print their source."""
     source = work.gate
     if source is None:
         return
@@ -176,7 +181,7 @@ def collect(command: Command, work: Work) -> None:
 
 
 def plan_from(command: Command, method: Method, views: Views) -> Plan:
-    """Return what is written where; how masks are made is the method's, if no flag says so."""
+    """Return the plan of the files to write. The method's recipe fills in what no flag gives."""
     output, post = command.output, method.recipe.post
     wants_masks = output.masks is not None or output.argmax is not None
     return Plan(
@@ -281,7 +286,10 @@ def inferred(
 
 @contextlib.contextmanager
 def named_if_too_large(samples: Sequence[dict[str, Any]]) -> Iterator[None]:
-    """Turn a lack of memory inside into a `ValueError` that names the images and what helps."""
+    """Turn an out-of-memory error in the block into a `ValueError`.
+
+    Its message names the images and the flags that help.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:

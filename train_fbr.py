@@ -230,7 +230,7 @@ def open_images(command: Command) -> tuple[Catalog, ImageList]:
 
 
 def look_at_masks(dataset: TrainDataset, out: Path) -> None:
-    """Say what the masks of the list hold, and note it in the run directory.
+    """Print the share of each class in the masks of the list, and note it in the run directory.
 
     Raises:
         ValueError: A mask is broken, or none has a foreground pixel.
@@ -329,7 +329,13 @@ def load_start(
 
 
 def compare_settings(command: Command, config: dict[str, Any], weights: Path | None) -> None:
-    """Print in what the run is not the one that `--config` starts again."""
+    """With `--config`, print which settings of this run differ from those in its file.
+
+    Args:
+        command: The flags.
+        config: The settings of this run, as `run_config` returns them.
+        weights: The file of the first weights; None if the run starts from scratch.
+    """
     if command.config is not None and dist.is_main():
         other = other_settings(read_noted(command.config), config, weights)
         print(f"as {command.config}" + (f", but for {', '.join(other)}" if other else ""))

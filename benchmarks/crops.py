@@ -30,7 +30,7 @@ class CropFlags(JsonFlags):
 
     Attributes:
         checkpoint: Checkpoints of methods that read images, labels and saliency only.
-        batches: Batches of 8 crops of the list.
+        batches: Number of batches, of 8 crops each.
         device: Where to compute, such as cpu, cuda or cuda:1.
     """
 
@@ -43,17 +43,23 @@ class CropFlags(JsonFlags):
 def open_run(
     command: CropFlags, path: Path, device: torch.device, *, masks: bool = False
 ) -> tuple[Method, Mapping[str, Any], Iterator[Batch]]:
-    """Return the method of a checkpoint, its run's configuration, and batches as in its training.
+    """Open a checkpoint and the crops on which its terms are examined.
 
     Args:
-        command: The flags, with the image list and the number of batches.
+        command: The flags. They name the image list and the number of batches.
         path: The checkpoint.
         device: The device of the method and the batches.
-        masks: Whether the batches have the dataset's own masks, as `mask`.
+        masks: Whether each batch has the ground-truth masks, under the key `mask`.
+
+    Returns:
+        The method with its weights; the configuration of its run; and an iterator over
+        `command.batches` batches of 8 crops. Crop, resize and seed of the augmentation are those
+        of the run, and the colour jitter is on. The images are in the order of a run with seed 0,
+        whatever the checkpoint.
 
     Raises:
-        FileNotFoundError: The checkpoint, the list or an image is missing.
-        ValueError: The checkpoint cannot be read.
+        FileNotFoundError: The checkpoint, the list, an image or one of its maps is missing.
+        ValueError: The checkpoint cannot be read, or its classes are not those of the dataset.
     """
     catalog, images = open_list(command.data, saliency=True, masks=masks)
     method, config = restore(path, class_names=catalog.class_names, report=print)

@@ -143,7 +143,7 @@ def speed(command: Command, stage: train_fbr.Command) -> None:
     scales = f"scales {', '.join(map(str, views.scales))} and flip"
     print(headline(stage, device, f"{len(samples)} images", *facts, scales))
     line = row("{what}", "{median:.0f}", "{fastest:.0f}", "{slowest:.0f}", "{more:+.1f}")
-    rows = Rows(command.json, line, "ms an image", "median", "fastest", "slowest", "more, %")
+    rows = Rows(command.json, line, "ms per image", "median", "fastest", "slowest", "more, %")
     plain = np.array(seconds["plain"])
     words = {"plain": "without the gate", "gate": "with the gate", "first": "first pass"}
     # The ratio is taken per image, before the median.

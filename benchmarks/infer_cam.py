@@ -56,12 +56,12 @@ class Command(JsonFlags):
 
     Attributes:
         scales: Factors on the size of an image. By default the recipe's.
-        batch_size: Numbers of images at once, a row for each.
+        batch_size: Numbers of images that are inferred at once. The table has one row per number.
         images: Number of images, the first of the list.
         size: Draw images of this height and width.
         classes: Number of classes of drawn images, each of which shows one or two.
         memory: Measure the memory over N images instead of the speed.
-        num_workers: Loader processes of --memory.
+        num_workers: Number of loader processes with --memory.
         peak_tflops: Peak of the device in TFLOP/s. By default that of a known card.
     """
 
@@ -77,7 +77,14 @@ class Command(JsonFlags):
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The objects of a measurement: a method that infers the images of a dataset on a device."""
+    """The objects of a measurement.
+
+    Attributes:
+        stage: The flags of the training, which describe the network.
+        method: The method with random weights, on `device`, in evaluation mode.
+        dataset: The images, and the scales at which they are inferred.
+        device: The device that computes.
+    """
 
     stage: train_fbr.Command
     method: Method
@@ -85,7 +92,7 @@ class Setting:
     device: torch.device
 
     def headline(self, *facts: str) -> str:
-        """Return a line that says what is measured; the scales are its last fact."""
+        """Return the line above the table: the network, the device, `facts`, and the scales."""
         scales = f"scales {', '.join(map(str, self.dataset.views.scales))} and flip"
         return headline(self.stage, self.device, *facts, scales)
 
@@ -113,7 +120,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Command, train_fbr.Command]:
 
 
 def prepare(command: Command, stage: train_fbr.Command) -> Setting:
-    """Return the method and the images; with `--memory` each image occurs several times."""
+    """Build the method and the dataset; with `--memory` the images repeat, N in all."""
     device = pick_device(stage.run.device)
     catalog, images = open_list(stage.data)
     method = build(stage, catalog, images, device).eval()
@@ -129,17 +136,25 @@ def prepare(command: Command, stage: train_fbr.Command) -> Setting:
 
 
 def speed(command: Command, setting: Setting) -> None:
-    """Print one row per batch size."""
+    """Measure the inference of all images, and print a table with one row per batch size.
+
+    A row has the images per second and the backbone's share of the device's peak. The loading of
+    the images is measured apart and printed above the table.
+
+    Args:
+        command: The flags.
+        setting: The method and the images.
+    """
     method, dataset, device = setting.method, setting.dataset, setting.device
     images, peak = len(dataset), peak_tflops(device, command.peak_tflops)
     samples, (seconds,) = repeated(lambda: [dataset[index] for index in range(images)], 1)
-    print(f"decoding and resizing, in one process: {1000 * seconds / images:.1f} ms an image")
+    print(f"decoding and resizing, in one process: {1000 * seconds / images:.1f} ms per image")
     stride = f"output stride {setting.stage.recipe.output_stride}"
     print(setting.headline(stride, f"{images} images", f"{method.num_classes} classes"))
     calls = [Call((2, *image.shape), ("high",)) for sample in samples for image in sample["images"]]
     flops, _ = backbone_flops(method.backbone, calls, backward=False)
-    print(f"backbone: {flops / images / 1e9:.1f} GFLOP an image")
-    names = ("batch size", "images a batch, mean", "images/s", "backbone's operations")
+    print(f"backbone: {flops / images / 1e9:.1f} GFLOP per image")
+    names = ("batch size", "images per batch, mean", "images/s", "backbone's operations")
     line = row("{batch_size}", "{images_per_batch:.1f}", "{images_per_s:.2f}", "{operations}")
     rows = Rows(command.json, line, *names, gflop_per_image=flops / images / 1e9)
     for size in command.batch_size:
@@ -157,7 +172,7 @@ def speed(command: Command, setting: Setting) -> None:
 
 
 def infer_all(setting: Setting, batches: list[list[Sample]]) -> None:
-    """Infer all batches, and copy their maps to the main memory."""
+    """Infer all batches, and copy their maps to the CPU as `infer_cam.py` does."""
     method, amp = setting.method, setting.stage.run.amp
     for samples in batches:
         merged = infer_images(method, samples, device=setting.device, amp=amp)

@@ -217,7 +217,7 @@ def kill(job: Job, out: Path, sent: signal.Signals, after: float, *, worker: boo
 
 
 def workers_of(pid: int) -> list[int]:
-    """Return the processes that a process has started, the newest first."""
+    """Return the ids of the child processes of a process, highest first; of Linux's /proc."""
     found: list[int] = []
     for file in Path(f"/proc/{pid}/task").glob("*/children"):
         try:

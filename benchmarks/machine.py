@@ -1,4 +1,4 @@
-"""Print the machine and the versions of packages on which figures are measured."""
+"""Print the facts of this machine that a measurement depends on: GPU, CPU and package versions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "triton", "tensor
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print one line per fact."""
+    """Print the facts of this machine, one line per fact; with --json write them too."""
     command = parse_flags(JsonFlags, argv, example="--json machine.json", module=__name__)
     found = facts()
     for name, value in found.items():
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def facts() -> dict[str, Any]:
-    """Return the facts in plain types by name, None for a fact that is not known."""
+    """Return the facts as {name: value} in plain types; a fact that is not known is None."""
     gpu = torch.cuda.is_available()
     properties = torch.cuda.get_device_properties(0) if gpu else None
     return {

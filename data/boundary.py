@@ -56,8 +56,8 @@ class Rules:
             twice this at least.
         tau_sobel: A pixel is on the contour of the saliency map if the Sobel gradient there is
             above this. The map is divided by its maximum; a straight step of 1 has a gradient of 4.
-        salient_above: Pixels whose saliency in [0, 1] is not above this are background, unless the
-            seeds say otherwise.
+        salient_above: Pixels whose saliency in [0, 1] is not above this are background, unless a
+            rule on the seeds in the window labels them.
     """
 
     window: int = flag(13, type=SIDE, metavar="PIXELS")
@@ -219,7 +219,11 @@ def _ends(side: int, window: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _two_largest(count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the largest and the second largest of counts (P, H, W); 0 where there is none."""
+    """Return the largest and the second largest count per pixel, (H, W) each; 0 if P is below 1, 2.
+
+    Args:
+        count: (P, H, W), the counts of P classes.
+    """
     padded = np.concatenate([np.zeros((2, *count.shape[1:]), count.dtype), count])
     second, first = np.partition(padded, (-2, -1), axis=0)[-2:]
     return first, second

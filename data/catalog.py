@@ -1,4 +1,4 @@
-"""What images, labels, masks and saliency maps a dataset has, and where: no torch in here."""
+"""Find and read the images, labels, masks and saliency maps of a dataset, without torch."""
 
 from __future__ import annotations
 
@@ -24,28 +24,38 @@ from tool.ranges import POSITIVE
 
 MASK_SUFFIXES = (".png", ".PNG")
 SALIENCY_SUFFIXES = tuple(dict.fromkeys(MASK_SUFFIXES + IMAGE_SUFFIXES))
-HALF, DARK_MAPS = 127, 200  # what a saliency map must exceed somewhere; how many may not
+HALF = 127  # a saliency map counts as bright if a pixel is above this
+DARK_MAPS = 200  # number of saliency maps among which one must be bright
 TOY_ROOT = Path("out/toy-data")
-AUTO_LISTS = ("train_aug", "train")  # what is trained on and gets pseudo masks: the first there is
+AUTO_LISTS = ("train_aug", "train")  # lists to train on; the first one that exists is the default
 
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-    """One dataset on disk. `open_catalog` and `catalog_from` make it and check the root.
+    """A dataset on disk. Make one with `open_catalog` or `catalog_from`, which check the root.
 
-    Every method that takes an image id raises `ValueError` for an id that leaves the root.
+    Every method that takes an image id raises `ValueError` if the id leaves the root, as "../x"
+    does.
+
+    Attributes:
+        name: The dataset's name, a key of `LAYOUTS`.
+        root: The folder of the dataset.
+        class_names: The K foreground classes. The mask value of a class is its index + 1.
+        layout: Where the files are, relative to the root.
+        labels_file: The image-level labels; None for the first of the layout's that exists.
+        saliency_folder: The folder of the saliency maps; None for the layout's.
     """
 
     name: str
     root: Path
-    class_names: tuple[str, ...]  # the K foreground names; the mask value is the index + 1
+    class_names: tuple[str, ...]
     layout: Layout
-    labels_file: Path | None = None  # None: the first of the layout's
-    saliency_folder: Path | None = None  # None: the layout's
+    labels_file: Path | None = None
+    saliency_folder: Path | None = None
 
     @property
     def num_classes(self) -> int:
-        """K, without the background."""
+        """The number of classes K, without the background."""
         return len(self.class_names)
 
     @property
@@ -55,20 +65,21 @@ class Catalog:
 
     @property
     def has_saliency(self) -> bool:
-        """Whether there is a folder of saliency maps."""
+        """Whether the folder of the saliency maps exists."""
         return self.saliency_root.is_dir()
 
     def ids(self, list_name: str) -> list[str]:
-        """The image ids of a list, in its order.
+        """Return the image ids of a list, in its order.
 
         Args:
-            list_name: a name in the layout's list folder, or a path that ends in `.txt`. The
-                forms of a line are those of `data.lists`.
+            list_name: Name of a file in the layout's folder of lists, or a path that ends in
+                `.txt`. `data.lists` documents the permitted forms of a line.
 
         Raises:
-            FileNotFoundError: no such list; names the lists there are.
-            ValueError: an empty list, an id twice, or one that leaves the root; or the path is that
-                of a file here and of another one in the list folder.
+            FileNotFoundError: The list does not exist; names the lists that do.
+            ValueError: The list is empty, or has an id twice or one that leaves the root. Or the
+                path exists both in the working directory and, as another file, in the folder of
+                lists.
         """
         path = self._list_path(list_name)
         lines = (line.strip() for line in read_text(path).split("\n"))
@@ -84,14 +95,18 @@ class Catalog:
         return ids
 
     def for_list(self, list_name: str) -> Catalog:
-        """Return the catalog as it serves a list: the benchmark's own lists have its own masks."""
+        """Return the catalog with the masks that a list is scored on.
+
+        For an official list of a benchmark, such as VOC's `val`, the last folder of masks in the
+        layout comes first. For any other list the catalog stays as it is.
+        """
         if Path(list_name).stem not in self.layout.official:
             return self
         layout = dataclasses.replace(self.layout, masks=self.layout.masks[::-1])
         return dataclasses.replace(self, layout=layout)
 
     def first_list(self, names: Sequence[str]) -> str:
-        """The first of these lists that there is, else the last."""
+        """Return the first of these names that is a list of the dataset; if none is, the last."""
         folder = self.root / self.layout.lists
         there = (name for name in names if (folder / f"{name}.txt").is_file())
         return next(there, names[-1])
@@ -112,30 +127,35 @@ class Catalog:
         return id_of_line(line, folders, exists=self.has_image, ids_of_int=self.layout.ids_of_int)
 
     def has_image(self, image_id: str) -> bool:
-        """Whether there is exactly one image file of the id."""
+        """Return whether an image id has exactly one image file."""
         try:
             return bool(self.image_path(image_id))
         except (FileNotFoundError, ValueError):
             return False
 
     def image_path(self, image_id: str) -> Path:
-        """The image file; `FileNotFoundError` names the id, the path and the flag."""
+        """Return the path of an image.
+
+        Raises:
+            FileNotFoundError: There is no file; names the id, the path and the flag.
+            ValueError: Two files have the id.
+        """
         folders = [self.root / name for name in self.layout.images]
         return find_file(folders, image_id, IMAGE_SUFFIXES, what="image", flag="--root")
 
     def mask_path(self, image_id: str) -> Path:
-        """The ground-truth mask file; `FileNotFoundError` names the id, the path and the flag."""
+        """Return the path of a ground-truth mask; raise as `image_path`."""
         folders = [self.root / name for name in self.layout.masks]
         return find_file(folders, image_id, MASK_SUFFIXES, what="mask", flag="--root")
 
     def saliency_path(self, image_id: str) -> Path:
-        """The saliency map; `FileNotFoundError` names the id, the path and the flag."""
+        """Return the path of a saliency map; raise as `image_path`."""
         folders, what = [self.saliency_root], "saliency map"
         return find_file(folders, image_id, SALIENCY_SUFFIXES, what=what, flag="--saliency-root")
 
     @property
     def labels_path(self) -> Path:
-        """The labels; `FileNotFoundError` when the root has none and none were given."""
+        """The file or folder of the labels; `FileNotFoundError` if there is none."""
         if self.labels_file is not None:
             return self.labels_file
         for name in self.layout.labels:
@@ -155,7 +175,16 @@ class Catalog:
         return labels
 
     def _check_agree(self, labels: Mapping[str, np.ndarray], path: Path, other: Path) -> None:
-        """Raise `ValueError` if a file of labels that is not used says another thing."""
+        """Check that a second labels file gives no image another label.
+
+        Args:
+            labels: The labels in use.
+            path: Their file.
+            other: The second file, which is not used.
+
+        Raises:
+            ValueError: It gives an image another label; names both files and the image.
+        """
         others = read_labels(other, self.class_names, self.layout.ids_of_int)
         for image_id, label in labels.items():
             if image_id in others and not np.array_equal(others[image_id], label):
@@ -165,45 +194,61 @@ class Catalog:
                 )
 
     def has_label(self, image_id: str) -> bool:
-        """Whether the labels know the image."""
+        """Return whether an image has a label."""
         return image_id in self._labels
 
     def label(self, image_id: str) -> np.ndarray:
-        """(K,) float32 {0, 1}, a copy; `ValueError` names an id without a label."""
+        """Return a copy of an image's label, (K,) float32 in {0, 1}.
+
+        Raises:
+            ValueError: The image has no label, or the labels are broken.
+        """
         if image_id not in self._labels:
             raise ValueError(f"image {image_id!r} has {self.no_label(image_id)}")
         return self._labels[image_id].copy()
 
     def no_label(self, image_id: str) -> str:
-        """Return what a message says of an id without a label: where there is none, and why."""
+        """Return the part of an error message that tells why an image has no label.
+
+        It names the labels file. If the file has the id with the suffix of an image, it names that
+        too.
+
+        Args:
+            image_id: The image, which has no label.
+
+        Returns:
+            A phrase that begins with "no label in".
+        """
         forms = (image_id + end for end in IMAGE_SUFFIXES)
         suffixed = next((form for form in forms if form in self._labels), None)
         hint = f", which has {suffixed!r}: drop the suffix" if suffixed else ""
         return f"no label in {self.labels_path} (--labels){hint}"
 
     def read_image(self, image_id: str, *, long_side: int | None = None) -> Image.Image:
-        """The RGB image, fully decoded.
+        """Read an image as RGB, fully decoded.
 
         Args:
-            image_id: which.
-            long_side: the longer side that is enough: a far larger JPEG is then decoded at 1/2,
-                1/4 or 1/8 of its size. None: the full size.
+            image_id: The image.
+            long_side: Length in pixels that suffices for the longer side. A far larger JPEG is
+                then decoded at 1/2, 1/4 or 1/8 of its size. None for the full size.
 
         Raises:
-            ValueError: a broken or truncated file, named.
+            FileNotFoundError: As `image_path`.
+            ValueError: As `image_path`, or the file is broken or truncated; names it.
         """
         path, upright = self.image_path(image_id), self.layout.upright
         return decode(path, "RGB", long_side=long_side, upright=upright)
 
     def image_size(self, image_id: str) -> tuple[int, int]:
-        """(W, H) of the image, from its header."""
+        """Return the size (W, H) of an image in pixels, from the header of its file."""
         return size_of(self.image_path(image_id), upright=self.layout.upright)
 
     def read_saliency(self, image_id: str) -> Image.Image:
-        """Return the saliency map, mode "L", 255 is salient.
+        """Read a saliency map: mode "L", 0 to 255, and 255 is salient.
 
         Raises:
-            ValueError: The file is broken, or has another size than the image.
+            FileNotFoundError: The map or the image does not exist.
+            ValueError: The map is broken, or its size is not that of the image.
         """
         path = self.saliency_path(image_id)
         saliency = decode(path, "L")
@@ -213,10 +258,10 @@ class Catalog:
         return saliency
 
     def no_saliency(self, who: str) -> str:
-        """Return what a message says where maps are needed and there is no folder of them.
+        """Return an error message for a dataset without a folder of saliency maps.
 
         Args:
-            who: What needs them, such as "method 'fbr'".
+            who: What needs the maps, such as "method 'fbr'".
         """
         return (
             f"{who} needs saliency, and {self.saliency_root} is no folder: python -m data.saliency "
@@ -224,11 +269,16 @@ class Catalog:
         )
 
     def require_saliency(self, ids: Sequence[str]) -> None:
-        """Check that there is a map for every image, and that some of the first 200 is bright.
+        """Check that every image has a saliency map, and that the maps are scaled to 0..255.
+
+        They count as scaled if one of the first `DARK_MAPS` has a pixel above `HALF`.
+
+        Args:
+            ids: The images.
 
         Raises:
             FileNotFoundError: Maps are missing; names the first few.
-            ValueError: There is no folder of maps, a map is broken, or none is above one half.
+            ValueError: There is no folder of maps, a map is broken, or they are not scaled.
         """
         if not self.has_saliency:
             raise ValueError(self.no_saliency("this method"))
@@ -241,20 +291,26 @@ class Catalog:
         raise ValueError(self.dark_saliency(brightest))
 
     def dark_saliency(self, brightest: int) -> str:
-        """Return what is wrong if the largest value of the first 200 maps is at most one half."""
+        """Return an error message for saliency maps that are not scaled to 0..255.
+
+        Args:
+            brightest: The largest value that was found.
+        """
         return (
             f"saliency maps in {self.saliency_root} are not scaled to 0..255: the largest value is "
             f"{brightest}, and only what is above {HALF} counts as salient"
         )
 
     def read_mask(self, image_id: str) -> np.ndarray:
-        """Return the ground-truth mask.
+        """Read a ground-truth mask.
 
         Returns:
-            (H, W) uint8: 0 background, 1..K, 255 ignored.
+            (H, W) uint8: 0 for background, 1 to K for the classes, 255 for ignored.
 
         Raises:
-            ValueError: The file is broken, has another size than the image, or a value above K.
+            FileNotFoundError: The mask or the image does not exist.
+            ValueError: The mask is broken, its size is not that of the image, or a value is above K
+                and not 255.
         """
         path = self.mask_path(image_id)
         mask = read_mask(path, self.num_classes)
@@ -262,14 +318,14 @@ class Catalog:
         return mask
 
     def mask_if_there(self, image_id: str) -> np.ndarray | None:
-        """Return the ground-truth mask as `read_mask` does; None if there is no file."""
+        """Read a ground-truth mask as `read_mask` does; return None if it does not exist."""
         try:
             return self.read_mask(image_id)
         except FileNotFoundError:
             return None
 
     def saliency_if_there(self, image_id: str) -> np.ndarray | None:
-        """Return the saliency map (H, W) uint8; None if there is no folder or no file."""
+        """Read a saliency map (H, W) uint8; return None if it does not exist."""
         try:
             return np.asarray(self.read_saliency(image_id)) if self.has_saliency else None
         except FileNotFoundError:
@@ -279,11 +335,17 @@ class Catalog:
 def open_catalog(
     name: str, root: Path | str, *, labels: Path | None = None, saliency_root: Path | None = None
 ) -> Catalog:
-    """The catalog of a dataset; the toy dataset is written first where it is missing.
+    """Return the catalog of a dataset. If `name` is "toy" and it does not exist, draw it first.
+
+    Args:
+        name: A key of `LAYOUTS`.
+        root: The folder of the dataset.
+        labels: The image-level labels; None for those in the root.
+        saliency_root: The folder of the saliency maps; None for the layout's.
 
     Raises:
-        FileNotFoundError: the root, its classes.txt, or a given labels file or folder is missing.
-        ValueError: an unknown dataset, or a bad classes.txt.
+        FileNotFoundError: The root, its `classes.txt`, `labels` or `saliency_root` does not exist.
+        ValueError: The name is unknown, or `classes.txt` is invalid.
     """
     if name not in LAYOUTS:
         raise ValueError(f"unknown dataset {name!r}: there are {', '.join(LAYOUTS)}")
@@ -326,7 +388,7 @@ class DatasetFlags:
         max_pixels: Refuse an image or a mask of more pixels, which would take much memory.
     """
 
-    auto: ClassVar[tuple[str, ...]] = AUTO_LISTS  # what `--list auto` is: the first that exists
+    auto: ClassVar[tuple[str, ...]] = AUTO_LISTS  # `--list auto` is the first that exists
     dataset: str = flag("toy", choices=tuple(LAYOUTS))
     root: Path | None = None
     list: str = "auto"
@@ -340,7 +402,7 @@ def catalog_from(flags: DatasetFlags) -> tuple[Catalog, str]:
 
     Raises:
         FileNotFoundError: As `open_catalog`.
-        ValueError: As `open_catalog`, or the root is missing.
+        ValueError: As `open_catalog`, or `--root` is not given and the dataset is not toy.
     """
     allow_pixels(flags.max_pixels)
     if flags.root is None and flags.dataset != "toy":

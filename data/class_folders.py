@@ -1,7 +1,8 @@
 """Photographs in one folder per class: `R/cat/1.jpg` is the image "cat/1" and shows a cat.
 
-A photograph that lies in several folders shows all of their classes. It is told by its bytes, so a
-copy may have another name. Different photographs of one name are told apart by their folders.
+A photograph that lies in several folders shows all of their classes. Copies are recognised by their
+content, so a copy may have another name. Different photographs of one name have different ids,
+because the folder is part of the id.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ _OWN = {IMAGES, *_LAYOUT.masks, _LAYOUT.saliency, _LAYOUT.lists}  # folders that
 
 @dataclasses.dataclass(frozen=True)
 class ClassFolders:
-    """What the folders of a root hold.
+    """The photographs in the class folders of a root.
 
     Attributes:
         rows: Image id -> its classes, sorted; copies of one photograph are one image.
         copies: Groups of files with the same bytes, relative to the root.
-        ignored: Files in the folders that are no photographs.
+        ignored: Files in the folders that are not photographs.
     """
 
     rows: dict[str, list[str]]
@@ -37,7 +38,7 @@ class ClassFolders:
     ignored: list[str]
 
     def lines(self) -> list[str]:
-        """Return what is said about files that are not one image each."""
+        """Return lines for the user about copies, and about files that are not photographs."""
         lines = []
         if self.copies:
             shown = first_few([" and ".join(paths) for paths in self.copies])
@@ -51,10 +52,10 @@ class ClassFolders:
 
 
 def class_folders(root: Path) -> list[Path]:
-    """Return the folders of a root that hold the photographs of a class each, sorted.
+    """Return the class folders of a root, sorted: each holds the photographs of one class.
 
-    There are none if the root has a folder of images. Hidden folders, folders of results and
-    folders without a photograph are no classes.
+    The list is empty if the root has a folder of images. Hidden folders, folders of results and
+    folders without a photograph are left out.
     """
     if (root / IMAGES).is_dir():
         return []

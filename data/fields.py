@@ -1,8 +1,8 @@
 """The keys of a training batch that are read from files: one row per key.
 
-A row says how the file of a key is found and read, how it is padded, and how it is finished on the
-device. A new key is one new row here. If its files come from a previous stage, it is also one in
-`tool.infer.previous.KINDS`, and a flag of `FieldFlags`.
+A row describes how the file of a key is found and read, how it is padded, and how it is finished on
+the device. To add a key, add a row here. If its files come from a previous stage, add also a row in
+`tool.infer.previous.KINDS` and a flag in `FieldFlags`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ TRUTH = Path("truth")  # `--mask-dir truth`: the dataset's own masks
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Where the files of the fields are.
+    """The places of the files of the fields.
 
     Attributes:
-        catalog: Of the dataset.
-        previous: Folders of files of previous stages.
+        catalog: The dataset.
+        previous: The folders of files of previous stages.
     """
 
     catalog: Catalog

@@ -60,17 +60,17 @@ def find_file(
 
 
 class Listings:
-    """The names in folders, read once per folder, so that looking for a file needs few calls.
+    """A cache of the names in folders, so that looking for many files needs few system calls.
 
-    A folder is listed when it has not changed for a while, and anew after it has changed. So what
-    is in the list is what is there.
+    A folder is listed again after it has changed. It is not cached while its last change is so
+    recent that another one could have the same time. So the names are always up to date.
     """
 
     def __init__(self) -> None:
         self._found: OrderedDict[str, tuple[int, frozenset[str]]] = OrderedDict()
 
     def names(self, folder: str) -> frozenset[str] | None:
-        """Return the names in a folder; None if there is none, or it has changed just now."""
+        """Return the names in a folder; None if it does not exist or has only just changed."""
         try:
             changed = os.stat(folder).st_mtime_ns
             known = self._found.get(folder)

@@ -51,7 +51,12 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Look everything over, then write the files that are missing, and say what they lack."""
+    """Check the photographs and labels, write the files that are missing, and print a summary.
+
+    Raises:
+        FileNotFoundError: The root, the labels, or photographs of a list do not exist.
+        ValueError: The labels, the classes or a list is invalid; names the file.
+    """
     command = parse_flags(Command, argv, example="--root my-photos")
     root = command.root
     labels_file, class_file = root / "labels.csv", root / "classes.txt"
@@ -89,13 +94,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def in_other_lists(catalog: Catalog, own: Sequence[Path]) -> set[str]:
-    """Return the images in lists of the root that are none of this command's own, such as `val`."""
+    """Return the ids of the images that are in other lists of the dataset, such as `val`.
+
+    Args:
+        catalog: The dataset.
+        own: The lists of this command, which are left out. At least one; they share a folder.
+    """
     others = (path for path in own[0].parent.glob("*.txt") if path not in own)
     return {image_id for path in others for image_id in catalog.ids(path.stem)}
 
 
 def put_changed(files: Mapping[Path, bytes]) -> None:
-    """Write the files that do not have their content yet."""
+    """Write files, except those that already have the given content.
+
+    Args:
+        files: The content by path.
+    """
     changed = {path: c for path, c in files.items() if not path.is_file() or path.read_bytes() != c}
     put_files(changed)
 
@@ -153,7 +167,13 @@ def class_names(rows: Iterable[tuple[str, list[str]]], path: Path) -> list[str]:
 
 
 def report(class_names: Sequence[str], bad: dict[str, str], count: int) -> None:
-    """Print what there is, and the images that cannot be read."""
+    """Print the number of images, the classes, and which images cannot be read, and why.
+
+    Args:
+        class_names: The classes.
+        bad: {image id: why it cannot be read}.
+        count: Number of images to train on.
+    """
     for image_id, reason in bad.items():
         print(f"cannot be read: {image_id}: {reason}")
     print(f"{count} images, {len(class_names)} classes: {', '.join(class_names)}")

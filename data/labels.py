@@ -72,7 +72,7 @@ def read_labels(
     """Return the labels of a `.npy` or a `.csv` file, or of a folder of VOC's `.xml` files.
 
     Args:
-        path: The file, whose suffix tells the form, or the folder.
+        path: The file, `.npy` or `.csv`, or the folder.
         class_names: The K foreground classes.
         ids_of_int: Returns the image ids that an integer key of a `.npy` file can stand for.
 
@@ -81,7 +81,7 @@ def read_labels(
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: It is no labels file, or one of other classes.
+        ValueError: The file is not a labels file, or its classes are not those of `class_names`.
     """
     if path.is_dir():
         return AnnotationLabels(path, class_names)
@@ -96,7 +96,10 @@ def read_labels(
 
 
 class AnnotationLabels(Mapping[str, np.ndarray]):
-    """The classes of the objects in VOC's `Annotations/ID.xml`, each file read when asked for."""
+    """The labels in VOC's `Annotations/ID.xml`, as {image id: label}.
+
+    A file is read when its image is looked up.
+    """
 
     def __init__(self, folder: Path, class_names: tuple[str, ...]) -> None:
         self.folder, self.class_names = folder, class_names
@@ -153,7 +156,7 @@ def csv_rows(path: Path) -> list[tuple[str, list[str]]]:
     """Return the rows of a `labels.csv`: the image id, and the names of its classes.
 
     Raises:
-        ValueError: It is no CSV file, or has another header, a row of another form or an id twice.
+        ValueError: The file is not CSV, or it has another header, an invalid row or an id twice.
     """
     lines = read_text(path).splitlines(keepends=True)
     # Where the comma is decimal, spreadsheets separate columns by semicolons.

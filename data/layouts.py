@@ -1,4 +1,4 @@
-"""Where each kind of dataset keeps its files, and what its benchmark fixes."""
+"""The layouts of datasets on disk: one row of `LAYOUTS` per dataset. Add yours here."""
 
 from __future__ import annotations
 
@@ -13,18 +13,33 @@ from tool.formats.image import MAX_SIDE
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Where a kind of dataset keeps its files, relative to the root."""
+    """The places of a dataset's files, relative to its root, and the facts of its benchmark.
 
-    images: tuple[str, ...]  # the first folder that has the file
-    masks: tuple[str, ...]  # likewise
+    Attributes:
+        images: Folders of images. An image is taken from the first folder that has it.
+        masks: Folders of ground-truth masks, in order of preference.
+        saliency: The folder of saliency maps.
+        lists: The folder of image lists.
+        labels: Files or folders of image-level labels, in order of preference.
+        class_names: The K foreground classes; None to read them from `classes.txt` in the root.
+        ids_of_int: Returns the image ids that a number in a list or a label file can stand for.
+        official: Names of lists for which `masks` is searched from its last folder to its first.
+        upright: Whether images are turned by the orientation in their EXIF data. The masks of a
+            benchmark fit its images as they are stored.
+        max_side: Longer side in pixels to which larger images are reduced in inference; None for
+            no limit.
+    """
+
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
     saliency: str
     lists: str
-    labels: tuple[str, ...] = ("labels.csv", "cls_labels.npy")  # the first that is there
-    class_names: tuple[str, ...] | None = None  # None: the root's classes.txt
-    ids_of_int: Callable[[int], tuple[str, ...]] = number_as_id  # that a number can be
-    official: tuple[str, ...] = ()  # lists whose masks are in the last folder of masks first
-    upright: bool = False  # images are turned as their EXIF data say; benchmarks are as stored
-    max_side: int | None = None  # larger images are reduced to it; a benchmark's images are small
+    labels: tuple[str, ...] = ("labels.csv", "cls_labels.npy")
+    class_names: tuple[str, ...] | None = None
+    ids_of_int: Callable[[int], tuple[str, ...]] = number_as_id
+    official: tuple[str, ...] = ()
+    upright: bool = False
+    max_side: int | None = None
 
 
 _VOC = Layout((voc12.IMAGE_FOLDER,), voc12.MASK_FOLDERS, voc12.SALIENCY_FOLDER, voc12.LIST_FOLDER)

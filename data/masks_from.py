@@ -1,8 +1,8 @@
-"""Bring masks back that were corrected by hand in COCO's, labelme's or CVAT's layout.
+"""Read masks that were corrected by hand in COCO's, labelme's or CVAT's layout.
 
 The PNGs are masks as stage 3 writes them: give their folder to the next training as --mask-dir or
---seed-dir. Classes are told by name. `coco` is a JSON file of polygons or run lengths, `labelme` a
-folder of JSON files, `cvat` the zip file that CVAT exports as "Segmentation mask".
+--seed-dir. Classes are identified by their names. `coco` is a JSON file of polygons or run lengths,
+`labelme` a folder of JSON files, `cvat` the zip file that CVAT exports as "Segmentation mask".
 """
 
 from __future__ import annotations

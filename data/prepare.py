@@ -35,16 +35,16 @@ class PrepareFlags:
 def check_lists(
     flags: PrepareFlags, catalog: Catalog, lists: Lists, official: Mapping[str, int]
 ) -> None:
-    """Check that the lists have the benchmark's sizes, and that their images are there.
+    """Check that the lists have the benchmark's sizes, and that their images exist.
 
     Args:
-        flags: With --partial sizes that differ are printed.
-        catalog: Of the benchmark.
+        flags: With --partial, sizes that differ are only printed.
+        catalog: The benchmark on disk.
         lists: The ids of each list.
         official: The number of images of each list in the benchmark.
 
     Raises:
-        ValueError: A size differs, and a part of the benchmark was not asked for.
+        ValueError: A size differs, and --partial is not given.
         FileNotFoundError: Images are missing; names the first few.
     """
     wrong = [
@@ -77,7 +77,8 @@ def recorded(
 ) -> Iterator[None]:
     """Write files before the body, and `protocol.json` after it.
 
-    A `protocol.json` that says something else is removed first: while there is one, it is true.
+    A `protocol.json` with other content is removed first. So, even if the command is killed, an
+    existing `protocol.json` describes the files correctly.
 
     Args:
         flags: The folder of `protocol.json`, and whether to replace files with other content.
@@ -87,8 +88,8 @@ def recorded(
         files: The contents of the lists and labels by path.
 
     Raises:
-        ValueError: A file is there with other content, and may not be replaced. Then nothing has
-            changed.
+        ValueError: A file exists with other content, and --overwrite is not given. No file has been
+            changed then.
     """
     changed = {
         path: content

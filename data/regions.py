@@ -1,4 +1,4 @@
-"""Where the NROI gate takes its background regions from: a file, or a sample of images."""
+"""Find the background regions of the NROI gate: in a file, or in a sample of images."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ FEWEST, SHARE = 32, 8  # of a short list an eighth, but no fewer images
 
 @dataclasses.dataclass(frozen=True)
 class RegionSource:
-    """Where regions come from.
+    """The source of a gate's regions: their file, and the images to make it from.
 
     Attributes:
-        path: Their file.
-        made_from: What it says that it is made from.
+        path: The file of the regions.
+        made_from: The note of provenance that the file has, or gets.
         seed: Keys the k-means of each image.
-        sample: The images that they are collected from if there is no file; None if there is one.
-        of: Name of the list that these images are from.
+        sample: The images from which the file is made; None if it exists.
+        of: Name of the list that the sample is drawn from.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class RegionSource:
     of: str = ""
 
     def note(self) -> dict[str, Any]:
-        """Return what the maps say of the gate."""
+        """Return the entries about the gate in the provenance note of the maps."""
         return {name: self.made_from[name] for name in ("sample_sha256", "settings")}
 
 
@@ -57,7 +57,7 @@ def region_source(
     folder: Path,
     report: Callable[[str], object],
 ) -> RegionSource:
-    """Return where the regions for the images of a list come from.
+    """Return the source of the regions for the images of a list.
 
     The run's own file is used whatever list is inferred. If it does not exist, a sample of the
     training list is collected, and the file lies in the run directory. The file lies in `folder` if
@@ -69,10 +69,11 @@ def region_source(
         dataset: The images that are inferred.
         images: Their list.
         config: Configuration of the run.
-        made_from: What the file must say, such as the checkpoint's hash and the gate's `settings`.
-        checkpoint: Of the run; None if there is none.
-        folder: Of the maps.
-        report: Takes a line that says why the training list was not sampled.
+        made_from: The note that the file must have, such as the checkpoint's hash and the gate's
+            `settings`.
+        checkpoint: The checkpoint of the run; None if there is none.
+        folder: The folder of the maps.
+        report: Called with a line that tells why the training list was not sampled.
 
     Raises:
         ValueError: The method infers without labels, or the run's file is damaged or of another

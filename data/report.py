@@ -1,9 +1,9 @@
 """Make the report of a run: one page with figures, curves and images, the worst images first.
 
-The page is one file that loads nothing. It has a strip per image: the CAM of each class, the mask,
-the truth and what is wrong. Without ground truth the images come in the order of how little their
-masks are like the saliency maps, or else of how much the CRF changed. The dataset and the list are
-those of the run's config.json, if no flag says otherwise.
+The page is one file that loads no others. It has a strip per image: the CAM of each class, the
+mask, the truth and the wrong pixels. Without ground truth the images are sorted by how little their
+masks resemble the saliency maps, or else by how much the CRF changed. By default the dataset and
+the list are those of the run's config.json.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Draw images of a run, a row per image: the image, a CAM, its gate, the gated CAM, mask and truth.
 
 The maps are those of the image's first class. The gate is shown if the run kept the CAMs before it
-(`infer_cam.py --keep-plain`). The dataset and the list are those of the run's config.json, if no
-flag says otherwise.
+(`infer_cam.py --keep-plain`). By default the dataset and the list are those of the run's
+config.json.
 """
 
 from __future__ import annotations

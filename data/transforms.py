@@ -19,7 +19,10 @@ from tool.infer.scales import scaled_size
 
 
 class Resize(v2.Transform):
-    """A random resize: bicubic, masks nearest.
+    """A random resize, bicubic for images and nearest for masks.
+
+    torchvision calls `make_params` once per sample, with all of its fields, and then `transform`
+    with each field.
 
     Attributes:
         longest_side: Upper limit of the longer side of a result, in pixels. A larger JPEG may be
@@ -54,7 +57,7 @@ class RandomLongSide(Resize):
         self.longest_side = high
 
     def make_params(self, flat_inputs: list[object]) -> dict[str, list[int]]:
-        """Draw the longer side; the new (height, width) is the same for all fields."""
+        """Draw the longer side; return {"size": [height, width]} for all fields of the sample."""
         height, width = v2.query_size(flat_inputs)
         drawn = int(torch.randint(self.low, self.high + 1, ()))
         return {"size": list(scaled_size(height, width, drawn / max(height, width)))}
@@ -78,7 +81,7 @@ class RandomScale(Resize):
         self.low, self.high = low, high
 
     def make_params(self, flat_inputs: list[object]) -> dict[str, list[int]]:
-        """Draw the factor; the new (height, width) is the same for all fields."""
+        """Draw the factor; return {"size": [height, width]} for all fields of the sample."""
         drawn = self.low + (self.high - self.low) * float(torch.rand(()))
         return {"size": list(scaled_size(*v2.query_size(flat_inputs), drawn))}
 
@@ -100,7 +103,7 @@ class ScaleChoice(Resize):
         self.factors = factors
 
     def make_params(self, flat_inputs: list[object]) -> dict[str, list[int]]:
-        """Draw the factor; the new (height, width) is the same for all fields."""
+        """Draw the factor; return {"size": [height, width]} for all fields of the sample."""
         drawn = self.factors[int(torch.randint(len(self.factors), ()))]
         return {"size": list(scaled_size(*v2.query_size(flat_inputs), drawn))}
 

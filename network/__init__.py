@@ -1,1 +1,1 @@
-"""Backbones, heads, losses and contrast; one file a method in `network.methods`."""
+"""Backbones, heads, losses and contrast, and one file per method in `network.methods`."""

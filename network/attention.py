@@ -59,11 +59,11 @@ class Mlp(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and an MLP, each behind its norm and around a shortcut.
+    """A transformer block: attention and an MLP, each after a norm and in a residual branch.
 
     Args:
         width: D.
-        heads: Of the attention.
+        heads: Number of heads of the attention.
         drop_path: Probability of leaving out a branch for an image in training.
     """
 
@@ -92,11 +92,11 @@ def patch_attention(query: Tensor, key: Tensor, *, skip: int) -> Tensor:
     Args:
         query: (N, heads, T, d).
         key: (N, heads, T, d).
-        skip: Tokens at the front that are no patches. Patches attend to them, and the result has
-            neither their rows nor their columns.
+        skip: Number of tokens at the front that are not patches. Patches attend to them, but the
+            result has neither their rows nor their columns.
 
     Returns:
-        (N, p, p) float32 with p = T - skip; a row sums to 1 less the attention to what is skipped.
+        (N, p, p) float32 with p = T - skip. A row sums to 1 minus the attention to skipped tokens.
     """
     scale, heads = query.shape[-1] ** -0.5, query.shape[1]
     total = torch.zeros((), device=query.device)

@@ -1,6 +1,6 @@
-"""Write the weights of a checkpoint alone, to share, or its network as ONNX.
+"""Export a checkpoint to share it: its weights as .safetensors, or its network as .onnx.
 
-A .safetensors file has no optimizer and no bank. Every stage and `--init` read it, and training
+A .safetensors file has no optimizer and no bank. Every stage and `--init` can read it, but training
 cannot resume from it. An .onnx file runs without this project.
 """
 
@@ -36,7 +36,12 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the file and print what it leaves out."""
+    """Write the exported file, and print its size and which tensors it leaves out.
+
+    Raises:
+        FileNotFoundError: The checkpoint does not exist.
+        ValueError: The name of the file has another suffix, or as `export` and `export_onnx`.
+    """
     command = parse_flags(
         Command, argv, example="out/toy-fbr-seed0/checkpoint.pth --out fbr-toy.safetensors"
     )
@@ -56,16 +61,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def export(checkpoint: Path, out: Path) -> list[str]:
-    """Write the weights of a checkpoint to `out`.
+    """Write the weights of a checkpoint as a .safetensors file.
 
-    Which tensors are no weights follows from the method that the configuration describes. Older
-    checkpoints contain a list of them. It is not read, because it includes the scale and shift of
-    frozen norms.
+    Tensors that are no weights, such as the bank, are left out. The method in the configuration
+    tells which they are. Older checkpoints contain a list of them. It is not used, because it
+    includes the scale and shift of frozen norms, which are weights.
+
+    Args:
+        checkpoint: The checkpoint.
+        out: The file to write.
 
     Returns:
         The names of the tensors that are left out.
 
     Raises:
+        FileNotFoundError: The checkpoint does not exist.
         ValueError: The file is not a checkpoint of the method that it describes.
     """
     content = load_checkpoint(checkpoint)

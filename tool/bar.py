@@ -1,4 +1,4 @@
-"""How far a command is: a bar on a terminal, a line every so often in a file."""
+"""Show the progress of a command: a bar on a terminal, a line every `EVERY` seconds in a file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ EVERY = 30.0  # seconds between two lines
 
 
 class Bar:
-    """A bar on standard error; if that is no terminal, one line every `EVERY` seconds.
+    """A bar on standard error; if that is not a terminal, one line every `EVERY` seconds.
 
     Args:
         total: Number of items; None if it is not known.
-        what: What is done, such as "crf".
-        unit: What an item is, such as "image".
+        what: Name of the work, such as "crf".
+        unit: Name of an item, such as "image".
         initial: Number of items that were done before.
-        quiet: Show nothing, as the ranks other than the first do.
-        lines: Write lines off a terminal; not of a command that has lines of its own.
-        unit_scale: As of tqdm.
+        quiet: Whether to show nothing, as ranks other than the first do.
+        lines: Whether to write the lines. False for a command that writes its own, by `line`.
+        unit_scale: As in tqdm.
         leave: Whether the bar stays on the terminal.
     """
 
@@ -69,7 +69,7 @@ class Bar:
         self._bar.set_postfix(**values)
 
     def line(self, text: str) -> None:
-        """Write a line, of a command that has lines of its own."""
+        """Write a line; for a command that writes its own lines."""
         print(text, file=self._file, flush=True)
 
     def _write(self, now: float) -> None:
@@ -80,7 +80,7 @@ class Bar:
         self.line(f"{self.what}: {text}")
 
     def close(self) -> None:
-        """End the bar; after a line off a terminal, a last one says that it is done."""
+        """End the bar. If lines were written, write a last one with the final count."""
         if self._lines and self._last > self._start:
             self._write(time.monotonic())
         self._bar.close()

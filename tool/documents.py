@@ -42,7 +42,7 @@ def read_document(path: Path, shape: Any = dict) -> dict[str, Any]:
 
 
 def read_dict(path: Path, shape: Any = dict) -> dict[str, Any] | None:
-    """Return the content of a JSON file that can be made anew, or done without.
+    """Read a JSON file that is optional, or that can be made again.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""The machine's limits: which errors say that one is reached, and which flags help.
+"""The machine's limits: how to recognise the error when one is reached, and which flags help.
 
 Torch has no types for most of these errors, so their messages decide. Nothing here imports it.
 """
@@ -13,15 +13,19 @@ from collections.abc import Collection
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """A limit of the machine.
+    """A limit of the machine, such as its memory, and how to recognise that it is reached.
+
+    An error means that the limit is reached if its number is in `errnos`, its message contains one
+    of `texts`, or its type is one of `types`.
 
     Attributes:
-        name: What is short, as a message begins; empty if the error's own text says it.
-        errnos: Numbers of the system's error that say so.
-        texts: Parts of messages that say so, in lower case.
-        types: Names of exceptions that say so.
-        flags: Those that help; the first few that a command has are named.
-        more: What else helps.
+        name: The beginning of the message for the user, such as "too little memory"; empty if the
+            error's own text suffices.
+        errnos: Error numbers of the system.
+        texts: Parts of messages, in lower case.
+        types: Names of exceptions.
+        flags: Flags that help. The message names the first few that the command has.
+        more: Other advice for the message.
     """
 
     name: str
@@ -32,11 +36,11 @@ class Limit:
     more: str = ""
 
     def line(self, error: BaseException, flags: Collection[str]) -> str:
-        """Return the message about an error.
+        """Return the message for the user about an error.
 
         Args:
-            error: What was raised.
-            flags: Those that the command has.
+            error: The error.
+            flags: The flags that the command has.
         """
         ways = [f"{CHANGES[flag]} {flag}" for flag in self.flags if flag in flags][:5]
         if self.more:

@@ -88,12 +88,16 @@ def take_defaults(parser: argparse.ArgumentParser, values: Mapping[str, Any]) ->
 def other_settings(
     noted: Mapping[str, Any], config: Mapping[str, Any], weights: Path | None
 ) -> list[str]:
-    """Return the names in which a run is not the one that `config.json` notes.
+    """Return the names of the settings in which a run differs from a `config.json`.
 
     Args:
-        noted: The content of the file.
-        config: What identifies this run.
+        noted: The content of the `config.json`.
+        config: The settings of this run, as `train_fbr.run_config` returns them.
         weights: The file of its first weights; None if it starts from scratch.
+
+    Returns:
+        Names of `config`, and "weights" if the first weights differ. Empty if the file has no
+        configuration.
     """
     theirs, start = noted.get("config"), noted.get("weights")
     if not isinstance(theirs, dict):

@@ -146,10 +146,10 @@ def differing(
 def check_photographs(
     folder: Path, photographs: Mapping[str, Path], files: Callable[[str], Sequence[Path]]
 ) -> None:
-    """Remove the files whose photograph has changed since they were made, and say so.
+    """Remove the files whose photograph has changed since they were made, and print their ids.
 
-    What is missing is made anew. The hash of each photograph is noted in the folder, so that a
-    later run can compare. A file without a noted hash is kept.
+    The stage then makes the missing files again. The hash of each photograph is noted in the
+    folder, so that a later run can compare. A file without a noted hash is kept.
 
     Args:
         folder: The folder of the note.

@@ -1,6 +1,6 @@
-"""The ranges of the numbers that flags take: each is an `argparse` type that says what it is.
+"""Ranges of numbers for the numeric flags. Each range is an `argparse` type.
 
-A numeric flag whose field names no range gets one of `DEFAULTS`, so none is without bounds.
+A numeric flag whose field names no range gets one of `DEFAULTS`. So every numeric flag has bounds.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import reprlib
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """A range of numbers, which parses a text: NaN is in none.
+    """A range of finite numbers, and the `argparse` type of a flag that takes them.
+
+    `range(text)` parses a number, `value in range` tests one, and `str(range)` describes the range
+    for a message. NaN is in no range.
 
     Attributes:
-        low: The smallest number.
-        high: The largest number; finite.
-        whole: Only ints are in it.
-        above: `low` itself is not in it.
-        below: `high` itself is not in it.
+        low: The lower bound.
+        high: The upper bound, finite.
+        whole: Whether only ints are parsed.
+        above: Whether `low` itself is excluded.
+        below: Whether `high` itself is excluded.
     """
 
     low: float
@@ -30,10 +33,11 @@ class Range:
     below: bool = False
 
     def __call__(self, text: str) -> float:
-        """Parse a number.
+        """Parse a number; it is an int if `whole`, else a float.
 
         Raises:
-            argparse.ArgumentTypeError: It is none, or not in the range; names the range.
+            argparse.ArgumentTypeError: The text is no number or the number is not in the range;
+                names both.
         """
         try:
             value = int(text) if self.whole else float(text)

@@ -55,8 +55,8 @@ class Backbone(nn.Module):
     - `affinity`, (N, p, p) with p = h w cells of the high tap. It is the attention of a
       transformer, summed over its blocks, if `affinity` is among the backbone's own taps.
       Otherwise it is the `cosine_affinity` of the high tap.
-    - `raw`, (N, D, h, w): what the high tap is before it is made non-negative, if `raw` is among
-      the backbone's own taps. Otherwise it is the high tap.
+    - `raw`, (N, D, h, w): the high tap before the ReLU that makes it non-negative, if `raw` is
+      among the backbone's own taps. Otherwise it is the high tap.
 
     A transformer has the tap `token` if it has a class token: (N, D), normalised, of any sign.
 
@@ -69,15 +69,15 @@ class Backbone(nn.Module):
         stem: Prefixes of the parameters that stay frozen if the weights are pretrained.
         shallow: Prefixes of further parameters that a plain classifier leaves frozen.
         caffe: Its weights are of Caffe's ResNet; see `network.weights.caffe`.
-        saw_masks: Its weights were trained on pixel masks. What loads the weights sets it.
-        squares: It takes only squares, whose side is a multiple of this many pixels; 0 if it takes
-            images of any size.
-        sides: The sides of the squares that it takes in inference, if it takes only squares and
-            neither the method nor the user says which.
+        saw_masks: Whether its weights were trained on pixel masks. The function that loads the
+            weights sets it.
+        squares: If not 0, it takes only square images whose side is a multiple of this many pixels.
+        sides: The default sides of the square images in inference, in pixels, if it takes only
+            squares. The method and the user can choose others.
         image_heads: Beginnings of the names of image-level heads in its published files.
-        max_side: The longer side in pixels to which photographs of one's own are reduced in
-            inference, unless the user says otherwise. At the usual scales, up to 2, one of this
-            size takes less than 4 GB on a CPU.
+        max_side: The default of the longer side, in pixels, to which a user's photographs are
+            reduced in inference. At the usual scales, up to 2, a photograph of this size takes less
+            than 4 GB on a CPU.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Backbone(nn.Module):
 
     @contextlib.contextmanager
     def one_pass(self) -> Iterator[None]:
-        """Inside, keep the taps of the last images, so that a second call computes nothing."""
+        """Return a context in which a second call with the same images computes nothing."""
         self._keeps = True
         try:
             yield

@@ -229,9 +229,9 @@ def _initialise(module: nn.Module) -> None:
 class ConformerBackbone(Backbone):
     """Conformer-S at full or 1/4 width; it takes only squares.
 
-    `affinity` is the sum over the 12 blocks of the mean over heads of the attention, without the
-    class token; `token` is the class token behind the last norm. With pretrained weights every norm
-    keeps its statistics and trains its affine map, and nothing else is frozen.
+    The tap `affinity` is the attention of cells to cells, averaged over heads and summed over the
+    12 blocks. `token` is the class token after the last norm. With pretrained weights every norm
+    keeps its statistics and trains its scale and shift, and nothing else is frozen.
     """
 
     squares = STRIDE

@@ -26,15 +26,25 @@ _DEPTHS = (1, 2, 4, 8, 12)  # of the taps, in twelfths of all blocks
 
 
 class VitBackbone(Backbone):
-    """A plain vision transformer; its output stride is the size of a patch.
+    """A plain vision transformer of timm's.
 
-    Images of any size are padded at the right and below to whole patches, and the position
-    embeddings are resampled to their grid. Every tap is the patches behind a block and the last
-    norm, laid out as a map. A ReLU makes the maps non-negative; `raw` is the last one without it.
+    It takes images of any size. They are padded at the right and at the bottom to whole patches,
+    and the position embeddings are resampled to the grid of patches. With pretrained weights the
+    patch embedding is frozen. The taps are:
 
-    `affinity` is the sum over the blocks of the mean over heads of the attention of patches to
-    patches. `token` is the class token, if there is one. With pretrained weights the projection of
-    patches is frozen.
+    - `tap1` to `high`: the patch tokens after the blocks at 1/12, 2/12, 4/12, 8/12 and 12/12 of
+      the depth. They pass the network's last norm and a ReLU, and become a map.
+    - `raw`: `high` before its ReLU.
+    - `affinity`: the attention of patches to patches, averaged over heads and summed over blocks.
+    - `token`: the class token after the last norm, if the network has one.
+
+    Args:
+        name: "timm:vit_..." or "timm:deit...".
+        output_stride: Must be the size of a patch in pixels.
+
+    Raises:
+        ValueError: The network is unknown to timm, is no plain transformer or has too few blocks,
+            or the output stride is not the size of its patches.
     """
 
     stem = ("net.patch_embed.",)
@@ -116,7 +126,16 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def attention_of(block: Block, tokens: Tensor, *, skip: int) -> Tensor:
-    """Return the `patch_attention` of a block of timm's for its input (N, T, D)."""
+    """Compute the `patch_attention` in one of timm's blocks.
+
+    Args:
+        block: The block.
+        tokens: (N, T, D), its input.
+        skip: Number of tokens at the front that are no patches.
+
+    Returns:
+        (N, p, p) with p = T - skip.
+    """
     layer = block.attn
     qkv = layer.qkv(block.norm1(tokens)).unflatten(2, (3, layer.num_heads, layer.head_dim))
     query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (N, heads, T, d)
@@ -148,11 +167,11 @@ def plain_vit(name: str) -> VisionTransformer:
 
 
 def only_stride(name: str) -> int:
-    """Return the size of a patch."""
+    """Return the only output stride of a network: the size of its patches in pixels."""
     with torch.device("meta"):
         return plain_vit(name).patch_embed.patch_size[0]
 
 
 def build(name: str, *, output_stride: int) -> Backbone:
-    """Build `timm:vit_NAME` or `timm:deitNAME`; its output stride is the size of a patch."""
+    """Build a backbone by its name; see `VitBackbone`."""
     return VitBackbone(name, output_stride=output_stride)

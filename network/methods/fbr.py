@@ -39,9 +39,11 @@ _HEADS = {  # of the released code
 
 
 class Fbr(NroiContrast, Ppc):
-    """PPC with TAP, and with `nce_intra` replaced by `nce_fg` and `nce_nroi`.
+    """PPC with thresholded average pooling (TAP), and with FBR's contrast.
 
-    Its CAMs are gated by NROIs in inference, which the paper does not do (`network.contrast.gate`).
+    The term `nce_intra` of PPC is replaced by `nce_fg` and `nce_nroi`, which
+    `NroiContrast.fbr_losses` computes. In inference the CAMs are gated by NROIs, which the paper
+    does not do (`network.contrast.gate`).
     """
 
     recipe = dataclasses.replace(
@@ -155,7 +157,8 @@ class Fbr(NroiContrast, Ppc):
     ) -> dict[str, Tensor]:
         """Compute `nce_prototype`, `nce_pseudo`, `nce_fg` and `nce_nroi`.
 
-        The new NROIs stay pending until `after_step`.
+        The first two are those of PPC; `NroiContrast.fbr_losses` has the other two. The new NROIs
+        stay pending until `after_step`.
 
         Args:
             views: The two views.

@@ -155,7 +155,7 @@ def files_of(previous: PreviousOutputs, inputs: Sequence[str], name: str) -> dic
 
 
 def said(found: Prediction, predictor: Predictor) -> str:
-    """Return which classes a mask may have, and why, in one line."""
+    """Return a line that names the classes of a mask, and tells why it may have these."""
     if found.given:
         return f"{', '.join(found.classes)}, as given"
     if is_segmentation_network(predictor.method):
@@ -175,7 +175,15 @@ def shown_classes(found: Prediction, top: int | None) -> list[int]:
 
 
 def draw(found: Prediction, classes: Sequence[int]) -> np.ndarray:
-    """Return a photograph, the maps of 0-based classes over it, and its mask, side by side."""
+    """Draw a photograph, the maps of some classes over it, and its mask, side by side.
+
+    Args:
+        found: The prediction.
+        classes: The 0-based classes whose maps are drawn.
+
+    Returns:
+        (H, W, 3) uint8, a strip of panels with captions.
+    """
     image = found.maps.image
     panels = [("image", image)]
     for index in classes:

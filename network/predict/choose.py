@@ -25,7 +25,7 @@ SURE = 0.5  # probability from which on `classify` is sure of a class
 
 
 def is_segmentation_network(method: Method) -> bool:
-    """Return whether the maps of a method say themselves which classes an image has."""
+    """Return whether a method predicts masks from the image alone, without image-level labels."""
     return method.has_background and set(method.infer_inputs) == {"image"}
 
 
@@ -43,10 +43,11 @@ def chosen_classes(wanted: Sequence[str], names: list[str]) -> list[int]:
 
 @torch.inference_mode()
 def likelihood(method: Method, image: Image.Image, device: torch.device) -> np.ndarray | None:
-    """Return how likely each class is to be in an image, (K,) float32; None if nothing tells.
+    """Return how likely each class is to be in an image, (K,) float32.
 
-    It is the probability of `classify`. A method that reads no label may have none: then it is the
-    mean of the class's score map, which is no probability.
+    It is the probability of `classify`, if the method has it. Otherwise, for a method that reads no
+    label, it is the mean of the class's score map, which is not a probability. For other methods
+    return None.
     """
     views = method.inference_views()
     eight_bit = (views.of(image)[-1] if views.sides else at_scale(image, 1.0))[None].to(device)
@@ -65,17 +66,21 @@ def likeliest(likelihood: np.ndarray, top: int) -> list[int]:
 
     Args:
         likelihood: (K,).
-        top: Their number, if there are so many classes.
+        top: The number of classes to return; all K if it is above K.
     """
     order = np.argsort(-likelihood, kind="stable")
     return sorted(order[:top].tolist())
 
 
 def region_id(source: Path, gate: NroiGate | None) -> str:
-    """Return the id that a photograph has in the regions of a gate, else the name of its file.
+    """Return the id that a photograph has in the regions of a gate, else its file name.
 
-    The gate leaves out what it collected of this very image, which it knows by its id. An id may
-    have folders in it: that of R/cat/1.jpg is "cat/1" if classes are told by folders.
+    The gate needs the id to leave out the regions of this very image. An id may include folders:
+    that of R/cat/1.jpg is "cat/1" in a dataset with one folder per class.
+
+    Args:
+        source: The photograph.
+        gate: The gate; None without one.
     """
     parts = unicodedata.normalize("NFC", source.with_suffix("").as_posix()).split("/")
     names = ("/".join(parts[first:]) for first in range(len(parts)))

@@ -24,7 +24,7 @@ class Request:
         top: Number of classes that the method chooses, the likeliest; None for those of which it is
             sure.
         files: Batch key -> path of the photograph's file of a previous stage: `seed`, `cam`.
-        explained: Whether the maps are to say what the gate did, which takes longer.
+        explained: Whether to return the gate and the CAM before it too, which takes longer.
     """
 
     image: Source

@@ -27,9 +27,9 @@ class NetworkFlags:
         checkpoint: File with the weights: a checkpoint.pth of train_fbr.py, a .safetensors of
             network.export, or a .pth of the released code or of related code, which needs --method
             and --backbone. Every method but gate needs it.
-        method: Refuse a checkpoint of another method. A file of other code does not say its method,
-            so give it here.
-        backbone: Refuse a checkpoint of another backbone. A file of other code does not say its
+        method: Refuse a checkpoint of another method. A file of other code does not name its
+            method, so give it here.
+        backbone: Refuse a checkpoint of another backbone. A file of other code does not name its
             backbone, so give it here.
         background: Position of the background map in a foreign classifier, if the file does not
             show it: first (SEAM, PPC), last (EPS) or none (PSA).

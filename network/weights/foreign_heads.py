@@ -152,7 +152,7 @@ def _is_linear(tensor: Tensor, width: int) -> bool:
 
 
 def _rank(name: str) -> int:
-    """Return 0 for a usual name, 1 for a usual name behind a prefix, and 2 for another name."""
+    """Return 0 for a usual name, 1 for a usual name with a prefix, and 2 for another name."""
     if name in _USUAL:
         return 0
     return 1 if name.endswith(tuple(f".{usual}" for usual in _USUAL)) else 2

@@ -39,10 +39,10 @@ def refuse_pixel_truth(
         width: D, the number of channels of the backbone's deepest map.
         num_classes: K; None if it is not known.
         allowed: Value of `--allow-pixel-truth`.
-        image_heads: Beginnings of names of heads that are no sign.
+        image_heads: Beginnings of names of image-level heads, which do not show pixel truth.
 
     Returns:
-        A note that says what shows that the weights have seen pixel truth; "" if nothing does.
+        A note that tells what shows that the weights have seen pixel truth; "" if nothing does.
 
     Raises:
         ValueError: The weights have seen pixel truth and are not allowed.

@@ -125,10 +125,14 @@ def restore(
 
 
 def check_config(config: dict[str, Any], path: Path | str) -> None:
-    """Check that a configuration has every part that describes a network, each of its type.
+    """Check that a configuration describes a network: it has the entries of `_CONFIG`.
+
+    Args:
+        config: The configuration in a file.
+        path: The file, for messages.
 
     Raises:
-        ValueError: A part is missing or wrong; names the file and the part.
+        ValueError: An entry is missing, or has another type; names the file and the entry.
     """
     lacking = [key for key, kind in _CONFIG.items() if type(config.get(key)) is not kind]
     if type(config.get("seed", 0)) is not int:

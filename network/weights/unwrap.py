@@ -65,7 +65,7 @@ class Found:
 
     @property
     def enough(self) -> bool:
-        """Whether the file has as many of the backbone's tensors as it must (`NEEDED`)."""
+        """Whether the file has at least the share `NEEDED` of the backbone's tensors."""
         return self.count >= NEEDED * self.total
 
     @property
@@ -232,14 +232,14 @@ def _places(containers: list, own: dict[str, tuple[str, Any]]) -> list[_Place]:
 
 
 def _prefixes(tensors: dict[str, Tensor], own: dict[str, tuple[str, Any]]) -> Counter[str]:
-    """Count the tensors that fit behind each prefix, including the empty one.
+    """Count for each prefix, the empty one included, the tensors that fit once it is removed.
 
     Args:
         tensors: {name: tensor} of a container.
         own: As for `_places`.
 
     Returns:
-        {prefix: count}, without prefixes behind which no tensor fits.
+        {prefix: count}, without prefixes of count 0.
     """
     counts: Counter[str] = Counter()
     for name, tensor in tensors.items():
@@ -262,7 +262,7 @@ def _fits(name: str, tensor: Tensor, own: dict[str, tuple[str, Any]]) -> bool:
 def _split(
     tensors: dict[str, Tensor], prefix: str, near: list[str], own: dict[str, tuple[str, Any]]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Separate the backbone's tensors behind `prefix` from the others.
+    """Separate the backbone's tensors, whose names begin with `prefix`, from the others.
 
     The backbone's tensors get their names in its state dict. From the names of the others, the part
     that they share with the prefix is removed. For example, if the backbone has
@@ -320,8 +320,8 @@ def described(content: dict[str, Any], own: Collection[str] = ()) -> str:
 
     Args:
         content: The content of the file.
-        own: Plain names of the backbone's tensors. If values under these names are no tensors, the
-            description says how many there are.
+        own: Plain names of the backbone's tensors. The description tells how many values under
+            these names are not tensors.
     """
     _, tensors = max(containers_of(content), key=lambda item: len(item[1]), default=((), {}))
     parts = [quoted(content)]

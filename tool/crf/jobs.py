@@ -65,7 +65,7 @@ def mask_task(image: np.ndarray, cam: Cam, preset: Preset, *, alpha: float) -> T
     """
     index = cam.foreground().class_index
     if not index.size:
-        return _nothing_to_ask(image)
+        return _all_background(image)
     check_size("the CAM", cam.size, "its image", image.shape[:2])
     score = with_background(cam, alpha)  # (P+1, H, W)
     if preset.from_labels:
@@ -154,7 +154,7 @@ def threshold_task(image: np.ndarray, cam: Cam, threshold: float) -> Task:
         ValueError: The CAM and the image differ in size.
     """
     if not cam.foreground().class_index.size:
-        return _nothing_to_ask(image)
+        return _all_background(image)
     check_size("the CAM", cam.size, "its image", image.shape[:2])
     return Task([], lambda _: cam_mask(cam, threshold))
 
@@ -186,7 +186,7 @@ def seed_task(
     """
     foreground = cam.foreground()
     if not foreground.class_index.size:
-        return _nothing_to_ask(image)
+        return _all_background(image)
     check_size("the CAM", cam.size, "its image", image.shape[:2])
     row = cam.cam[0] if cam.has_background else np.ones(cam.size, np.float32)  # (H, W)
     values = _values(foreground.class_index)
@@ -231,17 +231,17 @@ def solve_batch(
         device: The torch device that computes.
     """
     # Flatten the energies of all tasks into one list, each with the index of its task.
-    asked = [(i, unary) for i, task in enumerate(tasks) for unary in task.unaries]
+    needed = [(i, unary) for i, task in enumerate(tasks) for unary in task.unaries]
     found: list[list[np.ndarray]] = [[] for _ in tasks]
     # Compute them in one batch, and give each labelling back to its task.
-    if asked:
-        marginals = crf.batch([images[i] for i, _ in asked], [u for _, u in asked], device=device)
-        for (i, _), marginal in zip(asked, marginals, strict=True):
+    if needed:
+        marginals = crf.batch([images[i] for i, _ in needed], [u for _, u in needed], device=device)
+        for (i, _), marginal in zip(needed, marginals, strict=True):
             found[i].append(marginal.argmax(0))
     return [task.finish(labellings) for task, labellings in zip(tasks, found, strict=True)]
 
 
-def _nothing_to_ask(image: np.ndarray) -> Task:
+def _all_background(image: np.ndarray) -> Task:
     """Return a task that needs no CRF and whose mask is all background."""
     return Task([], lambda _: np.zeros(image.shape[:2], np.uint8))
 

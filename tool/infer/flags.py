@@ -15,7 +15,7 @@ from tool.ranges import BATCH, FACTOR, SIDE, SOME_WORKERS, STRIDE, WORKERS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OutputFlags:
-    """The flags that say what is written where.
+    """The flags of the output: which files are written, and to which folder.
 
     Attributes:
         out: Folder that receives the CAMs, one ID.npy per image.

@@ -83,9 +83,13 @@ def map_processes(
 class Pool:
     """A pool of worker processes that run one function, each with one computing thread.
 
+    Use it in a `with` block, and give it jobs by `submit` or `map`. The end of the block ends the
+    processes and drops unfinished jobs. If a process dies, all waiting callers get a
+    `ChildProcessError`.
+
     The processes start with the first jobs. They ignore Ctrl-C and leave the process group, so that
     the group's signals reach only the parent. They end when this process ends, even if it is
-    killed. The end of the `with` block ends them and drops unfinished jobs.
+    killed.
     """
 
     def __init__(

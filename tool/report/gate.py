@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         FileNotFoundError: A run has no results.
-        ValueError: Two runs have one name, or no run is a baseline's.
+        ValueError: Two runs have one name, or a baseline has no run.
     """
     command = parse_flags(Command, argv, example="out/compare-toy/eps-seed0")
     twice = [run.name for run in command.runs if [r.name for r in command.runs].count(run.name) > 1]
@@ -90,14 +90,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 def print_differences(
     methods: dict[str, dict[Any, list[float | None]]], baselines: Sequence[str]
 ) -> None:
-    """Print each gated method minus each baseline.
+    """Print the table of differences: each gated method minus each baseline, seed by seed.
 
     Args:
-        methods: Per method and (seed, processor) the figures of `HEADINGS`.
-        baselines: Some of the methods.
+        methods: {method: {(seed, processor): figures in the order of `HEADINGS`}}.
+        baselines: Names of methods.
 
     Raises:
-        ValueError: No run is a baseline's.
+        ValueError: A baseline has no run.
     """
     minus = ("plain at 8", "plain, best", "gate at 8", "leak gate")
     print(f"\n| gated method - baseline | {' | '.join(minus)} |")

@@ -1,4 +1,4 @@
-"""What a run directory says of itself: its configuration, scores, log and times, as plain data."""
+"""Read a run directory: its configuration, scores, log and times, as plain data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Run:
     """The files of a run, and what they say.
 
     Attributes:
-        name: Short, and unlike that of the other runs of a page.
+        name: A short name, unique among the runs of a page.
         home: The folder of `config.json`, else the folder that was given.
         mask_dir: The folder of the masks.
         cam_dir: The folder of the CAMs that the masks were made from; None if it is not there.
@@ -63,7 +63,11 @@ class Run:
         return plain if plain and plain.is_dir() else None
 
     def minutes(self) -> dict[str, float]:
-        """Return the minutes of each stage, as far as its files tell."""
+        """Return {stage: minutes} for "training", "CAMs" and "masks".
+
+        The times are read from the log and the files. A stage whose time cannot be told from them
+        is left out.
+        """
         found = {"training": training_minutes(self.log, self.noted)}
         found["CAMs"] = None if self.cam_dir is None else file_minutes(self.cam_dir, ".npy")
         found["masks"] = file_minutes(self.mask_dir, ".png")
@@ -71,7 +75,7 @@ class Run:
 
 
 def open_run(folder: Path, *, mask_dir: Path | None = None, score: Path | None = None) -> Run:
-    """Read what a run is.
+    """Read a run directory, or a folder of masks.
 
     Args:
         folder: A run directory with `mask/`, or a folder of masks.

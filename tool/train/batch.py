@@ -1,4 +1,4 @@
-"""A batch: one dictionary for all methods, and what the training loop knows of a method."""
+"""The types of the training loop: `Batch`, the dictionary of a batch, and `Trainable`, a method."""
 
 from __future__ import annotations
 
@@ -41,13 +41,19 @@ class Batch(TypedDict, total=False):
 
 
 def part(batch: Batch, images: slice, keys: Iterable[str] | None = None) -> Batch:
-    """Return some images of a batch, and some of its keys; None for all."""
+    """Return a batch of some of the images.
+
+    Args:
+        batch: The batch.
+        images: Which of its N images.
+        keys: The keys of the result; None for all keys of the batch.
+    """
     values: dict[str, Any] = dict(batch)
     return cast(Batch, {key: values[key][images] for key in keys or values})
 
 
 class Trainable(Protocol):
-    """What the training loop and its log know of a method; `network.methods.Method` is one."""
+    """The part of a method that the training loop uses; `network.methods.Method` implements it."""
 
     has_background: bool
     recipe: Any
@@ -65,15 +71,15 @@ class Trainable(Protocol):
         ...
 
     def metrics(self) -> dict[str, Tensor]:
-        """Return further scalars for the log."""
+        """Return scalars for the log beside the terms, {name: scalar}; those of the last step."""
         ...
 
     def after_step(self, progress: Progress) -> None:
-        """Update what is no weight, such as a bank."""
+        """Update state that is not weights, such as a bank, after the step of the optimizer."""
         ...
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """Return maps of the first image for the training picture."""
+        """Return maps of the first image for the training picture, as {name: (C, h, w)}."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -19,14 +19,14 @@ from tool.parallel import dist
 from tool.provenance import commit, cpu_model, version
 
 CHECKPOINT = "checkpoint.pth"
-# What the data of a run are, in its config. Checkpoints of older versions do not say it.
+# Entries of a run's configuration that identify its data. Checkpoints of older versions lack them.
 DATA = {
     "labels_sha256": "labels",
     "photographs_sha256": "photographs",
     "saliency_sha256": "saliency maps",
     "truth_sha256": "ground-truth masks",
 }
-NO_LONGER = {"images_sha256"}  # what older versions say, and nothing compares: the files' sizes
+NO_LONGER = {"images_sha256"}  # an entry of older versions, the files' sizes; it is not compared
 COUNTER = "num_batches_tracked"  # a norm's counter is no weight, and a frozen norm has none
 _LARGEST_LACK = 2**28  # how many numbers a file may lack, which are then made: the bank's
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")

@@ -49,10 +49,10 @@ class Canvas:
         """Paint a polygon.
 
         Args:
-            points: The corners of the polygon.
-            fill: A colour (3,), or a surface (size, size, 3).
+            points: The corners (x, y), as fractions of the canvas's side.
+            fill: A colour (3,), or a surface (size, size, 3), with which the polygon is filled.
             smooth: Whether to paint the closed spline through the corners instead.
-            volume: Strength of the shading; 0 for a flat part.
+            volume: Strength of the shading, which makes the part look round. 0 for a flat part.
         """
         corners = np.asarray(points, np.float32)
         if smooth:

@@ -30,7 +30,7 @@ FOLDABLE = (nn.Conv2d, DepthwiseConv2d, Conv2dSame, ThinStridedConv2d)
 
 
 class FoldedConv2d(nn.Conv2d):
-    """A convolution that applies the frozen norm behind it, made by `fold_frozen_norms`."""
+    """A convolution that includes the frozen norm that followed it; see `fold_frozen_norms`."""
 
     strides_safely = True
 
@@ -117,7 +117,7 @@ class Folded(nn.Module):
 
 
 def fold_frozen_norms(backbone: nn.Module) -> None:
-    """Fold every frozen norm that is registered right behind a bias-free convolution of its parent.
+    """Fold each frozen norm that is registered right after a bias-free convolution of its parent.
 
     The order of registration need not be that of execution. So the taps of `backbone` are compared
     before and after, under random statistics. If they differ, everything is left as it was.
