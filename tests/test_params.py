@@ -108,7 +108,9 @@ HOSTILE = {
     ),
     "negative side": struct.pack("<QQQIii1qiii", 0x112, 0, 1, 0xF993FAC9, 0, 1, -4, 1, 0, 0),
     "negative dimensions": struct.pack("<QQQIii", 0x112, 0, 1, 0xF993FAC9, 0, -5),
-    "sparse": struct.pack("<QQQIi", 0x112, 0, 1, 0xF993FAC9, 1),
+    "sparse, else whole": params_bytes({"a": ARRAYS["half"]}, form="V2").replace(
+        struct.pack("<Ii", 0xF993FAC9, 0), struct.pack("<Ii", 0xF993FAC9, 1)
+    ),
     "type": struct.pack("<QQQIii1qiii", 0x112, 0, 1, 0xF993FAC9, 0, 1, 1, 1, 0, 7) + b"\0" * 8,
     "negative type": struct.pack("<QQQIii1qiii", 0x112, 0, 1, 0xF993FAC9, 0, 1, 1, 1, 0, -1),
     "names": struct.pack("<QQQQ", 0x112, 0, 0, 3),
