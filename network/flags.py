@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from network.backbones import NORMS
+from network.backbones import NORMS, check_stride, stride_of
 from network.methods import Method
 from network.recipe import Recipe
 from network.weights.channel_order import PLACES
@@ -89,8 +89,20 @@ def add_network_flags(parser: Parser, recipe: Recipe) -> None:
 
 
 def recipe_from(args: argparse.Namespace, recipe: Recipe) -> Recipe:
-    """Return the recipe with the flags that were given in place of its defaults."""
-    return recipe.changed(given(args, (*_NETWORK, *_RECIPE)))
+    """Return the recipe with the flags that were given in place of its defaults.
+
+    Without --output-stride a backbone that has a single one gets it.
+
+    Raises:
+        ValueError: As `Recipe.changed` and `check_stride`.
+    """
+    values = given(args, (*_NETWORK, *_RECIPE))
+    changed = recipe.changed(values)
+    if "output_stride" in values:
+        check_stride(changed.backbone, changed.output_stride)
+        return changed
+    stride = stride_of(changed.backbone, changed.output_stride)
+    return dataclasses.replace(changed, output_stride=stride)
 
 
 def noted_recipe(values: Mapping[str, Any], recipe: Recipe) -> Recipe:

@@ -24,7 +24,7 @@ from tool.ranges import (
     UNIT,
 )
 
-STRIDES = (8, 16, 32)  # of the deepest features
+STRIDES = (8, 14, 16, 32)  # output strides; 14 is the patch of some ViTs
 OPTIMIZERS = ("sgd", "adam", "adamw")
 _IN_SHORT: tuple[str, ...] = ("steps", "batch_size", "accumulate", "crop", "long_side", "scale")
 _IN_SHORT += ("output_stride", "lr", "momentum", "weight_decay", "warmup", "clip")
@@ -51,8 +51,9 @@ class Recipe:
         backbone: Network under the method. Take resnet38d for the papers' setting on a GPU, or
             timm:NAME for any of timm's networks with feature maps and its plain ViTs, such as
             timm:vit_small_patch16_224.dino; an unknown name lists more.
-        output_stride: Pixels per cell of the deepest features. A smaller one gives finer CAMs and
-            takes more memory; resnet38d always has 8, conformer_s 16, a ViT the size of its patch.
+        output_stride: Pixels per cell of the deepest features: 8, 16 or 32. A smaller one gives
+            finer CAMs and takes more memory. Some backbones have a single one and get it without
+            this flag: resnet38d 8, conformer_s 16, a ViT the size of its patch.
         optimizer: "sgd", "adam" or "adamw".
         lr: Learning rate of pretrained weights. New layers learn faster, by the factors of `rates`.
         rates: Factors on `lr` of pretrained weights and biases, new weights and biases.

@@ -133,7 +133,12 @@ def test_the_recipe_is_the_default_of_the_flags(name: str, short: bool) -> None:
         assert getattr(found, field) == getattr(recipe, field), field
     assert found.scale == recipe.scale
     assert found.long_side == recipe.long_side
-    assert found.output_stride == recipe.output_stride
+    assert found.output_stride == 8  # the only one of this backbone
+    other = train_fbr.parse(
+        ["--method", name, "--out", "x", "--backbone", "resnet50", "--weights", "none"]
+        + (["--short"] if short else [])
+    )
+    assert other.recipe.output_stride == recipe.output_stride
     if short:
         assert recipe.steps < 1000
         assert recipe.steps_for(10**6) == recipe.steps, "not by epochs"

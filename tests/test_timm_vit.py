@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from fake_cuda import CUDA, fake, fake_module, watched
 from method_cases import METHODS, MIXED, first_steps, gradients, make_batch
-from runs import assert_refused, run, train_flags
+from runs import run, train_flags
 from torch import Tensor
 
+import train_fbr
 from network.backbones import AFFINITY, RAW, TAP_NAMES, TOKEN, Backbone, build_backbone, stride_of
 from network.methods import Method, build_method
 from network.weights.pretrained import load_pretrained
@@ -191,8 +192,8 @@ def test_what_does_not_work_is_one_line(name: str, stride: int, words: str) -> N
 
 
 def test_the_stride_where_the_user_gives_none() -> None:
-    names = (TINY, DINO2, "timm:deit_small_patch16_224", "conformer_s", "resnet50")
-    assert [stride_of(name, 8) for name in names] == [16, 14, 16, 16, 8]
+    names = (TINY, DINO2, "timm:deit_small_patch16_224", "conformer_s", "resnet38d", "resnet50")
+    assert [stride_of(name, 32) for name in names] == [16, 14, 16, 16, 8, 32]
     with pytest.raises(ValueError, match="unknown backbone 'alexnet'"):
         stride_of("alexnet", 8)
 
@@ -289,6 +290,38 @@ def test_it_goes_through_the_stages_and_its_export_is_whole(
     assert json.loads((tmp_path / "miou.json").read_text())["miou"] >= 0
 
 
-def test_a_stride_that_is_not_the_patch_is_one_line(folder_root: Path, tmp_path: Path) -> None:
-    given = flags(folder_root, tmp_path / "out", "cam", "--output-stride", 8)
-    assert_refused(run("train_fbr.py", *given), TINY, "--output-stride 16")
+def test_patches_of_14_pixels_train_without_a_flag(folder_root: Path, tmp_path: Path) -> None:
+    given = flags(folder_root, tmp_path, "cam")
+    given[given.index(TINY)] = DINO2
+    result = run("train_fbr.py", *given)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["output_stride"] == 14
+    infer = ("--dataset", "folder", "--root", folder_root, "--list", "train", "--device", "cpu")
+    infer += ("--checkpoint", tmp_path / "checkpoint.pth", "--scales", 1, "--out", tmp_path / "cam")
+    result = run("infer_cam.py", *infer)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("backbone", "only", "other"),
+    [(DINO2, 14, 16), (TINY, 16, 8), ("resnet38d", 8, 16), ("resnet38d_slim", 8, 32)],
+)
+def test_the_only_stride_is_the_default_and_another_one_is_refused(
+    backbone: str, only: int, other: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--backbone", backbone, "--weights", "none", "--out", "out/x"]
+    for more in ([], ["--output-stride", str(only)], ["--short"]):
+        assert train_fbr.parse(given + more).recipe.output_stride == only
+    with pytest.raises(SystemExit):
+        train_fbr.parse([*given, "--output-stride", str(other)])
+    error = capsys.readouterr().err
+    assert f"{backbone!r} has no output stride {other}: its only one is {only}" in error
+
+
+def test_other_networks_have_strides_of_8_16_and_32(capsys: pytest.CaptureFixture[str]) -> None:
+    for backbone in ("resnet50", "timm:tf_efficientnet_lite0"):
+        given = ["--backbone", backbone, "--weights", "none", "--out", "out/x"]
+        assert train_fbr.parse([*given, "--output-stride", "32"]).recipe.output_stride == 32
+        with pytest.raises(SystemExit):
+            train_fbr.parse([*given, "--output-stride", "14"])
+        assert "no output stride 14: choose one of 8, 16, 32" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from network.backbones.cpu.pointwise import replace_thin_strides
 from network.norms import FixedNorm2d
 from tool.formats.image import IMAGENET_MEAN, IMAGENET_STD, MAX_SIDE
 
+STRIDES = (8, 16, 32)  # output strides of backbones that have a choice
 TAP_NAMES = ("tap1", "tap2", "low", "mid", "high")
 FROZEN = ("norms", "stem", "shallow")  # parts of pretrained weights that can stay as they are
 AFFINITY = "affinity"  # a tap of every backbone; see `Backbone`
@@ -252,6 +253,27 @@ def stride_of(name: str, stride: int) -> int:
     """
     family = _family_of(name)
     return family.only_stride(name) if hasattr(family, "only_stride") else stride
+
+
+def check_stride(name: str, stride: int) -> None:
+    """Check the output stride that a user gives for a backbone.
+
+    Args:
+        name: Of the backbone.
+        stride: In pixels.
+
+    Raises:
+        ValueError: The backbone does not have it, or its name is unknown.
+    """
+    only = stride_of(name, stride)
+    if stride != only:
+        raise ValueError(
+            f"backbone {name!r} has no output stride {stride}: its only one is {only}, which it "
+            "has without --output-stride"
+        )
+    if stride not in STRIDES and not hasattr(_family_of(name), "only_stride"):
+        shown = ", ".join(map(str, STRIDES))
+        raise ValueError(f"backbone {name!r} has no output stride {stride}: choose one of {shown}")
 
 
 def _families() -> list[ModuleType]:

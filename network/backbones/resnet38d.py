@@ -242,6 +242,12 @@ class ResNet38dBackbone(Backbone):
         )
 
 
+def only_stride(name: str) -> int:
+    """Return 8, the only output stride."""
+    del name
+    return 8
+
+
 def build(name: str, *, output_stride: int) -> Backbone:
     """Build ResNet38-d at full width, or at an eighth of it for tests; its stride is always 8."""
     del output_stride
