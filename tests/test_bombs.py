@@ -101,6 +101,8 @@ def grown(encoding: str, levels: int) -> Any:
 PTH = {
     "a bytearray": lambda: {"a": Calls(bytearray, 10**11)},
     "codecs": lambda: {"a": grown("hex", 40)},
+    "an encoding of bytes": lambda: {"a": Calls(codecs.encode, b"x", "latin1")},
+    "an encoding of nothing": lambda: {"a": Calls(codecs.encode)},
     "one text many times": lambda: {"a": repeated("x" * 10**5, 10**4)},
     "a tuple for a key": lambda: {"a": Calls(collections.OrderedDict, [[shared(tuple), 1]])},
 }

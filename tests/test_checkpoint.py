@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from tool.formats import checkpoint
 from tool.formats.checkpoint import load_checkpoint, load_tensors, save_checkpoint
 
 CONTENT = {
@@ -124,3 +126,17 @@ def test_a_damaged_file_is_a_value_error_that_names_it(path: Path, zipped: bool)
     refused = [message for message in messages if message is not None]
     assert len(refused) > 50
     assert all(str(path) in message for message in refused)
+
+
+def test_a_compressed_file_is_refused_before_torch_opens_it(path: Path, monkeypatch) -> None:
+    """torch would take the memory first."""
+    torch.save(CONTENT | {"zeros": torch.zeros(10**6)}, path)
+    small = path.with_name("small.pth")
+    with zipfile.ZipFile(path) as file, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in file.infolist():
+            packed.writestr(entry.filename, file.read(entry))
+    opened: list[Path] = []
+    monkeypatch.setattr(checkpoint, "load_weights_only", opened.append)
+    with pytest.raises(ValueError, match=r"small\.pth is not a readable checkpoint .*compressed"):
+        load_tensors(small)
+    assert not opened

@@ -88,6 +88,15 @@ def train(
     )
 
 
+def test_a_loss_of_another_rank_that_is_not_finite_ends_this_one(monkeypatch) -> None:
+    history = History()
+    history.add(3, {"cls": torch.tensor(1.0)}, ["a"])
+    other = torch.full((1, 1, 1), torch.inf)
+    monkeypatch.setattr(engine.dist, "gather", lambda rows: torch.cat([rows, other]))
+    with pytest.raises(FloatingPointError, match="the loss is not finite on another rank"):
+        history.fetch()
+
+
 def test_fit_learns_and_saves_at_the_stated_steps() -> None:
     method, saved = Line(), []
     assert train(method, saved=saved, save_every=4) is None
