@@ -109,6 +109,13 @@ def test_labelmes_files_lie_where_it_finds_the_photographs(folder_root, masks, t
         assert {shape["shape_type"] for shape in document["shapes"]} == {"polygon"}
 
 
+def test_the_members_of_cvats_file_have_a_fixed_date(folder_root, masks, tmp_path) -> None:
+    """A run that was killed and went on gives the bytes of one that was not."""
+    there("cvat", folder_root, masks, tmp_path / "masks.zip")
+    with zipfile.ZipFile(tmp_path / "masks.zip") as archive:
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
 def test_cvats_file_has_voc_colours_by_name(folder_root, masks, tmp_path) -> None:
     there("cvat", folder_root, masks, tmp_path / "masks.zip")
     with zipfile.ZipFile(tmp_path / "masks.zip") as archive:

@@ -29,6 +29,9 @@ except ImportError:  # Windows, which `tool.cli.run_stage` refuses before any fi
     fcntl = None
 
 
+ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # of each member of a zip file: equal content gives equal bytes
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.

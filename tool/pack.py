@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from tool.cli import run_stage
 from tool.documents import parsed
-from tool.files import atomic_path
+from tool.files import ZIP_DATE, atomic_path
 from tool.flags import flag, parse_flags
 
 MANIFEST = "MANIFEST.json"
@@ -36,7 +36,6 @@ MASKS = "mask"
 # What a member may be called; and the largest directory and manifest of an archive, in bytes.
 NAME = re.compile(r"(?!(?:.*/)?\.{0,2}(?:/|$))[^\\:\0-\x1f\x7f]+")
 LARGEST = 256 * 2**20
-_DATE = (1980, 1, 1, 0, 0, 0)  # of every member: equal runs are packed at different times
 _END, _DIGEST = 22, 64  # bytes of a zip file's end, and of the comment after it
 _LOCATOR = 20
 
@@ -98,7 +97,7 @@ def pack(run: Path, masks: Path, out: Path) -> dict[str, int]:
             for name, path in files.items():
                 manifest["files"][name] = _add(archive, name, path)
             text = json.dumps(manifest, indent=1, sort_keys=True)
-            archive.writestr(zipfile.ZipInfo(MANIFEST, _DATE), text + "\n")
+            archive.writestr(zipfile.ZipInfo(MANIFEST, ZIP_DATE), text + "\n")
         # The comment at the end is the hash of all before it, so that damage anywhere is seen.
         with open(temporary, "r+b") as file:
             digest = _digest(file, temporary.stat().st_size - _DIGEST)
@@ -236,7 +235,7 @@ def _manifest(content: bytes) -> dict[str, Any]:
 
 def _add(archive: zipfile.ZipFile, name: str, path: Path) -> dict[str, Any]:
     """Add a file to an archive; return its entry in the manifest."""
-    info = zipfile.ZipInfo(name, _DATE)
+    info = zipfile.ZipInfo(name, ZIP_DATE)
     info.external_attr = 0o644 << 16
     info.file_size = path.stat().st_size
     with open(path, "rb") as source, archive.open(info, "w") as member:

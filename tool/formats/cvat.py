@@ -16,7 +16,7 @@ from reprlib import repr as shown
 import numpy as np
 from PIL import Image
 
-from tool.files import atomic_path
+from tool.files import ZIP_DATE, atomic_path
 from tool.formats.image import BROKEN, opened
 from tool.formats.mask import named_values, palette
 
@@ -28,7 +28,7 @@ _LARGEST = 1 << 28  # the largest number of bytes of a member
 def save_cvat(
     path: Path, masks: Iterable[tuple[str, np.ndarray]], class_names: Sequence[str]
 ) -> None:
-    """Write masks as a zip file that CVAT imports, whole or not at all.
+    """Write masks as a zip file that CVAT imports, whole or not at all; equal masks, equal bytes.
 
     Args:
         path: The zip file.
@@ -48,13 +48,20 @@ def save_cvat(
     lines += [f"{name}:{','.join(map(str, colours[value]))}::" for name, value in names.items()]
     ids = []
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        archive.writestr("labelmap.txt", "\n".join(lines) + "\n")
+        _add(archive, "labelmap.txt", "\n".join(lines) + "\n")
         for image_id, mask in masks:
             ids.append(image_id)
             file = io.BytesIO()
             Image.fromarray(colours[mask]).save(file, format="PNG")
-            archive.writestr(f"{_MASKS}{image_id}.png", file.getvalue())
-        archive.writestr(_LIST, "\n".join(ids) + "\n")
+            _add(archive, f"{_MASKS}{image_id}.png", file.getvalue())
+        _add(archive, _LIST, "\n".join(ids) + "\n")
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: str | bytes) -> None:
+    """Add a member that everyone may read to an archive, with a fixed date."""
+    info = zipfile.ZipInfo(name, ZIP_DATE)
+    info.external_attr = 0o644 << 16
+    archive.writestr(info, content)
 
 
 class CvatMasks:

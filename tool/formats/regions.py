@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tool.documents import parsed
-from tool.files import as_json, atomic_path
+from tool.files import ZIP_DATE, as_json, atomic_path
 from tool.formats.npy import MALFORMED, parse
 from tool.limits import raise_if_limit
 
@@ -23,7 +23,6 @@ _ARRAYS = {"owner": ("int64", 1), "region": ("float32", 2), "prototype": ("float
 _ABOUT = "about"  # UTF-8 JSON: the image ids, and what the file is made from
 # RuntimeError: an encrypted entry
 _BROKEN = (*MALFORMED, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
-_DATE = (1980, 1, 1, 0, 0, 0)  # equal content gives equal bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ def save_regions(path: Path, regions: Regions, made_from: Mapping[str, Any]) -> 
         for name, array in arrays.items():
             content = io.BytesIO()
             np.save(content, array, allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy", _DATE), content.getvalue())
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy", ZIP_DATE), content.getvalue())
 
 
 def load_regions(path: Path, made_from: Mapping[str, Any]) -> tuple[Regions, dict[str, Any]]:
