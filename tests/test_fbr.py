@@ -207,6 +207,25 @@ def test_sal_refined_divides_the_refined_scores_by_their_sum(name: str) -> None:
     assert wrong["sal_refined"] > 0.4
 
 
+@pytest.mark.parametrize("name", WITH_REFINED)
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_host_terms_are_of_both_views_or_of_the_first(name: str, pretrained: bool) -> None:
+    """`er` and `ecr` always compare the two."""
+    batch, found = make_batch([[0, 1, 0, 0, 0], [1, 0, 0, 0, 0]], side=96), {}
+    for kind in ("both", "first"):
+        method = make_method(name, pretrained=pretrained, host_views=kind).eval()
+        views = method.views(batch)
+        found[kind] = method.host_losses(views)
+        own = [method.view_losses(view) for view in views]
+    for term, value in own[0].items():
+        assert torch.equal(found["first"][term], value), term
+        torch.testing.assert_close(found["both"][term], (value + own[1][term]) / 2)
+        assert not torch.equal(found["both"][term], value), term
+    for term in ("er", "ecr"):
+        assert torch.equal(found["first"][term], found["both"][term])
+    assert torch.autograd.grad(found["first"]["sal"], method.classifier.weight)[0].abs().sum() > 0
+
+
 def test_the_second_view_is_two_sevenths_of_the_cells_and_at_least_eight() -> None:
     method = make_method("ppc", pretrained=True).eval()
     for side, cells in ((64, 8), (448, 16)):

@@ -29,7 +29,7 @@ from network.losses import (
     over_maximum,
     resize,
 )
-from network.methods import Batch
+from network.methods import Batch, option
 from network.methods.eps import Eps
 from network.options import weights_of
 from tool.parallel.dist import global_mean
@@ -67,6 +67,9 @@ class HostConfig(Eps.Config):
         centred: Subtract the mean of the image from each cell before the pixel correlation compares
             cells. It keeps the refined CAMs of a short run from being flat, because the correlation
             finds any two cells alike until it is trained.
+        host_views: Views on which `cls`, `sal` and their refined forms are computed: both, as
+            published, or the first. The second view of a short run has 8 cells per side, in which
+            an object is a cell or two, and its terms let CAMs spread over what surrounds it.
         bg_score: Score of the background in the pseudo labels of cells. A higher one gives more
             background. A short run needs a higher one, because its refined CAMs are wider.
         temperature_ppc: Temperature of the contrasts with prototypes and with pseudo labels.
@@ -80,6 +83,7 @@ class HostConfig(Eps.Config):
 
     width: int = 128
     centred: bool = False
+    host_views: str = option("both", choices=("both", "first"))
     bg_score: float = 0.10
     temperature_ppc: float = 0.1
     weight_cls_refined: float = 1.0
@@ -199,7 +203,8 @@ class Ppc(Eps):
             views: The two views.
 
         Returns:
-            {name: scalar}, this rank's shares. Terms of one view are the mean of both.
+            {name: scalar}, this rank's shares. Terms of one view are the mean of those that
+            `host_views` names.
         """
         first, label, grid = views[0], views[0].label, views[1].score.shape[-2:]
         cams = normal_cam(first.score.detach(), label)[:, 1:]
@@ -207,7 +212,8 @@ class Ppc(Eps):
         self._metrics = self._metrics | {"refined_contrast": kept}
         cam = [resize(view.score, grid) for view in views]
         refined = [resize(view.refined_cam, grid) for view in views]
-        terms = mean_of_views([self.view_losses(view) for view in views])
+        count = 2 if self.config.host_views == "both" else 1
+        terms = mean_of_views([self.view_losses(view) for view in views[:count]])
         terms["er"] = equivariance(views[0].score, views[1].score, label)
         terms["ecr"] = cross_refinement(cam[1], refined[0], label) + cross_refinement(
             cam[0], refined[1], label
