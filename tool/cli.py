@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import importlib.util
 import os
 import platform
@@ -19,6 +20,15 @@ from tool.limits import limit_of
 SYSTEMS = "this project runs on Linux, on macOS, and in WSL on Windows"
 DEVICES = ("auto", "cpu", "cuda")
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
+_NO_PERMISSION = "you have no permission to read it or to write there"
+# What the short texts of the system leave open.
+_MEANING = {
+    errno.EEXIST: "a folder is needed, and this is a file",
+    errno.ENOTDIR: "a part of this path is a file, not a folder",
+    errno.EISDIR: "a file is needed, and this is a folder",
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+}
 _LONGEST = 4000  # characters of a line; a command that it recommends, with its paths, fits
 _flags: set[str] = set()  # of the command that runs, for messages that name them
 
@@ -94,11 +104,13 @@ class Renamed(argparse.Action):
 def one_line(error: BaseException) -> str:
     """Return the message of `error` on one line, with the file name if the system gave one.
 
-    It is cut if it is long. What a terminal would not print but obey is escaped.
+    What the text of the system leaves open follows in parentheses. The line is cut if it is long.
+    What a terminal would not print but obey is escaped.
     """
     if isinstance(error, OSError) and error.strerror:
         named = f"{error.filename}: " if error.filename else ""
-        return printable(f"{named}{error.strerror}")
+        more = f" ({meaning})" if (meaning := _MEANING.get(error.errno or 0)) else ""
+        return printable(f"{named}{error.strerror}{more}")
     return printable(" ".join(str(error).split()) or type(error).__name__)
 
 

@@ -47,7 +47,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path.parent)
-    handle, name = tempfile.mkstemp(prefix=_part_of(), suffix=path.suffix, dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=_part_of(), suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -56,7 +59,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None:  # a failed write to a full disk does not name its file
+        # A failed write to a full disk names no file, and the user knows only the final name.
+        if error.filename is None or os.fspath(error.filename) == name:
             raise OSError(error.errno or errno.EIO, error.strerror or str(error), path) from error
         raise
     finally:
