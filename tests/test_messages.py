@@ -48,3 +48,19 @@ def test_an_error_names_the_file_and_not_its_temporary_name(tmp_path, monkeypatc
     with pytest.raises(IsADirectoryError) as caught, atomic_path(tmp_path / "folder"):
         pass
     assert caught.value.filename == tmp_path / "folder"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--steps", "0"], "--steps: '0' is not a whole number from 1 to 1000000000"),
+        (["--momentum", "2"], "--momentum: '2' is not a number of at least 0 and below 1"),
+        (["--out", ""], "--out: the path is empty: write . for the current folder"),
+        (["--tau", "7"], "--tau: '7' is not a number from 0 to 1"),
+        (["--num-clusters", "0"], "--num-clusters: '0' is not a whole number from 1"),
+        (["--bank-size", "0"], "--bank-size: '0' is not a whole number from 1"),
+        (["--temperature", "0"], "--temperature: '0' is not a number from 0.03"),
+    ],
+)
+def test_a_number_beyond_its_range_is_refused_by_its_flag(flags, words, data, tmp_path) -> None:
+    assert words in refusal("train_fbr.py", *data, "--out", tmp_path / "run", *flags)

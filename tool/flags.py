@@ -37,7 +37,7 @@ def some_path(text: str) -> Path:
         argparse.ArgumentTypeError: The text is empty.
     """
     if not text:
-        raise argparse.ArgumentTypeError("an empty path: the current folder is .")
+        raise argparse.ArgumentTypeError("the path is empty: write . for the current folder")
     return Path(text)
 
 
