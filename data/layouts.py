@@ -25,11 +25,19 @@ class Layout:
     official: tuple[str, ...] = ()  # lists whose masks are in the last folder of masks first
     upright: bool = False  # images are turned as their EXIF data say; benchmarks are as stored
     max_side: int | None = None  # larger images are reduced to it; a benchmark's images are small
+    prepare: str = ""  # the command that makes lists and labels
+    inside: tuple[str, ...] = ()  # where the dataset lies in the folder of its archive
 
 
 _VOC = Layout((voc12.IMAGE_FOLDER,), voc12.MASK_FOLDERS, voc12.SALIENCY_FOLDER, voc12.LIST_FOLDER)
 _FOLDER = Layout(
-    ("images", "."), ("masks",), "saliency", "lists", upright=True, max_side=MAX_SIDE
+    ("images", "."),
+    ("masks",),
+    "saliency",
+    "lists",
+    upright=True,
+    max_side=MAX_SIDE,
+    prepare="python -m data.folder",
 )  # "." has the folders of classes
 LAYOUTS = {
     "toy": _VOC,
@@ -39,6 +47,8 @@ LAYOUTS = {
         class_names=voc12.CLASS_NAMES,
         ids_of_int=voc12.image_ids_of,
         official=voc12.OFFICIAL_LISTS,
+        prepare="python -m voc12.prepare",
+        inside=("VOC2012", "VOCdevkit/VOC2012"),
     ),
     "coco14": dataclasses.replace(
         _FOLDER,
@@ -48,6 +58,7 @@ LAYOUTS = {
         ids_of_int=coco14.image_ids_of,
         upright=False,
         max_side=None,
+        prepare="python -m coco14.prepare",
     ),
     "folder": _FOLDER,
 }

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import write_voc
+from PIL import Image
 from runs import run
 
+from data.catalog import open_catalog
 from tool.files import atomic_path, write_json
 
 
@@ -64,3 +69,112 @@ def test_an_error_names_the_file_and_not_its_temporary_name(tmp_path, monkeypatc
 )
 def test_a_number_beyond_its_range_is_refused_by_its_flag(flags, words, data, tmp_path) -> None:
     assert words in refusal("train_fbr.py", *data, "--out", tmp_path / "run", *flags)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty: it needs an image id per line"),
+        (b"a1\na1\n", "has image 'a1' twice: remove one of the two lines"),
+        ("a1".encode("utf-16"), "is not UTF-8 text (byte 0): save it as UTF-8"),
+        (b"/home/me/a1.jpg\n", "it must stay in the dataset root, without a leading /"),
+        (b"C:\\photos\\a1\n", "does not exist: write / in place of \\"),
+    ],
+)
+def test_a_bad_list_is_named(content: bytes, words: str, folder_root, tmp_path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_bytes(content)
+    catalog = open_catalog("folder", folder_root)
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(words)):
+        list(map(catalog.image_path, catalog.ids(str(path))))
+    with pytest.raises(FileNotFoundError, match=r"is a folder: give a \.txt file"):
+        catalog.ids(str(tmp_path))
+
+
+def test_a_missing_list_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    catalog = open_catalog("voc12", write_voc(tmp_path / "VOC2012", "2007_000032"))
+    with pytest.raises(FileNotFoundError, match=r"has train; python -m voc12\.prepare --root"):
+        catalog.ids("train_aug")
+    with pytest.raises(FileNotFoundError, match=r"has train$"):
+        catalog.ids("trainaug")
+    (tmp_path / "coco").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"has none; python -m coco14\.prepare"):
+        open_catalog("coco14", tmp_path / "coco").ids("train")
+    with pytest.raises(FileNotFoundError, match=r"classes\.txt .*python -m data\.folder --root"):
+        open_catalog("folder", tmp_path / "coco")
+    with pytest.raises(FileNotFoundError, match=r"pass --labels FILE; python -m voc12\.prepare"):
+        catalog.label("2007_000032")
+
+
+def test_a_wrong_root_is_told_from_a_missing_one(tmp_path: Path) -> None:
+    root = write_voc(tmp_path / "VOC2012", "2007_000032")
+    (root / "file").write_text("")
+    with pytest.raises(FileNotFoundError, match="is a file, not a folder"):
+        open_catalog("voc12", root / "file")
+    with pytest.raises(FileNotFoundError, match=f"pass --root {root}$"):
+        open_catalog("voc12", tmp_path)
+    words = ["holds files that are not the toy dataset", "--dataset folder, voc12 or coco14"]
+    line = refusal("data/check.py", "--root", root)
+    assert all(one in line for one in words)
+    line = refusal("voc12/prepare.py", "--root", root / "JPEGImages")
+    assert "has no ImageSets/Segmentation/train.txt: give the folder VOC2012" in line
+
+
+def test_a_photograph_of_a_format_that_is_not_read_is_named(folder_dataset: Path) -> None:
+    (folder_dataset / "images" / "x.HEIC").write_text("")
+    catalog = open_catalog("folder", folder_dataset)
+    with pytest.raises(FileNotFoundError, match=r"x\.HEIC has a format .* save it as JPEG or PNG"):
+        catalog.image_path("x")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("image_id,classes\na1,dsic\n", "unknown class 'dsic' (is disc meant?); there are disc"),
+        ("image_id,classes\na1,Disc\n", "unknown class 'Disc' (is disc meant?)"),
+        ('image_id,classes\na1,"disc,square"\n', "'disc,square' (separate classes by ;)"),
+        ("image_id\tclasses\n", "header 'image_id,classes', not with 'image_id\\tclasses'"),
+        ("image_id,classes\na1,disc\na1,disc\n", "a second time: remove one of the rows"),
+    ],
+)
+def test_bad_labels_say_what_to_write(text: str, words: str, folder_dataset: Path) -> None:
+    (folder_dataset / "labels.csv").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        open_catalog("folder", folder_dataset).label("a1")
+
+
+def test_a_folder_without_annotations_is_no_labels(folder_root: Path) -> None:
+    catalog = open_catalog("folder", folder_root, labels=folder_root / "images")
+    with pytest.raises(FileNotFoundError, match=r"is a folder without \.xml files \(--labels\)"):
+        catalog.label("a1")
+
+
+def test_columns_and_classes_may_both_be_separated_by_semicolons(folder_dataset: Path) -> None:
+    (folder_dataset / "labels.csv").write_text("image_id;classes\na1;disc;square\nc5;disc\n")
+    catalog = open_catalog("folder", folder_dataset)
+    assert catalog.label("a1").tolist() == [1, 1, 0]
+    assert catalog.label("c5").tolist() == [1, 0, 0]
+
+
+def test_labels_of_photographs_that_are_not_there_name_their_file(folder_dataset: Path) -> None:
+    (folder_dataset / "lists" / "train.txt").unlink()
+    (folder_dataset / "labels.csv").write_text("image_id,classes\na1.jpg,disc\n")
+    line = refusal("data/folder.py", "--root", folder_dataset, "--overwrite")
+    assert "labels.csv: image of 'a1.jpg' does not exist: drop the suffix" in line
+
+
+def test_class_folders_that_cannot_be_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cat;dog").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat;dog" / "1.png")
+    line = refusal("data/folder.py", "--root", tmp_path)
+    assert f"{tmp_path}: 'cat;dog' is not a possible name" in line
+    assert "choose one without ; that is not background" in line
+
+
+def test_coco_numbers_may_be_text(tmp_path: Path) -> None:
+    label = np.zeros(80, np.float32)
+    names = {"000000000042": label, "COCO_train2014_000000000009": label}
+    np.save(tmp_path / "labels.npy", np.array(names, dtype=object), allow_pickle=True)
+    catalog = open_catalog("coco14", tmp_path, labels=tmp_path / "labels.npy")
+    assert catalog.has_label("COCO_val2014_000000000042")
+    assert catalog.has_label("COCO_train2014_000000000009")

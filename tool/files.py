@@ -6,6 +6,7 @@ A file is written under a temporary name and then renamed. A lock admits one wri
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import functools
 import hashlib
@@ -17,7 +18,7 @@ import shutil
 import tempfile
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,21 @@ def first_few(names: Sequence[str], shown: int = 3) -> str:
     """Return the first `shown` names as text for a message, and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
+
+
+def meant(name: str, names: Iterable[str]) -> str:
+    """Return what a message says of a name that is none of `names`, if it is close to one.
+
+    Args:
+        name: The name that was given.
+        names: Those that are possible. Upper and lower case do not matter.
+
+    Returns:
+        Text such as " (is cat meant?)"; empty if no name is close.
+    """
+    folded = {one.casefold(): one for one in names}
+    close = difflib.get_close_matches(name.casefold(), list(folded), n=1)
+    return f" (is {folded[close[0]]} meant?)" if close else ""
 
 
 def as_json(value: Any) -> Any:
