@@ -12,7 +12,9 @@ from PIL import Image
 from runs import run
 
 from data.catalog import open_catalog
+from network.predict.choose import chosen_classes
 from tool.files import atomic_path, write_json
+from tool.formats.image import decode, size_of
 
 
 def refusal(script: str, *flags: object) -> str:
@@ -178,3 +180,77 @@ def test_coco_numbers_may_be_text(tmp_path: Path) -> None:
     catalog = open_catalog("coco14", tmp_path, labels=tmp_path / "labels.npy")
     assert catalog.has_label("COCO_val2014_000000000042")
     assert catalog.has_label("COCO_train2014_000000000009")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"hello", "is broken or no image: what is read are JPEG, PNG, WebP, BMP and TIFF"),
+        (b"", "is broken or no image: it is empty"),
+        (b"GIF89a" + bytes(50), "what is read are JPEG, PNG, WebP, BMP and TIFF"),
+    ],
+)
+def test_a_file_that_is_no_image_says_what_is_read(content, words, folder_dataset) -> None:
+    path = folder_dataset / "images" / "a1.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        open_catalog("folder", folder_dataset).read_image("a1")
+    flags = [
+        "--dataset",
+        "folder",
+        "--root",
+        folder_dataset,
+        "--pred-dir",
+        folder_dataset / "masks",
+    ]
+    line = refusal("data/masks_to.py", "coco", *flags, "--out", folder_dataset / "x.json")
+    assert line.endswith("(--skip-bad-images leaves such images out)")
+
+
+def test_a_large_or_unreadable_image_is_not_called_broken(folder_root, monkeypatch) -> None:
+    monkeypatch.setenv("FBR_MAX_PIXELS", "10")
+    path = folder_root / "images" / "a1.jpg"
+    for read in (size_of, lambda one: decode(one, "RGB")):
+        with pytest.raises(ValueError, match=r"a1\.jpg: it has 80x64 pixels, more than 10"):
+            read(path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("tool.formats.image.Image.open", refuse)
+    with pytest.raises(ValueError, match=r"a1\.jpg cannot be read: Permission denied"):
+        size_of(path)
+
+
+@pytest.mark.parametrize(
+    ("photographs", "flags", "words"),
+    [
+        (["a.png"], ["--out", "x.jpg"], "--out x.jpg: it is a PNG, so its name ends in .png"),
+        (["a.png"], ["--mask", "m.JPG"], "--mask m.JPG: it is a PNG"),
+        (["a.png"], ["--mask", "./a.png"], "a.png is the photograph: choose another name"),
+        (["a.png"], ["--out", "a.png"], "a.png is the photograph: choose another name"),
+        (["a.png"], ["--out", "b.png", "--mask", "b.png"], "are one file"),
+    ],
+)
+def test_no_result_replaces_a_photograph(photographs, flags, words, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in photographs:
+        Image.new("RGB", (4, 4)).save(name)
+    line = refusal("network/predict/__main__.py", *photographs, "--checkpoint", "x.pth", *flags)
+    assert words in line
+    assert [path.name for path in tmp_path.iterdir()] == photographs
+
+
+def test_a_class_with_a_typing_error_names_the_one_that_is_meant() -> None:
+    for wanted, words in (("cta", "(is cat meant?)"), ("cat,dog", "(separate names by spaces)")):
+        with pytest.raises(ValueError, match=re.escape(f"{words}: there are cat, dog")):
+            chosen_classes([wanted], ["cat", "dog"])
+    with pytest.raises(ValueError, match="unknown class 'zebra': there are cat, dog"):
+        chosen_classes(["zebra"], ["cat", "dog"])
+
+
+def test_an_unknown_flag_names_the_one_that_is_meant() -> None:
+    line = refusal("data/fill.py", "--out", "x", "--rooot", "y")
+    assert line.endswith("arguments: --rooot y (is --root meant?) (--help lists the flags)")
+    assert "meant" not in refusal("data/fill.py", "--out", "x", "--zzz=1")
+    assert "meant" not in refusal("data/fill.py", "--out", "x", "y")
