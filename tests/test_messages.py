@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import write_voc
 from PIL import Image
-from runs import run
+from runs import SMALL, run
 
 from data.catalog import open_catalog
 from network.predict.choose import chosen_classes
 from tool.files import atomic_path, write_json
+from tool.formats.checkpoint import load_checkpoint, save_checkpoint
 from tool.formats.image import decode, size_of
 
 
@@ -254,3 +256,41 @@ def test_an_unknown_flag_names_the_one_that_is_meant() -> None:
     assert line.endswith("arguments: --rooot y (is --root meant?) (--help lists the flags)")
     assert "meant" not in refusal("data/fill.py", "--out", "x", "--zzz=1")
     assert "meant" not in refusal("data/fill.py", "--out", "x", "y")
+
+
+def test_a_checkpoint_that_is_damaged_or_no_file_is_named(data, tmp_path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    save_checkpoint(
+        path, {"method": "cam", "config": {}, "model": {"w": torch.ones(999)}, "step": 1}
+    )
+    whole = bytearray(path.read_bytes())
+    place = whole.index(np.float32(1).tobytes() * 99)
+    whole[place : place + 4] = np.float32(2).tobytes()
+    for content in (bytes(whole), whole[:999], b"hello", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"damaged, cut off or compressed.*; get it again"):
+            load_checkpoint(path)
+    infer = ["infer_cam.py", *data, "--out", tmp_path / "cam", "--checkpoint"]
+    assert "is a folder: give the checkpoint.pth in it" in refusal(*infer, tmp_path)
+    out = ["train_fbr.py", *data, *SMALL, "--method", "cam", "--steps", "1", "--out", tmp_path]
+    assert "or remove it, and the run starts anew" in refusal(*out)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--weights", ""], "--weights: the value is empty"),
+        (["--weights", "no.pth"], "no.pth do not exist: give a file, `imagenet` or `pypi`"),
+        (["--weights", "none", "--init", "no.pth"], "--init no.pth does not exist"),
+        (["--weights", "none", "--init", "."], "--init . is a folder, give the file"),
+        (["--backbone", "resnet38"], "unknown backbone 'resnet38': there are"),
+    ],
+)
+def test_weights_that_are_not_there_are_named(flags, words, data, tmp_path) -> None:
+    train = ["train_fbr.py", *data, "--method", "cam", "--list", "train", "--out", tmp_path / "run"]
+    assert words in refusal(*train, *flags)
+
+
+def test_a_gate_needs_a_trained_network(data, tmp_path) -> None:
+    gate = ["infer_cam.py", *data, "--method", "gate", "--out", tmp_path / "cam"]
+    assert "--weights none: the gate needs a trained" in refusal(*gate, "--weights", "none")
