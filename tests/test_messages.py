@@ -15,6 +15,7 @@ from runs import SMALL, run
 from data.catalog import open_catalog
 from network.predict.choose import chosen_classes
 from tool.files import atomic_path, write_json
+from tool.formats.cam import load_cam
 from tool.formats.checkpoint import load_checkpoint, save_checkpoint
 from tool.formats.image import decode, size_of
 
@@ -294,3 +295,26 @@ def test_weights_that_are_not_there_are_named(flags, words, data, tmp_path) -> N
 def test_a_gate_needs_a_trained_network(data, tmp_path) -> None:
     gate = ["infer_cam.py", *data, "--method", "gate", "--out", tmp_path / "cam"]
     assert "--weights none: the gate needs a trained" in refusal(*gate, "--weights", "none")
+
+
+def test_a_file_that_is_no_cam_says_what_is_wrong(tmp_path) -> None:
+    path = tmp_path / "a.npy"
+    np.savez(tmp_path / "a.npz", np.ones(3))
+    cases = {
+        b"": "it is empty",
+        b"hello": "it has another format",
+        (tmp_path / "a.npz").read_bytes(): "it is a .npz or another zip archive",
+        np.lib.format.magic(1, 0): "EOF",
+    }
+    for content, words in cases.items():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"a\.npy: refused, no whole \.npy file.*{words}"):
+            load_cam(path)
+    np.save(path, np.ones((2, 4, 4), np.float32))
+    with pytest.raises(
+        ValueError, match=r"not a CAM file: it does not say of which classes .*help"
+    ):
+        load_cam(path)
+    np.save(path, np.array({"1": np.ones((4, 4))}, dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"a dictionary with keys '1' is no CAM; python -m data"):
+        load_cam(path)
