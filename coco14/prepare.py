@@ -151,7 +151,7 @@ def short_polygons(
         if found:
             counts[split] = sum(found.values())
             print(
-                f"{path}: left out {counts[split]} polygons of fewer than three points, of "
+                f"{path}: left out polygons of fewer than three points: {counts[split]}, of "
                 f"{first_few(list(found))}"
             )
     return counts

@@ -85,12 +85,14 @@ class Catalog:
         lines = (line.strip() for line in read_text(path).split("\n"))
         ids = [self._id_of_line(line) for line in lines if line]
         if not ids:
-            raise ValueError(f"list {path} is empty")
+            raise ValueError(f"list {path} is empty: it needs an image id per line")
         seen: set[str] = set()
         for image_id in ids:
             check_id(image_id, f"list {path}")
             if image_id in seen:
-                raise ValueError(f"list {path} has image {image_id!r} twice")
+                raise ValueError(
+                    f"list {path} has image {image_id!r} twice: remove one of the two lines"
+                )
             seen.add(image_id)
         return ids
 
@@ -119,8 +121,18 @@ class Catalog:
         if found:
             check_same(found, f"list {list_name!r}")
             return found[0]
-        there = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
-        raise FileNotFoundError(f"list {path} does not exist (--list): {folder} has {there}")
+        if Path(list_name).is_dir():
+            raise FileNotFoundError(f"list {list_name} is a folder: give a .txt file (--list)")
+        there = ", ".join(sorted(file.stem for file in folder.glob("*.txt")))
+        hint = "" if there and list_name not in AUTO_LISTS else self._made_by("it")
+        raise FileNotFoundError(
+            f"list {path} does not exist (--list): {folder} has {there or 'none'}{hint}"
+        )
+
+    def _made_by(self, what: str) -> str:
+        """Return what a message says of a file that a command can make, such as "it"."""
+        command = self.layout.prepare
+        return f"; {command} --root {self.root} makes {what}" if command else ""
 
     def _id_of_line(self, line: str) -> str:
         folders = (*self.layout.images, voc12.IMAGE_FOLDER)
@@ -162,7 +174,9 @@ class Catalog:
             if (self.root / name).exists():
                 return self.root / name
         names = ", ".join(self.layout.labels)
-        raise FileNotFoundError(f"{self.root} has no labels ({names}): pass --labels FILE")
+        raise FileNotFoundError(
+            f"{self.root} has no labels ({names}): pass --labels FILE{self._made_by('them')}"
+        )
 
     @functools.cached_property
     def _labels(self) -> Mapping[str, np.ndarray]:
@@ -353,15 +367,32 @@ def open_catalog(
     if name == "toy":
         _make_toy(root)
     if not root.is_dir():
-        raise FileNotFoundError(f"dataset root {root} does not exist (--root)")
+        wrong = "is a file, not a folder" if root.is_file() else "does not exist"
+        raise FileNotFoundError(f"dataset root {root} {wrong} (--root)")
+    inner = next((one for one in layout.inside if (root / one / layout.lists).is_dir()), None)
+    if inner and not (root / layout.lists).is_dir():
+        raise FileNotFoundError(
+            f"dataset root {root} has no {layout.lists}: pass --root {root / inner}"
+        )
     if saliency_root is not None and not Path(saliency_root).is_dir():
         raise FileNotFoundError(f"saliency folder {saliency_root} does not exist (--saliency-root)")
     if labels is not None and not Path(labels).exists():
         raise FileNotFoundError(f"labels {labels} do not exist (--labels)")
-    names = layout.class_names or read_class_names(root / "classes.txt")
+    names = layout.class_names or _class_names(root, layout)
     return Catalog(
         name, root, names, layout, labels and Path(labels), saliency_root and Path(saliency_root)
     )
+
+
+def _class_names(root: Path, layout: Layout) -> tuple[str, ...]:
+    """Return the names in the root's `classes.txt`; raise as `read_class_names`."""
+    path = root / "classes.txt"
+    if not path.is_file() and layout.prepare:
+        raise FileNotFoundError(
+            f"{path} does not exist: it lists the foreground classes, one per line; "
+            f"{layout.prepare} --root {root} makes it"
+        )
+    return read_class_names(path)
 
 
 def _make_toy(root: Path) -> None:

@@ -44,9 +44,9 @@ class ClassFolders:
             shown = first_few([" and ".join(paths) for paths in self.copies])
             lines.append(f"one photograph each, with the classes of all its folders: {shown}")
         if self.ignored:
+            suffixes = ", ".join(end[1:] for end in IMAGE_SUFFIXES if end.islower())
             lines.append(
-                f"{len(self.ignored)} files are no photographs ({first_few(self.ignored)}): save "
-                f"them as {', '.join(end[1:] for end in IMAGE_SUFFIXES if end.islower())}"
+                f"left out, as only photographs in {suffixes} are read: {first_few(self.ignored)}"
             )
         return lines
 

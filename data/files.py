@@ -12,6 +12,8 @@ from tool.files import check_same, spellings
 
 _LOWER = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 IMAGE_SUFFIXES = (*_LOWER, *(suffix.upper() for suffix in _LOWER))
+# Photographs of formats that are not read.
+_UNREAD = tuple(end for one in (".gif", ".heic", ".heif", ".avif") for end in (one, one.upper()))
 _SETTLED = 2 * 10**9  # nanoseconds without a change, more than the steps of any file system's clock
 _MOST_FOLDERS = 16  # whose names are kept
 
@@ -26,7 +28,10 @@ def check_id(image_id: str, where: str = "image id") -> str:
     if len(image_id.splitlines()) > 1 or image_id[-1:] in ("\n", "\r"):
         raise ValueError(f"{where}: {image_id!r} is no image id: it must be one line")
     if "\0" in image_id or any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"{where}: {image_id!r} is no image id: it must stay in the dataset root")
+        raise ValueError(
+            f"{where}: {image_id!r} is no image id: it must stay in the dataset root, without a "
+            "leading / and without . or .."
+        )
     return image_id
 
 
@@ -55,8 +60,22 @@ def find_file(
         if found:
             return Path(found[0])
     first = folders[0] / f"{image_id}{suffixes[0]}"
-    hint = ": drop the suffix, an image id has none" if image_id.endswith(IMAGE_SUFFIXES) else ""
+    hint = _why_missing(folders, image_id)
     raise FileNotFoundError(f"{what} of {image_id!r} does not exist{hint}: {first} ({flag})")
+
+
+def _why_missing(folders: list[Path], image_id: str) -> str:
+    """Return what a message says if an id is written in a wrong way, or its file is unreadable."""
+    if image_id.endswith(IMAGE_SUFFIXES):
+        return ": drop the suffix, an image id has none"
+    if "\\" in image_id:
+        return ": write / in place of \\"
+    for folder in folders:
+        path = folder / image_id
+        for other in _UNREAD:
+            if (unread := path.with_name(path.name + other)).is_file():
+                return f": {unread.name} has a format that is not read, save it as JPEG or PNG"
+    return ""
 
 
 class Listings:

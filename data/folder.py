@@ -66,10 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     kept = [path for path in (class_file, list_file) if path.exists() and not command.overwrite]
     # Nothing is written before everything is checked, so that a mended file is read as if new.
     known = list(read_class_names(class_file)) if class_file in kept else names
-    check_class_names(known, labels_file)
+    folders = class_folders(root)
+    check_class_names(known, root if folders else labels_file)
     if lacking := sorted(set(names) - set(known)):
         raise ValueError(f"{class_file} lacks {first_few(lacking)}, in labels.csv: {_AGAIN}")
-    if class_folders(root):
+    if folders:
         put_changed({labels_file: csv_bytes(rows)})
     catalog = Catalog("folder", root, tuple(known), LAYOUTS["folder"], labels_file)
     others = in_other_lists(catalog, (list_file, every_file))
@@ -77,7 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     listed = catalog.ids("train") if list_file in kept else own
     for image_id in listed:
         catalog.label(image_id)
-    all_found(listed, catalog.image_path)
+    try:
+        all_found(listed, catalog.image_path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{list_file if list_file in kept else labels_file}: {error}"
+        ) from error
     listed_ids = set(listed)
     left_out = [image_id for image_id in own if image_id not in listed_ids]
     new = [image_id for image_id in left_out if catalog.has_image(image_id)]

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from data.files import check_id, find_file
-from tool.files import spelled
+from tool.files import meant, spelled
 
 HEADER = ["image_id", "classes"]
 
@@ -26,7 +26,9 @@ def read_text(path: Path) -> str:
     try:
         return unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (byte {error.start})") from error
+        raise ValueError(
+            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        ) from error
 
 
 def read_class_names(path: Path) -> tuple[str, ...]:
@@ -50,13 +52,18 @@ def check_class_names(names: Sequence[str], where: Path) -> None:
         ValueError: As `read_class_names`; names the file that has them.
     """
     if not 1 <= len(names) <= 254:
-        raise ValueError(f"{where} lists {len(names)} classes: 1 to 254 are possible")
+        raise ValueError(
+            f"{where} lists {len(names)} classes: 1 to 254 are possible, one name per line"
+        )
     if len(set(names)) != len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"{where} lists a class twice: {', '.join(twice)}")
     for name in names:
         if name.lower() == "background" or ";" in name:
-            raise ValueError(f"{where}: {name!r} is not a possible name of a foreground class")
+            raise ValueError(
+                f"{where}: {name!r} is not a possible name of a foreground class: choose one "
+                "without ; that is not background"
+            )
 
 
 def number_as_id(number: int) -> tuple[str, ...]:
@@ -80,10 +87,12 @@ def read_labels(
         Image id -> (K,) float32 {0, 1}.
 
     Raises:
-        FileNotFoundError: The file does not exist.
+        FileNotFoundError: The file does not exist, or the folder has no `.xml` file.
         ValueError: The file is not a labels file, or its classes are not those of `class_names`.
     """
     if path.is_dir():
+        if next(path.glob("*.xml"), None) is None:
+            raise FileNotFoundError(f"labels {path} is a folder without .xml files (--labels)")
         return AnnotationLabels(path, class_names)
     if not path.is_file():
         raise FileNotFoundError(f"labels {path} do not exist: pass --labels")
@@ -92,7 +101,7 @@ def read_labels(
     if path.suffix == ".csv":
         rows = csv_rows(path)
         return {one: _one_label(names, class_names, f"{path}: {one!r}") for one, names in rows}
-    raise ValueError(f"labels {path} are neither .csv nor .npy")
+    raise ValueError(f"labels {path} are neither .csv nor .npy nor a folder of .xml (--labels)")
 
 
 class AnnotationLabels(Mapping[str, np.ndarray]):
@@ -165,19 +174,27 @@ def csv_rows(path: Path) -> list[tuple[str, list[str]]]:
         rows = list(csv.reader(lines, strict=True, delimiter=comma))
     except csv.Error as error:
         raise ValueError(f"{path} is not a CSV file: {error}") from error
-    if not rows or [cell.strip() for cell in rows[0]] != HEADER:
-        raise ValueError(f"{path} must begin with the header {','.join(HEADER)!r}")
+    first = [cell.strip() for cell in rows[0]] if rows else []
+    if first != HEADER:
+        raise ValueError(
+            f"{path} must begin with the header {','.join(HEADER)!r}, not with "
+            f"{','.join(first)[:60]!r}"
+        )
     found: dict[str, list[str]] = {}
     for number, row in enumerate(rows[1:], start=2):
         if not row:
             continue
+        if comma == ";" and len(row) > 2:  # without quotes, each class is a column
+            row = [row[0], ";".join(row[1:])]
         if len(row) != 2 or not row[0].strip():
             raise ValueError(
-                f"{path} row {number} is not 'image_id,class;class': {comma.join(row)!r}"
+                f"{path} row {number} is not 'image_id{comma}class;class': {comma.join(row)!r}"
             )
         image_id = row[0].strip()
         if image_id in found:
-            raise ValueError(f"{path} row {number} labels {image_id!r} a second time")
+            raise ValueError(
+                f"{path} row {number} labels {image_id!r} a second time: remove one of the rows"
+            )
         found[image_id] = [name for name in map(str.strip, row[1].split(";")) if name]
     return list(found.items())
 
@@ -219,8 +236,9 @@ def _one_label(names: list[str], class_names: tuple[str, ...], where: str) -> np
     """Return the label (K,) of an image with these classes."""
     for name in names:
         if name not in class_names:
+            several = " (separate classes by ;)" if "," in name else meant(name[:60], class_names)
             raise ValueError(
-                f"{where}: unknown class {name[:60]!r}; there are {', '.join(class_names)}"
+                f"{where}: unknown class {name[:60]!r}{several}; there are {', '.join(class_names)}"
             )
     return np.array([name in names for name in class_names], np.float32)
 
@@ -237,8 +255,13 @@ def _read_npy(
     for key, value in content.items():
         if isinstance(key, bool) or not isinstance(key, (str, int, np.integer)):
             raise ValueError(f"{path}: key {key!r} is neither a string nor an integer")
-        is_text = isinstance(key, str)
-        ids = (unicodedata.normalize("NFC", str(key)),) if is_text else ids_of_int(int(key))
+        if isinstance(key, str):
+            # COCO's numbers may be text, too, filled up with zeros.
+            is_number = key.isdecimal() and len(key) <= 12 and ids_of_int is not number_as_id
+            name = unicodedata.normalize("NFC", key)
+            ids = ids_of_int(int(key)) if is_number else (name,)
+        else:
+            ids = ids_of_int(int(key))
         for image_id in ids:
             if image_id in labels:
                 raise ValueError(f"{path} labels {image_id!r} a second time")

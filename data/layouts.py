@@ -28,6 +28,8 @@ class Layout:
             benchmark fit its images as they are stored.
         max_side: Longer side in pixels to which larger images are reduced in inference; None for
             no limit.
+        prepare: The command that makes lists and labels; "" if there is none.
+        inside: Folders in which the dataset can lie within the folder of its archive.
     """
 
     images: tuple[str, ...]
@@ -40,11 +42,19 @@ class Layout:
     official: tuple[str, ...] = ()
     upright: bool = False
     max_side: int | None = None
+    prepare: str = ""
+    inside: tuple[str, ...] = ()
 
 
 _VOC = Layout((voc12.IMAGE_FOLDER,), voc12.MASK_FOLDERS, voc12.SALIENCY_FOLDER, voc12.LIST_FOLDER)
 _FOLDER = Layout(
-    ("images", "."), ("masks",), "saliency", "lists", upright=True, max_side=MAX_SIDE
+    ("images", "."),
+    ("masks",),
+    "saliency",
+    "lists",
+    upright=True,
+    max_side=MAX_SIDE,
+    prepare="python -m data.folder",
 )  # "." has the folders of classes
 LAYOUTS = {
     "toy": _VOC,
@@ -54,6 +64,8 @@ LAYOUTS = {
         class_names=voc12.CLASS_NAMES,
         ids_of_int=voc12.image_ids_of,
         official=voc12.OFFICIAL_LISTS,
+        prepare="python -m voc12.prepare",
+        inside=("VOC2012", "VOCdevkit/VOC2012"),
     ),
     "coco14": dataclasses.replace(
         _FOLDER,
@@ -63,6 +75,7 @@ LAYOUTS = {
         ids_of_int=coco14.image_ids_of,
         upright=False,
         max_side=None,
+        prepare="python -m coco14.prepare",
     ),
     "folder": _FOLDER,
 }

@@ -20,9 +20,10 @@ def id_of_line(
 ) -> str:
     """Return the image id that a line of a list names.
 
-    The forms are "ID"; "/FOLDER/ID.jpg /FOLDER/ID.png"; "ID.jpg"; "ID 45 49 50" and "ID -1", the id
-    and numbers; and a number for an id that is written with one. An id may have spaces and dots, so
-    only the files can tell what the last three are. No file is looked for if the line has no such
+    The forms are "ID"; "/FOLDER/ID.jpg /FOLDER/ID.png", with a second folder that images can lie in
+    or without; "FOLDER/ID.jpg"; "ID.jpg"; "ID 45 49 50" and "ID -1", the id and numbers; and a
+    number for an id that is written with one. An id may have spaces, dots and slashes, so only the
+    files can tell what all but the first two are. No file is looked for if the line has no such
     form.
 
     Args:
@@ -34,18 +35,34 @@ def id_of_line(
     Returns:
         The id; the line as it is if none of the forms gives an image that exists.
     """
-    folder = next((name for name in folders if line.startswith(f"/{name}/")), None)
-    if folder is not None:
-        return without_suffix(re.split(r"\s+/", line.removeprefix(f"/{folder}/"), maxsplit=1)[0])
+    if (inner := _below(line, folders, begin="/")) is not None:
+        name = without_suffix(re.split(r"\s+/", inner, maxsplit=1)[0])
+        shorter = _below(name, folders)  # COCO's lists name the folder of the split, too
+        return shorter if shorter is not None and not exists(name) and exists(shorter) else name
     names = [line]
     while (shorter := _NUMBER.sub("", names[-1])) != names[-1]:
         names.append(shorter)
     stem = without_suffix(names[-1])
     is_number = stem.isdecimal() and len(stem) <= _DIGITS
-    if stem == line and not is_number:
+    inner = _below(stem, folders)
+    if stem == line and not is_number and inner is None:
         return line
     numbered = ids_of_int(int(stem)) if is_number else ()
-    return next((one for one in (*names, stem, *numbered) if exists(one)), line)
+    others = (*numbered,) if inner is None else (inner,)
+    return next((one for one in (*names, stem, *others) if exists(one)), line)
+
+
+def _below(name: str, folders: Sequence[str], begin: str = "") -> str | None:
+    """Return what follows the first of `folders` that a path begins with, None if none does.
+
+    Args:
+        name: The path.
+        folders: The folders. "." is none.
+        begin: What comes before the folder.
+    """
+    ahead = (f"{begin}{folder}/" for folder in folders if folder != ".")
+    found = next((one for one in ahead if name.startswith(one)), None)
+    return None if found is None else name.removeprefix(found)
 
 
 def without_suffix(name: str) -> str:

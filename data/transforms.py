@@ -52,7 +52,7 @@ class RandomLongSide(Resize):
     def __init__(self, low: int, high: int) -> None:
         super().__init__()
         if not 1 <= low <= high:
-            raise ValueError(f"long side {low}..{high} is not a range of positive sizes")
+            raise ValueError(f"long side {low}..{high}: give the smaller size first, at least 1")
         self.low, self.high = low, high
         self.longest_side = high
 
@@ -77,7 +77,7 @@ class RandomScale(Resize):
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
         if not 0 < low <= high < float("inf"):
-            raise ValueError(f"scale {low}..{high} is not a range of positive factors")
+            raise ValueError(f"scale {low}..{high}: give the smaller factor first, above 0")
         self.low, self.high = low, high
 
     def make_params(self, flat_inputs: list[object]) -> dict[str, list[int]]:

@@ -56,6 +56,9 @@ class StartFlags:
     def __post_init__(self) -> None:
         if self.background and self.init is None:
             raise ValueError("--background is about the file of --init: give both")
+        if self.init is not None and not self.init.is_file():
+            wrong = "is a folder, give the file" if self.init.is_dir() else "does not exist"
+            raise ValueError(f"--init {self.init} {wrong}")
 
     @property
     def source(self) -> str:

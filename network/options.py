@@ -13,6 +13,7 @@ from tool.flags import add_flags, flags_as
 from tool.ranges import Range
 
 _LARGEST = 2**31 - 1  # of a count
+_RULES = {int: "a whole number", float: "a finite number", bool: "true or false"}
 
 
 def option(
@@ -120,7 +121,7 @@ def check_option(field: dataclasses.Field, value: Any) -> None:
     elif fits and kind is float:
         fits = abs(value) < math.inf  # False for NaN
     if not fits:
-        rule = {int: "a count (an int)", float: "a finite number"}.get(kind, f"a {kind.__name__}")
+        rule = _RULES.get(kind, f"a {kind.__name__}")
         raise ValueError(
             f"the hyper-parameter {field.name} is {reprlib.repr(value)}: it must be {rule}, "
             f"like its default {default!r}"
@@ -155,15 +156,17 @@ def inference_options(config: type, given: Sequence[str]) -> dict[str, Any]:
     for one in given:
         name, _, text = one.partition("=")
         if name not in fields:
-            there = ", ".join(fields) or "no such option"
+            there = ", ".join(fields) or "no option that inference uses"
             raise ValueError(f"--set {one}: the checkpoint's method has {there}")
+        if not text:
+            raise ValueError(f"--set {one}: give a value, as in {name}={fields[name].default}")
         if name in values:
             raise ValueError(f"--set {one}: {name} is given twice")
         try:
             values[name] = _parsed(kind_of(fields[name]), text)
         except ValueError:
-            kind = kind_of(fields[name]).__name__
-            raise ValueError(f"--set {one}: {text!r} is no {kind}") from None
+            rule = _RULES.get(kind_of(fields[name]), "text")
+            raise ValueError(f"--set {one}: {text!r} is not {rule}") from None
     return values
 
 

@@ -111,7 +111,7 @@ def test_polygons_of_fewer_than_three_points_are_left_out_and_counted(coco, shor
     path.write_text(json.dumps(content))
     result = prepare_coco(coco, "--overwrite")
     assert result.returncode == 0, result.stderr
-    assert "left out 3 polygons of fewer than three points" in result.stdout
+    assert "left out polygons of fewer than three points: 3, of" in result.stdout
     protocol = json.loads((coco / "protocol.json").read_text())
     assert protocol["polygons_left_out"] == {"train": 3}
     assert {path: path.read_bytes() for path in masks} == masks

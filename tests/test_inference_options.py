@@ -76,9 +76,9 @@ def test_show_takes_the_files_of_the_earlier_stage(irn, tmp_path, folder_dataset
     [
         (["radius=5"], "has walk_radius, beta, exponent, power"),
         (["nonsense=1"], "has walk_radius, beta"),
-        (["beta"], "'' is no float"),
-        (["beta=x"], "'x' is no float"),
-        (["exponent=1.5"], "'1.5' is no int"),
+        (["beta"], "--set beta: give a value, as in beta=10.0"),
+        (["beta=x"], "'x' is not a finite number"),
+        (["exponent=1.5"], "'1.5' is not a whole number"),
         (["beta=-1"], "must be above 0"),
         (["beta=nan"], "beta is nan"),
         (["walk_radius=2000"], "is not in 2..50"),
@@ -91,6 +91,6 @@ def test_bad_options_are_refused(irn, tmp_path, options, reason) -> None:
 
 
 def test_methods_without_such_options_say_so() -> None:
-    with pytest.raises(ValueError, match="has no such option"):
+    with pytest.raises(ValueError, match="has no option that inference uses"):
         inference_options(find_method("cam").Config, ["beta=1"])
     assert inference_options(find_method("irn").Config, ["beta=5"]) == {"beta": 5.0}

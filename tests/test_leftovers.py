@@ -114,7 +114,7 @@ def test_an_error_in_a_run_is_not_hidden_by_the_check_of_its_folder(tmp_path: Pa
 @pytest.mark.parametrize("flag", ["--out", "--root", "--labels"])
 def test_an_empty_path_is_refused(flag: str, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert_refused(run("data/fill.py", "--dataset", "toy", flag, ""), flag, "empty path")
+    assert_refused(run("data/fill.py", "--dataset", "toy", flag, ""), flag, "the path is empty")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -304,3 +304,23 @@ def test_a_list_here_and_one_of_the_dataset(
     assert catalog.ids(str(tmp_path / "val.txt")) == ["a1"]
     monkeypatch.chdir(folder_dataset / "lists")
     assert len(catalog.ids("val.txt")) == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"/JPEGImages/val2014/{COCO}.jpg /SegmentationClass/val2014/{COCO}.png",
+        f"/JPEGImages/val2014/{COCO}.jpg",
+        f"val2014/{COCO}.jpg",
+        f"val2014/{COCO}",
+    ],
+)
+def test_a_folder_of_coco_is_no_part_of_an_id(coco: Catalog, line: str) -> None:
+    assert read_list(coco, line) == [COCO]
+
+
+def test_an_id_may_begin_like_a_folder(folder_dataset: Path) -> None:
+    catalog = open_catalog("folder", folder_dataset)
+    (catalog.root / "images" / "images").mkdir()
+    Image.new("RGB", (4, 4)).save(catalog.root / "images" / "images" / "z.png")
+    assert read_list(catalog, "images/z", "images/none") == ["images/z", "images/none"]

@@ -53,12 +53,12 @@ def test_every_kind_of_field_is_a_flag() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("radius", True, "a count"),
-        ("radius", -1, "a count"),
-        ("radius", 5.0, "a count"),
+        ("radius", True, "a whole number"),
+        ("radius", -1, "a whole number"),
+        ("radius", 5.0, "a whole number"),
         ("weight_far", float("nan"), "finite"),
-        ("mirrored", 1, "a bool"),
-        ("mirrored", "False", "a bool"),
+        ("mirrored", 1, "true or false"),
+        ("mirrored", "False", "true or false"),
         ("pool", "min", "there are mean, max"),
         ("pool", 3, "a str"),
     ],
@@ -77,7 +77,7 @@ def test_the_annotation_says_the_type() -> None:
     with pytest.raises(ValueError, match="a finite number"):
         check_option(fields["sharpness"], "2.5")
     assert inference_options(Config, ["sharpness=2.5"]) == {"sharpness": 2.5}
-    with pytest.raises(ValueError, match="is no float"):
+    with pytest.raises(ValueError, match="is not a finite number"):
         inference_options(Config, ["sharpness=x"])
 
 
@@ -87,7 +87,7 @@ def test_options_of_inference() -> None:
         "pool": "max",
     }
     assert inference_options(Config, ["mirrored=0"]) == {"mirrored": False}
-    with pytest.raises(ValueError, match="is no bool"):
+    with pytest.raises(ValueError, match="is not true or false"):
         inference_options(Config, ["mirrored=maybe"])
     with pytest.raises(ValueError, match="has mirrored, pool"):
         inference_options(Config, ["radius=3"])

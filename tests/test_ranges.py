@@ -101,7 +101,7 @@ def test_no_method_takes_a_bad_number(method: str, monkeypatch, capsys) -> None:
 def test_what_was_seen_is_refused_by_training(flag, value, monkeypatch, capsys) -> None:
     line = refusal(parser_of(train_fbr, monkeypatch), [f"{flag}={value}"], capsys)
     assert flag in line
-    assert " from " in line or " above " in line or "choose from" in line
+    assert any(word in line for word in (" from ", " above ", " of at least ", "choose from"))
 
 
 @pytest.mark.parametrize(("command", "flag", "value"), SEEN_ELSEWHERE)
@@ -121,10 +121,10 @@ def test_the_defaults_are_in_the_ranges(method: str, monkeypatch) -> None:
 
 
 def test_a_range_says_what_it_is() -> None:
-    assert str(Range(1, 2**31 - 1, whole=True)) == "an int from 1 to 2147483647"
+    assert str(Range(1, 2**31 - 1, whole=True)) == "a whole number from 1 to 2147483647"
     assert str(Range(0, 1)) == "a number from 0 to 1"
-    assert str(Range(0, 16, above=True)) == "a number above 0 and to 16"
-    assert str(Range(0, 1, below=True)) == "a number from 0 and below 1"
+    assert str(Range(0, 16, above=True)) == "a number above 0 and at most 16"
+    assert str(Range(0, 1, below=True)) == "a number of at least 0 and below 1"
 
 
 def test_the_ends_of_a_range() -> None:
@@ -136,7 +136,7 @@ def test_the_ends_of_a_range() -> None:
         assert not any(value in one for value in (math.nan, math.inf, -math.inf))
     assert Range(1, 9, whole=True)("7") == 7
     assert closed("0.25") == 0.25
-    with pytest.raises(argparse.ArgumentTypeError, match="is not an int from 1 to 9"):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number from 1 to 9"):
         Range(1, 9, whole=True)("2.5")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import importlib.util
 import os
 import platform
@@ -14,11 +15,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from tool.files import meant
 from tool.limits import limit_of
 
 SYSTEMS = "this project runs on Linux, on macOS, and in WSL on Windows"
 DEVICES = ("auto", "cpu", "cuda")
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
+BROKEN_IMAGE = "is broken or no image"  # how messages about an image that cannot be read begin
+_UNKNOWN = "unrecognized arguments"  # how argparse begins
+_SKIP = "--skip-bad-images"
+_NO_PERMISSION = "you have no permission to read it or to write there"
+# What the short texts of the system leave open.
+_MEANING = {
+    errno.EEXIST: "a folder is needed, and this is a file",
+    errno.ENOTDIR: "a part of this path is a file, not a folder",
+    errno.EISDIR: "a file is needed, and this is a folder",
+    errno.EACCES: _NO_PERMISSION,
+    errno.EPERM: _NO_PERMISSION,
+}
 _LONGEST = 4000  # characters of a line; a command that it recommends, with its paths, fits
 _flags: set[str] = set()  # of the command that runs, for messages that name them
 
@@ -58,6 +72,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with status 2; under torchrun only the first rank prints."""
+        unknown = message.removeprefix(f"{_UNKNOWN}: ").split()[0].partition("=")[0]
+        if message.startswith(_UNKNOWN) and unknown.startswith("--"):
+            message += meant(unknown, self._option_string_actions)
         line = f"{self.prog}: error: {printable(message)} (--help lists the flags)\n"
         # All ranks have the same flags, so one of them speaks for all.
         self.exit(2, None if int(os.environ.get("RANK", 0)) else line)
@@ -94,11 +111,13 @@ class Renamed(argparse.Action):
 def one_line(error: BaseException) -> str:
     """Return the message of `error` on one line, with the file name if the system gave one.
 
-    It is cut if it is long. What a terminal would not print but obey is escaped.
+    What the text of the system leaves open follows in parentheses. The line is cut if it is long.
+    What a terminal would not print but obey is escaped.
     """
     if isinstance(error, OSError) and error.strerror:
         named = f"{error.filename}: " if error.filename else ""
-        return printable(f"{named}{error.strerror}")
+        more = f" ({meaning})" if (meaning := _MEANING.get(error.errno or 0)) else ""
+        return printable(f"{named}{error.strerror}{more}")
     return printable(" ".join(str(error).split()) or type(error).__name__)
 
 
@@ -155,5 +174,7 @@ def _status_of(main: Callable[[Sequence[str] | None], int | None], command: str)
         if "--traceback" in sys.argv:
             traceback.print_exc()
         line = one_line(error) if limit is None else printable(limit.line(error, _flags))
+        if BROKEN_IMAGE in line and _SKIP in _flags and _SKIP not in sys.argv:
+            line += f" ({_SKIP} leaves such images out)"
         print(f"{command}: error: {line}", file=sys.stderr)
         return 2

@@ -6,6 +6,7 @@ A file is written under a temporary name and then renamed. A lock admits one wri
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import functools
 import hashlib
@@ -17,7 +18,7 @@ import shutil
 import tempfile
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path.parent)
-    handle, name = tempfile.mkstemp(prefix=_part_of(), suffix=path.suffix, dir=path.parent)
+    try:
+        handle, name = tempfile.mkstemp(prefix=_part_of(), suffix=path.suffix, dir=path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -59,7 +63,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None:  # a failed write to a full disk does not name its file
+        # A failed write to a full disk names no file, and the user knows only the final name.
+        if error.filename is None or os.fspath(error.filename) == name:
             raise OSError(error.errno or errno.EIO, error.strerror or str(error), path) from error
         raise
     finally:
@@ -234,6 +239,21 @@ def first_few(names: Sequence[str], shown: int = 3) -> str:
     """Return the first `shown` names as text for a message, and how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(names[:shown]) + more
+
+
+def meant(name: str, names: Iterable[str]) -> str:
+    """Return what a message says of a name that is none of `names`, if it is close to one.
+
+    Args:
+        name: The name that was given.
+        names: Those that are possible. Upper and lower case do not matter.
+
+    Returns:
+        Text such as " (is cat meant?)"; empty if no name is close.
+    """
+    folded = {one.casefold(): one for one in names}
+    close = difflib.get_close_matches(name.casefold(), list(folded), n=1)
+    return f" (is {folded[close[0]]} meant?)" if close else ""
 
 
 def as_json(value: Any) -> Any:

@@ -37,11 +37,22 @@ def some_path(text: str) -> Path:
         argparse.ArgumentTypeError: The text is empty.
     """
     if not text:
-        raise argparse.ArgumentTypeError("an empty path: the current folder is .")
+        raise argparse.ArgumentTypeError("the path is empty: write . for the current folder")
     return Path(text)
 
 
-_TYPES = {**DEFAULTS, Path: some_path}
+def some_text(text: str) -> str:
+    """Return a text; an empty one, as an unset variable of a script gives it, is none.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the value is empty")
+    return text
+
+
+_TYPES = {**DEFAULTS, Path: some_path, str: some_text}
 _OURS = ("positional", "renamed", "exclusive", "title", "inference", "help")
 
 

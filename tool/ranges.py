@@ -52,10 +52,12 @@ class Range:
         return is_high and value >= self.low and not (self.above and value == self.low)
 
     def __str__(self) -> str:
-        low = f"above {self.low:g}" if self.above else f"from {_shown(self.low)}"
-        high = f"below {self.high:g}" if self.below else f"to {_shown(self.high)}"
-        joined = f"{low} {high}" if not self.above and not self.below else f"{low} and {high}"
-        return f"{'an int' if self.whole else 'a number'} {joined}"
+        kind = "a whole number" if self.whole else "a number"
+        if not self.above and not self.below:
+            return f"{kind} from {_shown(self.low)} to {_shown(self.high)}"
+        low = f"{'above' if self.above else 'of at least'} {_shown(self.low)}"
+        high = f"{'below' if self.below else 'at most'} {_shown(self.high)}"
+        return f"{kind} {low} and {high}"
 
 
 def _shown(value: float) -> str:

@@ -72,6 +72,11 @@ def find_lists(catalog: Catalog, sbd_list: Path | None) -> tuple[dict[str, list[
         FileNotFoundError: A list or SBD's images are missing.
         ValueError: train and val share an image, or a list is broken.
     """
+    if not (catalog.root / voc12.LIST_FOLDER / "train.txt").is_file():
+        raise FileNotFoundError(
+            f"{catalog.root} has no {voc12.LIST_FOLDER}/train.txt: give the folder VOC2012 of the "
+            "devkit (--root)"
+        )
     lists = {name: catalog.ids(name) for name in ("train", "val")}
     if (catalog.root / voc12.LIST_FOLDER / "test.txt").is_file():
         lists["test"] = catalog.ids("test")

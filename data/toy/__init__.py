@@ -55,9 +55,12 @@ def write_toy(root: Path, *, seed: int = 0, train: int = 240, val: int = 120) ->
     if is_complete(root) and read_dict(root / MARKER) == settings:
         return
     if root.exists() and not root.is_dir():
-        raise ValueError(f"{root} is a file: choose another --root for the toy dataset")
+        raise ValueError(f"{root} is a file: give a folder for the toy dataset (--root)")
     if root.exists() and read_dict(root / MARKER) is None and any(root.iterdir()):
-        raise ValueError(f"{root} holds files that are not the toy dataset: choose another --root")
+        raise ValueError(
+            f"{root} holds files that are not the toy dataset: choose another --root, or for your "
+            "own data --dataset folder, voc12 or coco14"
+        )
     # Write into a new folder beside `root`, and rename it when it is complete.
     root.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(root.parent) as fresh:

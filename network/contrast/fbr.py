@@ -22,7 +22,7 @@ from network.losses import image_cells, mean_of_views, over_maximum, resize
 from network.options import option
 from tool.parallel.dist import gather, global_mean
 from tool.progress import Progress
-from tool.ranges import UNIT
+from tool.ranges import POSITIVE, UNIT, Range
 from tool.train.batch import Batch, part
 
 
@@ -55,17 +55,17 @@ class NroiConfig:
         weight_bg_sim: Weight of the decorrelation of Z_fg and Z_bg. The release has 0.1 in `fbr`.
     """
 
-    temperature: float = 0.5
+    temperature: float = option(0.5, within=Range(0.03, 1e9))
     quantile: float = option(0.6, within=UNIT)
     floor: float = option(0.05, within=UNIT)
-    max_queries: int = 256
-    num_negatives: int = 256
-    num_clusters: int = 8
+    max_queries: int = option(256, within=POSITIVE)
+    num_negatives: int = option(256, within=POSITIVE)
+    num_clusters: int = option(8, within=POSITIVE)
     kmeans_iterations: int = 10
-    bank_size: int = 50_000
-    bank_share: float = 0.25
+    bank_size: int = option(50_000, within=POSITIVE)
+    bank_share: float = option(0.25, within=UNIT)
     nroi_space: str = option("fg", choices=("bg", "fg", "f"))
-    bg_threshold_seg: float = 0.05
+    bg_threshold_seg: float = option(0.05, within=UNIT)
     weight_nce_fg: float = 0.1
     weight_nce_nroi: float = 0.01
     weight_bg_seg: float = 0.1

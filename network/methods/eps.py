@@ -13,7 +13,9 @@ from torch import Tensor
 from network.heads import classifier
 from network.losses import classification, over_maximum, saliency_match
 from network.methods import Batch, Method
+from network.options import option
 from tool.progress import Progress
+from tool.ranges import UNIT
 
 
 class Eps(Method):
@@ -34,8 +36,8 @@ class Eps(Method):
             weight_sal: Weight of the saliency loss.
         """
 
-        tau: float = 0.4
-        lam: float = 0.5
+        tau: float = option(0.4, within=UNIT)
+        lam: float = option(0.5, within=UNIT)
         weight_sal: float = 1.0
 
     def build(self) -> None:

@@ -30,6 +30,7 @@ from network.losses import (
 from network.methods.ppc import HostConfig, Ppc, View
 from network.options import option
 from tool.progress import Progress
+from tool.ranges import UNIT
 
 _HEADS = {  # of the released code
     "proj_fg.weight": "project_foreground.weight",
@@ -75,8 +76,8 @@ class Fbr(NroiContrast, Ppc):
 
         pseudo_source: str = option("refined", choices=("refined", "cam"))
         pooling: str = option("tap", choices=("tap", "average"))
-        tap_threshold: float = 0.10
-        query_saliency: float = 0.5
+        tap_threshold: float = option(0.10, within=UNIT)
+        query_saliency: float = option(0.5, within=UNIT)
 
     def build(self) -> None:
         """Build the heads of PPC, and those of the background."""

@@ -21,7 +21,7 @@ from network.methods import Batch
 from network.methods.amn import Amn
 from network.options import option, weights_of
 from tool.progress import Progress
-from tool.ranges import UNIT
+from tool.ranges import POSITIVE, UNIT
 
 
 def above_floor(prob: Tensor, inside: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class FbrAmn(NroiContrast, Amn):
         width: int = 128
         query_seed: bool = True
         quantile: float = option(0.4, within=UNIT)
-        bank_size: int = 100_000
+        bank_size: int = option(100_000, within=POSITIVE)
         weight_nce_nroi: float = 0.05
 
     def build(self) -> None:

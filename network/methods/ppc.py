@@ -29,11 +29,12 @@ from network.losses import (
     over_maximum,
     resize,
 )
-from network.methods import Batch, option
+from network.methods import Batch
 from network.methods.eps import Eps
-from network.options import weights_of
+from network.options import option, weights_of
 from tool.parallel.dist import global_mean
 from tool.progress import Progress
+from tool.ranges import UNIT
 from tool.train.batch import part
 
 
@@ -84,7 +85,7 @@ class HostConfig(Eps.Config):
     width: int = 128
     centred: bool = False
     host_views: str = option("both", choices=("both", "first"))
-    bg_score: float = 0.10
+    bg_score: float = option(0.10, within=UNIT)
     temperature_ppc: float = 0.1
     weight_cls_refined: float = 1.0
     weight_sal_refined: float = 1.0

@@ -31,6 +31,8 @@ from tool.infer.previous import KINDS, PREVIOUS, PreviousFlags, PreviousOutputs
 from tool.ranges import POSITIVE, SIDE, UNIT
 from tool.report.picture import heat, label_colours, strip
 
+_OTHERS = (".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # suffixes of no result
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
@@ -84,6 +86,21 @@ class Command:
             raise ValueError("--mask is of one photograph: several have theirs in --out DIR")
         if len(self.image) > 1 and self.picture is not None:
             raise ValueError(f"--out {self.out}: give a folder for several photographs")
+        self._check_outputs()
+
+    def _check_outputs(self) -> None:
+        """Raise `ValueError` if a file to write has another format, or the place of another one."""
+        for name, path in (("--mask", self.mask), ("--out", self.out)):
+            if path is not None and path.suffix.lower() in _OTHERS:
+                raise ValueError(f"{name} {path}: it is a PNG, so its name ends in .png")
+        if self.mask is not None and self.picture is not None and _same(self.mask, self.picture):
+            raise ValueError(f"--mask {self.mask} and the picture of --out are one file")
+        for source in self.image:
+            for path in (self.mask, self.picture):
+                if path is not None and _same(path, source):
+                    raise ValueError(
+                        f"{path} is the photograph: choose another name for the result"
+                    )
 
     @property
     def picture(self) -> Path | None:
@@ -132,8 +149,13 @@ def predictions(command: Command, predictor: Predictor) -> Iterator[Prediction]:
         ValueError: As `Predictor.predict`.
     """
     previous, inputs = command.previous.outputs(), predictor.method.infer_inputs
-    if missing := [path for path in command.image if not path.is_file()]:
-        raise FileNotFoundError(f"photograph {missing[0]} does not exist")
+    for path in command.image:
+        if path.is_dir():
+            raise FileNotFoundError(
+                f"photograph {path} is a folder: name its files, as {path}/*.jpg"
+            )
+        if not path.is_file():
+            raise FileNotFoundError(f"photograph {path} does not exist")
     previous.require(inputs, [path.stem for path in command.image])
     requests = [
         Request(
@@ -146,6 +168,11 @@ def predictions(command: Command, predictor: Predictor) -> Iterator[Prediction]:
         for path in command.image
     ]
     return predictor.each(requests)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Return whether two paths are those of one file, which need not exist."""
+    return one.resolve() == other.resolve()
 
 
 def files_of(previous: PreviousOutputs, inputs: Sequence[str], name: str) -> dict[str, Path]:

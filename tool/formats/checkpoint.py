@@ -95,18 +95,21 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}")
     try:
         _refuse_compressed(path)
         check_memory(path)
         content = load_weights_only(path)
+        if isinstance(content, dict) and {"method", "config"} <= content.keys():
+            _refuse_changed(path)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: refused: {refusal(path, error)}") from error
     except CostError as error:
         raise ValueError(f"{path}: refused: {error}") from error
     except _UNREADABLE as error:
         raise ValueError(
-            f"{path} is not a readable checkpoint (corrupt, truncated or compressed)"
+            f"{path} is not a readable checkpoint: it is damaged, cut off or compressed, or no "
+            "file of torch; get it again"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")
@@ -126,6 +129,8 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
+        if path.is_dir():
+            raise FileNotFoundError(f"checkpoint {path} is a folder: give the checkpoint.pth in it")
         raise FileNotFoundError(f"checkpoint {path} does not exist: run train_fbr.py first")
     if path.suffix == ".safetensors":
         return _load_exported(path)
@@ -247,6 +252,17 @@ def _refuse_compressed(path: Path) -> None:
         with zipfile.ZipFile(path) as file:
             if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
                 raise ValueError("it unpacks to more than its size")
+
+
+def _refuse_changed(path: Path) -> None:
+    """Raise `ValueError` if bytes in a file of ours differ from what was written.
+
+    torch writes checksums, and does not compare them. Files of other code may have none.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if (name := file.testzip()) is not None:
+                raise ValueError(f"{name} in it differs from its checksum")
 
 
 def save_exported(path: Path | str, checkpoint: dict[str, Any], left_out: Sequence[str]) -> None:

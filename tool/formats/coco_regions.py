@@ -135,7 +135,9 @@ def _check_polygon(polygon: Any, *, reach: int) -> None:
         polygon: [x1, y1, x2, y2, ...], at least three points.
         reach: Limit of the absolute value of a coordinate, in pixels.
     """
-    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+    if isinstance(polygon, list) and len(polygon) % 2:
+        raise ValueError(f"a polygon of {len(polygon)} coordinates: each point has two")
+    if not isinstance(polygon, list) or len(polygon) < 6:
         raise ValueError("a polygon of fewer than three points")
     for x in polygon:
         if type(x) not in (int, float):

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
+from tool.cli import BROKEN_IMAGE
 from tool.limits import raise_if_limit
 
 Item = TypeVar("Item")
@@ -75,7 +76,7 @@ def opened(
         most = int(os.environ.get(_LIMIT, MAX_PIXELS))
         if image.width * image.height > most:
             size = f"{image.width}x{image.height}"
-            raise ValueError(f"it has {size} pixels, more than {most} (--max-pixels)")
+            raise _UnfitError(f"it has {size} pixels, more than {most} (--max-pixels)")
         yield image
 
 
@@ -111,8 +112,6 @@ def decode(
             image.load()
             decoded = _as_map(image) if mode == "L" else _as_photograph(image, is_deep=is_deep)
             return decoded if turn is None else decoded.transpose(turn)
-    except _UnfitError as error:
-        raise ValueError(f"{path}: {error}") from error
     except BROKEN as error:
         raise _broken(path, error) from error
 
@@ -300,5 +299,17 @@ def _broken(path: Path, error: Exception) -> ValueError:
     raise_if_limit(error)
     if isinstance(error, FileNotFoundError):
         return ValueError(f"image {path} does not exist")
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ValueError(f"{path} is broken or no image: {reason}")
+    if isinstance(error, _UnfitError):
+        return ValueError(f"{path}: {error}")
+    if isinstance(error, OSError) and error.errno is not None:
+        return ValueError(f"{path} cannot be read: {error.strerror}")
+    return ValueError(f"{path} {BROKEN_IMAGE}: {reason_of(error, path)}")
+
+
+def reason_of(error: Exception, path: Path | str) -> str:
+    """Return why Pillow does not read a file, in words that say more than its own."""
+    if not isinstance(error, UnidentifiedImageError):
+        return " ".join(str(error).split()) or type(error).__name__
+    if os.path.getsize(path) == 0:
+        return "it is empty"
+    return "what is read are JPEG, PNG, WebP, BMP and TIFF"

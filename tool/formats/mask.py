@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tool.files import atomic_path
-from tool.formats.image import BROKEN, opened
+from tool.formats.image import BROKEN, opened, reason_of
 from tool.limits import raise_if_limit
 
 UNKNOWN = 255
@@ -100,14 +100,16 @@ def load_mask(path: Path | str) -> np.ndarray:
             if image.format in ("JPEG", "MPO", "WEBP"):
                 raise ValueError(f"{image.format} changes class indices, a mask is a PNG")
             if image.mode not in ("P", "L"):
-                raise ValueError(f"mode {image.mode}, a mask is a palette (P) or grey (L) image")
+                raise ValueError(
+                    f"its pixels are of mode {image.mode}, those of a mask are class indices in a "
+                    "palette (P) or grey (L) PNG of 8 bits"
+                )
             return np.array(image)
     except FileNotFoundError:
         raise
     except BROKEN as error:
         raise_if_limit(error)
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"{path}: not a whole mask image: {reason}") from error
+        raise ValueError(f"{path}: not a whole mask image: {reason_of(error, path)}") from error
 
 
 def misplaced_colour(path: Path | str) -> tuple[int, int] | None:

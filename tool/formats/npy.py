@@ -51,6 +51,7 @@ MALFORMED = (
     TypeError,
     ValueError,
 )
+_MAGIC = b"\x93NUMPY"
 
 
 def load_npy(path: Path | str) -> np.ndarray | dict:
@@ -73,8 +74,18 @@ def load_npy(path: Path | str) -> np.ndarray | dict:
     try:
         return parse(data)
     except MALFORMED as error:
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"{path}: refused, not a whole file of arrays: {reason}") from error
+        reason = _other_kind(data) or str(error) or type(error).__name__
+        raise ValueError(f"{path}: refused, no whole .npy file of np.save: {reason}") from error
+
+
+def _other_kind(data: bytes) -> str | None:
+    """Return what bytes are that do not begin as a `.npy` file does; None if they do."""
+    if data.startswith(_MAGIC):
+        return None
+    if not data:
+        return "it is empty"
+    zipped = data.startswith(b"PK\x03\x04")
+    return "it is a .npz or another zip archive" if zipped else "it has another format"
 
 
 def parse(data: bytes) -> np.ndarray | dict:
@@ -235,7 +246,7 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> object:
         """Return the stand-in of a name; raise `ValueError` if it has none."""
         if (module, name) not in self.names:
-            raise ValueError(f"the pickle names {module}.{name}")
+            raise ValueError(f"it names {module}.{name}, which is never run")
         return self.names[module, name]
 
     def persistent_load(self, pid: object) -> object:

@@ -143,4 +143,6 @@ def check_classes(path: Path, values: np.ndarray, num_classes: int) -> None:
     """
     wrong = [int(value) for value in values if num_classes < value != UNKNOWN]
     if wrong:
-        raise ValueError(f"{path} has class {wrong[0]}: there are {num_classes} classes")
+        raise ValueError(
+            f"{path} has class {wrong[0]}: there are {num_classes} classes, and 255 is unknown"
+        )

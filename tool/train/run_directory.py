@@ -122,7 +122,10 @@ def resume_run(
     path = directory / CHECKPOINT
     if not path.exists():
         return 0
-    checkpoint = load_checkpoint(path)
+    try:
+        checkpoint = load_checkpoint(path)
+    except ValueError as error:
+        raise ValueError(f"{error}, or remove it, and the run starts anew") from error
     theirs = checkpoint["config"]
     for name in dict.fromkeys((*config, *theirs)):  # a setting that is not used may be left out
         if name in NO_LONGER or (name in DATA and name not in theirs):
