@@ -14,10 +14,15 @@ from runs import SMALL, run
 
 from data.catalog import open_catalog
 from network.predict.choose import chosen_classes
+from tool.crf.flags import CrfFlags, crf_settings
+from tool.crf.masking import MaskMaker
+from tool.crf.post import Post
 from tool.files import atomic_path, write_json
 from tool.formats.cam import load_cam
 from tool.formats.checkpoint import load_checkpoint, save_checkpoint
 from tool.formats.image import decode, size_of
+from tool.formats.mask import save_mask
+from tool.infer.previous import PreviousOutputs
 
 
 def refusal(script: str, *flags: object) -> str:
@@ -318,3 +323,47 @@ def test_a_file_that_is_no_cam_says_what_is_wrong(tmp_path) -> None:
     np.save(path, np.array({"1": np.ones((4, 4))}, dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"a dictionary with keys '1' is no CAM; python -m data"):
         load_cam(path)
+
+
+def write_masks(folder: Path, root: Path, value: int) -> Path:
+    """Masks of one value for the images of the dataset."""
+    for image_id in open_catalog("folder", root).ids("train"):
+        with Image.open(root / "masks" / f"{image_id}.png") as truth:
+            save_mask(folder / f"{image_id}.png", np.full_like(np.array(truth), value))
+    return folder
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_masks_without_a_class_are_warned_about(value, data, folder_root, tmp_path, capsys) -> None:
+    masks = write_masks(tmp_path / "masks", folder_root, value)
+    result = run("eval_miou.py", *data, "--list", "train", "--pred-dir", masks)
+    assert result.returncode == 0
+    assert result.stderr.splitlines()[-1].endswith(f"in {masks} has a pixel of a class")
+    ids = open_catalog("folder", folder_root).ids("train")
+    PreviousOutputs({"seed": masks}).require(("seed",), ids)
+    assert f"warning: the seeds in {masks} have no pixel of a class" in capsys.readouterr().err
+    PreviousOutputs({"seed": folder_root / "masks"}).require(("seed",), ids)
+    assert "no pixel of a class" not in capsys.readouterr().err
+
+
+def test_a_folder_that_a_method_does_not_read_is_warned_about(capsys) -> None:
+    previous = PreviousOutputs({"seed": Path("x"), "cam": Path("y")})
+    previous.warn_of_unread(("image", "label", "cam"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "warning: --seed-dir has no effect: this method reads no seeds here"
+
+
+def test_flags_of_masks_that_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="without a CRF: give no --alpha with it"):
+        crf_settings(CrfFlags(threshold=0.3, alpha=4), Post())
+    settings = crf_settings(CrfFlags(seeds=[0.05, 0.3]), Post())
+    with pytest.raises(ValueError, match=r"FG 0\.05 BG 0\.3: give FG first, and BG not above it"):
+        MaskMaker(**settings)
+
+
+def test_an_archive_that_is_none_is_said_so(tmp_path) -> None:
+    root = write_voc(tmp_path / "VOC2012", "2007_000032")
+    archive = tmp_path / "results.tar"
+    archive.write_text("hello")
+    line = refusal("voc12/submit.py", archive, "--root", root, "--list", "train")
+    assert line.endswith("is not a valid archive: it is no tar file, or its beginning is damaged")
