@@ -367,3 +367,37 @@ def test_an_archive_that_is_none_is_said_so(tmp_path) -> None:
     archive.write_text("hello")
     line = refusal("voc12/submit.py", archive, "--root", root, "--list", "train")
     assert line.endswith("is not a valid archive: it is no tar file, or its beginning is damaged")
+
+
+def test_results_do_not_replace_the_dataset(data, folder_dataset) -> None:
+    own = ["--dataset", "folder", "--root", folder_dataset, "--list", "train"]
+    before = (folder_dataset / "masks" / "a1.png").read_bytes()
+    for command in (
+        ["data/fill.py", *own, "--out", folder_dataset / "masks"],
+        ["data/masks_from.py", "labelme", folder_dataset, *own, "--out", folder_dataset / "masks"],
+        ["data/boundary.py", *own, "--seed-dir", "x", "--out", folder_dataset / "saliency"],
+    ):
+        assert "has files of the dataset: choose another folder" in refusal(*command)
+    assert (folder_dataset / "masks" / "a1.png").read_bytes() == before
+
+
+def test_corrected_masks_of_another_kind_of_file_are_named(data, folder_root, tmp_path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text("{}")
+    back = ["data/masks_from.py", *data, "--out", tmp_path / "out"]
+    assert f"{file}: the layout labelme is a folder" in refusal(*back, "labelme", file)
+    for layout in ("coco", "cvat"):
+        assert f"the layout {layout} is a file" in refusal(*back, layout, tmp_path)
+    line = refusal(*back, "labelme", tmp_path, "--rest", tmp_path / "no")
+    assert f"--rest {tmp_path / 'no'} is no folder" in line
+
+
+def test_a_resumed_run_names_what_differs(folder_dataset, tmp_path) -> None:
+    run_it = ["train_fbr.py", "--dataset", "folder", "--root", folder_dataset, "--method", "eps"]
+    run_it += ["--list", "train", *SMALL, "--steps", "1", "--out", tmp_path / "run"]
+    assert run(*run_it).returncode == 0
+    line = refusal(*run_it, "--tau", "0.3")
+    assert "was made with method_config = {'tau': 0.4}, this run has {'tau': 0.3}" in line
+    path = folder_dataset / "lists" / "train.txt"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    assert "the image list has changed since" in refusal(*run_it)
