@@ -401,3 +401,15 @@ def test_a_resumed_run_names_what_differs(folder_dataset, tmp_path) -> None:
     path = folder_dataset / "lists" / "train.txt"
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     assert "the image list has changed since" in refusal(*run_it)
+
+
+def test_photographs_behind_the_classes_are_asked_for() -> None:
+    line = refusal("network/predict/__main__.py", "--checkpoint", "x", "--classes", "cow", "a.jpg")
+    assert "give photographs, before --classes, which takes all words behind it" in line
+
+
+def test_a_folder_in_place_of_an_archive_or_a_config_is_said_so(data, tmp_path) -> None:
+    line = refusal("tool/pack.py", "--check", tmp_path)
+    assert line.endswith(f"{tmp_path} is a folder, give the archive")
+    line = refusal("train_fbr.py", "--config", tmp_path, "--out", tmp_path / "x")
+    assert f"{tmp_path} is a folder: give the config.json of a run" in line
