@@ -195,6 +195,9 @@ def report(
     if command.context is not None:
         document["leak"] = leak_of(evaluation, catalog.class_names)
     print(table_of(document))
+    if not evaluation.confusion[:, 1:].any():
+        where = command.pred_dir
+        print(f"warning: no prediction in {where} has a pixel of a class", file=sys.stderr)
     if command.json is not None:
         write_json(command.json, document)
         write_board(command.json, document)

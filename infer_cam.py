@@ -124,6 +124,7 @@ def prepare(command: Command, device: torch.device) -> Work:
     )
     method.to(device).to(memory_format=torch.channels_last).eval()
     previous = command.previous.outputs()
+    previous.warn_of_unread(method.infer_inputs)
     if method.whole_cams:
         previous.require(method.infer_inputs, images.ids)
         previous = previous.whole(images.ids, label=catalog.label)

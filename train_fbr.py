@@ -143,6 +143,7 @@ def train(command: Command, device: torch.device) -> int:
     method = build_method(config)
     check_squares(method.backbone, (recipe.crop, recipe.crop), "--crop")
     dataset = dataset_from(command, catalog, images.ids)
+    command.previous.warn_of_unread(method.inputs)
     weights = start_file(method, command.start)
     loaded = load_start(method, command, config, weights)
     compare_settings(command, config, weights)

@@ -101,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if out.resolve() == seeds.resolve():
         raise ValueError(f"--out {out} is the folder of the seeds: choose another")
     catalog, images = open_list(command.data, saliency=command.saliency, who="--saliency")
+    catalog.refuse_own(out, images.ids)
     require_files(
         seeds, images.ids, ".png", what="seeds", stage="crf_postprocess.py --cam-dir ... --seeds"
     )

@@ -238,6 +238,23 @@ class Catalog:
         hint = f", which has {suffixed!r}: drop the suffix" if suffixed else ""
         return f"no label in {self.labels_path} (--labels){hint}"
 
+    def refuse_own(self, out: Path, ids: Sequence[str]) -> None:
+        """Check that the results `ID.png` of a folder replace no files of the dataset.
+
+        Args:
+            out: The folder. It may be one of the dataset that has none of these files yet.
+            ids: The images.
+
+        Raises:
+            ValueError: It is a folder of images, masks or saliency maps that has such files.
+        """
+        folders = (*self.layout.images, *self.layout.masks)
+        own = [self.saliency_root, *(self.root / name for name in folders)]
+        if out.resolve() not in [folder.resolve() for folder in own]:
+            return
+        if any((out / f"{image_id}.png").exists() for image_id in ids):
+            raise ValueError(f"--out {out} has files of the dataset: choose another folder")
+
     def read_image(self, image_id: str, *, long_side: int | None = None) -> Image.Image:
         """Read an image as RGB, fully decoded.
 

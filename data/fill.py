@@ -54,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write the masks of a list."""
     command = parse_flags(Command, argv, example="--out out/toy-fill/mask")
     catalog, images = open_list(command.data, saliency=True, who="method 'fill'")
+    catalog.refuse_own(command.out, images.ids)
     catalog.require_saliency(images.ids)
     for image_id in images.ids:
         saliency = np.asarray(catalog.read_saliency(image_id))

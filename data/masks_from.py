@@ -27,7 +27,7 @@ from tool.formats.cvat import CvatMasks
 from tool.formats.labelme import load_labelme
 from tool.formats.mask import save_mask
 from tool.infer.previous import PreviousOutputs
-from tool.provenance import claim, fingerprint
+from tool.provenance import MADE_FROM, claim, fingerprint
 
 Read = Callable[[str, tuple[int, int]], np.ndarray | None]  # image id, (H, W); None: no such image
 
@@ -67,7 +67,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if not command.source.exists():
         raise FileNotFoundError(f"{command.source} does not exist")
+    wanted = "a folder" if command.layout == "labelme" else "a file"
+    if command.source.is_dir() != (command.layout == "labelme"):
+        raise ValueError(f"{command.source}: the layout {command.layout} is {wanted}")
+    if command.rest is not None and not command.rest.is_dir():
+        raise FileNotFoundError(f"--rest {command.rest} is no folder")
     catalog, images = open_list(command.data)
+    if not (command.out / MADE_FROM).is_file():
+        catalog.refuse_own(command.out, images.ids)
     read = READERS[command.layout](command.source, catalog)
     rest = PreviousOutputs({"mask": command.rest}) if command.rest else None
     made_from = {"layout": command.layout, "source": str(command.source.resolve())}

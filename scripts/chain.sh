@@ -10,7 +10,7 @@ set_gate() {  # the flags of GATE, which is 0 or 1
   esac
 }
 set_data() {  # the flags of the dataset, of the network and of the score, from the settings
-  ROOT="${ROOT:?set ROOT to the folder of the dataset}"
+  ROOT="${ROOT:-}" && need ROOT "the folder of the dataset"
   SCORE_LIST="${SCORE_LIST:-train}"
   MASK_LIST="${MASK_LIST:-$TRAIN_LIST}"
   data=(--dataset "$DATASET" --root "$ROOT")
@@ -35,7 +35,8 @@ threshold_of() {  # folder of masks, default: the threshold that made them
   "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1])).get("threshold", sys.argv[2]))' "$1/crf.json" "$2"
 }
 prepare_photographs() {  # your own: labels, lists and saliency maps, of photographs that have none yet
-  local photographs=(--root "${ROOT:?set ROOT to the folder of your photographs}") skip=() maps=()
+  need ROOT "the folder of your photographs"
+  local photographs=(--root "$ROOT") skip=() maps=()
   # Labels in the field's .npy are read as they are.
   if [ -f "$ROOT/labels.csv" ] || [ ! -d "$ROOT/images" ]; then
     "$PYTHON" -m data.folder "${photographs[@]}"

@@ -15,7 +15,8 @@ source scripts/comparison.sh
 METHODS="${METHODS:-cam eps ppc fbr}"
 export DATASET="${DATASET:-toy}" LIST="${LIST:-train}" ALPHAS="${ALPHAS:-8}"
 if [ "$DATASET" = toy ]; then ROOT="${ROOT:-out/toy-data}"; fi
-export ROOT="${ROOT:?set ROOT to the folder of the dataset}" OUT="${OUT:-out/gate-$DATASET}" STEPS="${STEPS:-}" SAVE="${SAVE:-}"
+need ROOT "the folder of the dataset"
+export ROOT="${ROOT:-}" OUT="${OUT:-out/gate-$DATASET}" STEPS="${STEPS:-}" SAVE="${SAVE:-}"
 
 mkdir -p "$OUT"
 both() {  # run directory, method, seed, flags: train, then sweep the gate

@@ -10,7 +10,7 @@ set -euo pipefail
 calls="script_seg.sh"
 source "$(dirname "$0")/settings.sh"
 source scripts/comparison.sh
-MASKS="${MASKS:?set MASKS to pairs NAME=FOLDER}"
+MASKS="${MASKS:-}" && need MASKS "pairs NAME=FOLDER"
 export DATASET="${DATASET:-toy}" LABELS="${LABELS:-1}"
 if [ "$DATASET" = toy ]; then export ROOT="${ROOT:-out/toy-data}"; fi
 export COMPARE_OUT="${OUT:-out/seg-$DATASET}"

@@ -50,7 +50,7 @@ case "$DATASET" in
     if [ "$DATASET" = folder ]; then prepare_photographs; fi
     ;;
 esac
-ROOT="${ROOT:?set ROOT to the folder of the dataset}"
+ROOT="${ROOT:-}" && need ROOT "the folder of the dataset"
 SCORE_LIST="${SCORE_LIST:-train}"            # where mIoU is measured
 MASK_LIST="${MASK_LIST:-$TRAIN_LIST}"        # what gets CAMs and pseudo masks
 OUT="${OUT:-out/$DATASET-$METHOD-seed$SEED}"

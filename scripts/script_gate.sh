@@ -10,10 +10,10 @@ set -euo pipefail
 methods="gate"
 source "$(dirname "$0")/settings.sh"
 source scripts/chain.sh
-CAM_DIR="${CAM_DIR:?set CAM_DIR to the folder of the CAMs}"
+CAM_DIR="${CAM_DIR:-}" && need CAM_DIR "the folder of the CAMs"
 DATASET="${DATASET:-toy}"
 if [ "$DATASET" = toy ]; then ROOT="${ROOT:-out/toy-data}"; fi
-ROOT="${ROOT:?set ROOT to the folder of the dataset}"
+ROOT="${ROOT:-}" && need ROOT "the folder of the dataset"
 LIST="${LIST:-train}"
 OUT="${OUT:-out/gate}"
 if [ "$DATASET" = folder ] && [ ! -d "$ROOT/masks" ]; then SCORE=0; fi

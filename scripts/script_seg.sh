@@ -50,8 +50,8 @@ case "$DATASET" in
     ;;
 esac
 LIST="${LIST:-val}"
-ROOT="${ROOT:?set ROOT to the folder of the dataset}"
-MASK_DIR="${MASK_DIR:?set MASK_DIR to the folder of the pseudo masks that script_contrast.sh or script_amn.sh made}"
+ROOT="${ROOT:-}" && need ROOT "the folder of the dataset"
+MASK_DIR="${MASK_DIR:-}" && need MASK_DIR "the folder of the pseudo masks that script_contrast.sh or script_amn.sh made"
 if [ "$LIST" = test ]; then SCORE=0; fi                          # there is no ground truth
 OUT="${OUT:-out/$DATASET-$METHOD-seed$SEED}"
 data=(--dataset "$DATASET" --root "$ROOT")

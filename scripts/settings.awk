@@ -54,8 +54,7 @@ function distance(a, b,   i, j, d, same) {  # edits, a swap of neighbours among 
 }
 function bare(name) {  # what names of one thing share
   gsub(/_/, "", name)
-  sub(/(DIRECTORY|FOLDER|DIR|PATH|FILE)$/, "", name)
-  return name
+  return match(name, /.(DIRECTORY|FOLDER|DIR|PATH|FILE|ROOT)$/) ? substr(name, 1, RSTART) : name
 }
 function is_close(name, setting,   one, two) {
   one = bare(toupper(name)); two = bare(setting)

@@ -8,13 +8,14 @@
 #
 # A script may set, before it sources this file: methods, the METHODs that it takes; stages, methods that it trains on
 # the way; calls, the scripts whose settings hold in it too; arguments=1, if it has arguments of its own; sourced=1, if it
-# is a part of other scripts. After it PYTHON is set.
+# is a part of other scripts. After it PYTHON is set, and `need` ends a script that lacks a setting.
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then sourced=1; fi
 script="${script:-$(basename "$0")}"
 scripts="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 caller="$PWD"
 wrong() { echo "$script: error: $1" >&2 && exit 2; }
+need() { [ -n "${!1:-}" ] || wrong "set $1 to $2, as in $1=... bash scripts/$script"; }  # setting, what it is
 value_of() { sed -n "s/^$2=\"\(.*\)\"\$/\1/p" "$scripts/$1"; }          # script, methods, stages or calls
 more="PYTHON NEWEST"
 if [ "${SEG:-0}" = 1 ]; then more+=" LIST LABELS ROUND"; fi        # script_seg.sh takes them from the environment

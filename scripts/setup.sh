@@ -71,6 +71,7 @@ is_virtual() { "$1" -c 'import sys; sys.exit(sys.prefix == sys.base_prefix)'; }
 
 for python in "${PYTHON:-python3}" .venv/bin/python; do
   if works "$python"; then
+    [ "$python" = "${PYTHON:-python3}" ] || [ -z "${PYTHON:-}" ] || say "PYTHON=$PYTHON lacks a package or is not there: taking $python"
     command -v "$python"
     exit 0
   fi

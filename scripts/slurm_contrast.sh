@@ -16,7 +16,7 @@ source "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}/scripts/settings.sh"
 source scripts/chain.sh
 
 DATASET="${DATASET:-voc12}"
-ROOT="${ROOT:?set ROOT to the folder of the dataset}"
+ROOT="${ROOT:-}" && need ROOT "the folder of the dataset"
 TRAIN_LIST="${TRAIN_LIST:-train_aug}"
 OUT="${OUT:-out/$DATASET-fbr}"
 case "$DATASET" in toy|folder) SHORT="${SHORT:-1}" ;; esac        # the recipe for a few hundred images

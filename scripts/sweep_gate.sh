@@ -8,10 +8,11 @@
 # infer_cam.py. SAVE=FOLDER receives the figures of each run, a small JSON. What is finished is kept.
 set -euo pipefail
 source "$(dirname "$0")/settings.sh"
-RUNS="${RUNS:?set RUNS to run directories}"
+RUNS="${RUNS:-}" && need RUNS "run directories"
 DATASET="${DATASET:-toy}"
 if [ "$DATASET" = toy ]; then ROOT="${ROOT:-out/toy-data}" SCALES="${SCALES:-2}"; fi
-data=(--dataset "$DATASET" --root "${ROOT:?set ROOT to the folder of the dataset}" --list "${LIST:-train}")
+need ROOT "the folder of the dataset"
+data=(--dataset "$DATASET" --root "${ROOT:-}" --list "${LIST:-train}")
 score=("${data[@]}")
 [ "$DATASET" = toy ] && score+=(--context "$ROOT/context")
 

@@ -92,7 +92,7 @@ def test_masks_without_crf_are_the_cams_over_a_threshold(
         run(folder_dataset, tmp_path / "mask", "--threshold", 0.3)
     with pytest.raises(ValueError, match="another preset"):
         run(folder_dataset, tmp_path / "mask")
-    with pytest.raises(ValueError, match=r"not with --seeds"):
+    with pytest.raises(ValueError, match=r"no --seeds with it"):
         run(folder_dataset, tmp_path / "other", "--threshold", 0.3, "--seeds", 0.3, 0.05)
 
 

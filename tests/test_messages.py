@@ -14,10 +14,15 @@ from runs import SMALL, run
 
 from data.catalog import open_catalog
 from network.predict.choose import chosen_classes
+from tool.crf.flags import CrfFlags, crf_settings
+from tool.crf.masking import MaskMaker
+from tool.crf.post import Post
 from tool.files import atomic_path, write_json
 from tool.formats.cam import load_cam
 from tool.formats.checkpoint import load_checkpoint, save_checkpoint
 from tool.formats.image import decode, size_of
+from tool.formats.mask import save_mask
+from tool.infer.previous import PreviousOutputs
 
 
 def refusal(script: str, *flags: object) -> str:
@@ -318,3 +323,93 @@ def test_a_file_that_is_no_cam_says_what_is_wrong(tmp_path) -> None:
     np.save(path, np.array({"1": np.ones((4, 4))}, dtype=object), allow_pickle=True)
     with pytest.raises(ValueError, match=r"a dictionary with keys '1' is no CAM; python -m data"):
         load_cam(path)
+
+
+def write_masks(folder: Path, root: Path, value: int) -> Path:
+    """Masks of one value for the images of the dataset."""
+    for image_id in open_catalog("folder", root).ids("train"):
+        with Image.open(root / "masks" / f"{image_id}.png") as truth:
+            save_mask(folder / f"{image_id}.png", np.full_like(np.array(truth), value))
+    return folder
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_masks_without_a_class_are_warned_about(value, data, folder_root, tmp_path, capsys) -> None:
+    masks = write_masks(tmp_path / "masks", folder_root, value)
+    result = run("eval_miou.py", *data, "--list", "train", "--pred-dir", masks)
+    assert result.returncode == 0
+    assert result.stderr.splitlines()[-1].endswith(f"in {masks} has a pixel of a class")
+    ids = open_catalog("folder", folder_root).ids("train")
+    PreviousOutputs({"seed": masks}).require(("seed",), ids)
+    assert f"warning: the seeds in {masks} have no pixel of a class" in capsys.readouterr().err
+    PreviousOutputs({"seed": folder_root / "masks"}).require(("seed",), ids)
+    assert "no pixel of a class" not in capsys.readouterr().err
+
+
+def test_a_folder_that_a_method_does_not_read_is_warned_about(capsys) -> None:
+    previous = PreviousOutputs({"seed": Path("x"), "cam": Path("y")})
+    previous.warn_of_unread(("image", "label", "cam"))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "warning: --seed-dir has no effect: this method reads no seeds here"
+
+
+def test_flags_of_masks_that_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="without a CRF: give no --alpha with it"):
+        crf_settings(CrfFlags(threshold=0.3, alpha=4), Post())
+    settings = crf_settings(CrfFlags(seeds=[0.05, 0.3]), Post())
+    with pytest.raises(ValueError, match=r"FG 0\.05 BG 0\.3: give FG first, and BG not above it"):
+        MaskMaker(**settings)
+
+
+def test_an_archive_that_is_none_is_said_so(tmp_path) -> None:
+    root = write_voc(tmp_path / "VOC2012", "2007_000032")
+    archive = tmp_path / "results.tar"
+    archive.write_text("hello")
+    line = refusal("voc12/submit.py", archive, "--root", root, "--list", "train")
+    assert line.endswith("is not a valid archive: it is no tar file, or its beginning is damaged")
+
+
+def test_results_do_not_replace_the_dataset(data, folder_dataset) -> None:
+    own = ["--dataset", "folder", "--root", folder_dataset, "--list", "train"]
+    before = (folder_dataset / "masks" / "a1.png").read_bytes()
+    for command in (
+        ["data/fill.py", *own, "--out", folder_dataset / "masks"],
+        ["data/masks_from.py", "labelme", folder_dataset, *own, "--out", folder_dataset / "masks"],
+        ["data/boundary.py", *own, "--seed-dir", "x", "--out", folder_dataset / "saliency"],
+    ):
+        assert "has files of the dataset: choose another folder" in refusal(*command)
+    assert (folder_dataset / "masks" / "a1.png").read_bytes() == before
+
+
+def test_corrected_masks_of_another_kind_of_file_are_named(data, folder_root, tmp_path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text("{}")
+    back = ["data/masks_from.py", *data, "--out", tmp_path / "out"]
+    assert f"{file}: the layout labelme is a folder" in refusal(*back, "labelme", file)
+    for layout in ("coco", "cvat"):
+        assert f"the layout {layout} is a file" in refusal(*back, layout, tmp_path)
+    line = refusal(*back, "labelme", tmp_path, "--rest", tmp_path / "no")
+    assert f"--rest {tmp_path / 'no'} is no folder" in line
+
+
+def test_a_resumed_run_names_what_differs(folder_dataset, tmp_path) -> None:
+    run_it = ["train_fbr.py", "--dataset", "folder", "--root", folder_dataset, "--method", "eps"]
+    run_it += ["--list", "train", *SMALL, "--steps", "1", "--out", tmp_path / "run"]
+    assert run(*run_it).returncode == 0
+    line = refusal(*run_it, "--tau", "0.3")
+    assert "was made with method_config = {'tau': 0.4}, this run has {'tau': 0.3}" in line
+    path = folder_dataset / "lists" / "train.txt"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+    assert "the image list has changed since" in refusal(*run_it)
+
+
+def test_photographs_behind_the_classes_are_asked_for() -> None:
+    line = refusal("network/predict/__main__.py", "--checkpoint", "x", "--classes", "cow", "a.jpg")
+    assert "give photographs, before --classes, which takes all words behind it" in line
+
+
+def test_a_folder_in_place_of_an_archive_or_a_config_is_said_so(data, tmp_path) -> None:
+    line = refusal("tool/pack.py", "--check", tmp_path)
+    assert line.endswith(f"{tmp_path} is a folder, give the archive")
+    line = refusal("train_fbr.py", "--config", tmp_path, "--out", tmp_path / "x")
+    assert f"{tmp_path} is a folder: give the config.json of a run" in line

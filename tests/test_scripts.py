@@ -133,6 +133,27 @@ def test_values_that_a_setting_cannot_have(
     assert not calls
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "lacking"),
+    [
+        ("script_contrast.sh", {"DATASET": "voc12"}, "ROOT"),
+        ("script_contrast.sh", {"DATASET": "folder"}, "ROOT"),
+        ("script_amn.sh", {"DATASET": "coco14"}, "ROOT"),
+        ("script_seg.sh", {"DATASET": "voc12", "ROOT": "x"}, "MASK_DIR"),
+        ("script_gate.sh", {}, "CAM_DIR"),
+        ("compare_gate.sh", {"DATASET": "voc12"}, "ROOT"),
+        ("compare_seg.sh", {}, "MASKS"),
+        ("slurm_contrast.sh", {}, "ROOT"),
+        ("sweep_gate.sh", {}, "RUNS"),
+    ],
+)
+def test_a_setting_that_is_lacking_is_named(tmp_path, name, settings, lacking) -> None:
+    done, calls = script(name, tmp_path, **settings)
+    words = (f"{name}: error: set {lacking} to ", f"as in {lacking}=... bash scripts/{name}")
+    assert refused(done, *words), done.stderr
+    assert all(call[0] == "-m" and "toy" in call[1] for call in calls)
+
+
 WARNED = [
     ("script_contrast.sh", "STEP", "STEPS"),
     ("script_contrast.sh", "STPES", "STEPS"),
@@ -140,6 +161,7 @@ WARNED = [
     ("script_contrast.sh", "BACKBON", "BACKBONE"),
     ("script_contrast.sh", "OUT_DIR", "OUT"),
     ("script_contrast.sh", "SALIENCY", "SALIENCY_ROOT"),
+    ("script_contrast.sh", "SALIENCY_DIR", "SALIENCY_ROOT"),
     ("script_contrast.sh", "LIST", "a setting of"),
     ("script_amn.sh", "STEP", "AMN_FLAGS"),
     ("script_contrast.sh", "SEEDS", "SEED"),
@@ -174,7 +196,7 @@ def test_a_setting_that_is_not_read_is_warned_about(
 def needed(name: str) -> list[str]:
     """The settings that a script cannot do without."""
     text = (REPOSITORY / "scripts" / name).read_text()
-    return [key for key in ("RUNS", "CAM_DIR", "MASK_DIR") if f"{key}:?" in text]
+    return [key for key in ("RUNS", "CAM_DIR", "MASK_DIR") if f"need {key} " in text]
 
 
 @pytest.mark.parametrize("name", ["script_contrast.sh", "script_amn.sh", "compare.sh"])

@@ -32,12 +32,13 @@ def read_noted(path: Path) -> dict[str, Any]:
         ValueError: The file is no `config.json` of a run.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: give the config.json of a run")
+        wrong = "is a folder" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {wrong}: give the config.json of a run")
     if path.stat().st_size > LARGEST:
         raise ValueError(f"{path} is no config.json of a run: it has over {LARGEST // 2**20} MiB")
     noted = read_dict(path)
     if noted is None or not isinstance(noted.get("flags"), dict):
-        raise ValueError(f"{path} is no config.json of a run: it notes no flags")
+        raise ValueError(f"{path} is no config.json of a run: it has no list of flags")
     return noted
 
 

@@ -143,7 +143,8 @@ def check(path: Path) -> dict[str, int]:
         ValueError: The archive is damaged or foreign; names it.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        wrong = "is a folder, give the archive" if path.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path} {wrong}")
     size = path.stat().st_size
     with open(path, "rb") as file:
         _check_end(file, size, path)
@@ -168,9 +169,9 @@ def _check_end(file: IO[bytes], size: int, path: Path) -> None:
         end = file.read()
     locator, end, digest = end[:_LOCATOR], end[_LOCATOR:-_DIGEST], end[-_DIGEST:]
     if end[:4] != b"PK\5\6" or end[-2:] != struct.pack("<H", _DIGEST):
-        raise ValueError(f"{path} is no packed run, or its end is lost")
+        raise ValueError(f"{path} is no packed run, or its end is lost: get it again")
     if _digest(file, size - _DIGEST).encode() != digest:
-        raise ValueError(f"{path} is damaged: its content is not that of its SHA-256")
+        raise ValueError(f"{path} is damaged: its content is not that of its SHA-256; get it again")
     # `zipfile` reads the whole directory at once. An archive of many files has its size elsewhere.
     directory = int.from_bytes(end[12:16], "little")
     if locator[:4] == b"PK\6\7":

@@ -15,6 +15,7 @@ import dataclasses
 import gzip
 import io
 import lzma
+import sys
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from tool.files import atomic_path, spelled
 from tool.flags import flag, parse_flags
 from tool.formats.image import BROKEN, check_size, opened
 from tool.formats.mask import load_mask, palette, write_mask
-from tool.formats.predictions import require_files
+from tool.formats.predictions import colour_warning, require_files
 
 FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 _LARGEST = 2**24  # the largest number of bytes of a mask file
@@ -69,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if pred_dir is not None:
         mode = mode_of(archive)
         require_files(pred_dir, ids, ".png", what="masks", stage="crf_postprocess.py")
+        if warning := colour_warning(spelled(pred_dir, f"{image_id}.png") for image_id in ids):
+            print(warning, file=sys.stderr)
         with atomic_path(archive) as temporary:
             write_archive(temporary, pred_dir, ids, mode=mode)
             check_archive(temporary, catalog, ids, name=archive.name)
@@ -88,7 +91,7 @@ def mode_of(archive: Path) -> str:
     if archive.name.endswith((".tgz", ".tar.gz")):
         return "w:gz"
     if archive.suffix != ".tar":
-        raise ValueError(f"{archive.name}: the server takes .tar, .tgz and .tar.gz")
+        raise ValueError(f"{archive.name}: the server takes .tar, .tgz and .tar.gz, name it so")
     return "w"
 
 
@@ -155,7 +158,10 @@ def check_archive(path: Path, catalog: Catalog, ids: Sequence[str], *, name: str
     except FileNotFoundError:  # an image of the dataset is missing
         raise
     except (tarfile.TarError, EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise ValueError(f"{name} is not a valid archive: {error}") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if reason.startswith("file could not be opened"):  # and why not, per compression
+            reason = "it is no tar file, or its beginning is damaged"
+        raise ValueError(f"{name} is not a valid archive: {reason}") from error
 
 
 def check_mask(content: bytes, catalog: Catalog, image_id: str) -> None:

@@ -343,8 +343,9 @@ class NroiGate(_Refinement):
         """
         if (len(features[0]), len(label)) != (self.region.shape[1], len(self.prototype)):
             raise ValueError(
-                f"the regions of the gate have {self.region.shape[1]} channels and "
-                f"{len(self.prototype)} classes, the method {len(features[0])} and {len(label)}"
+                f"the regions of the gate (nroi.npz) have {self.region.shape[1]} channels and "
+                f"{len(self.prototype)} classes, the method {len(features[0])} and {len(label)}: "
+                "remove the file, and infer_cam.py makes it anew"
             )
         z, small, present = self.cells(features, cam, label)
         # The prototype of a class: the sum of that in this image and that of the sample. It stays 0

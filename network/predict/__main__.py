@@ -60,7 +60,7 @@ class Command:
         device: Where to compute. With auto it is a GPU if there is one.
     """
 
-    image: list[Path] = flag(positional=True, metavar="IMAGE")
+    image: list[Path] = flag(list, positional=True, nargs="*", metavar="IMAGE")
     checkpoint: Path
     classes: list[str] | None = flag(None, metavar="NAME")
     top: int | None = flag(None, type=POSITIVE, metavar="N")
@@ -74,6 +74,8 @@ class Command:
     previous: PreviousFlags = flag(title=PREVIOUS)
 
     def __post_init__(self) -> None:
+        if not self.image:
+            raise ValueError("give photographs, before --classes, which takes all words behind it")
         named: dict[str, Path] = {}
         for path in self.image:
             if path.stem in named:

@@ -52,11 +52,16 @@ def crf_settings(flags: CrfFlags, post: Post) -> dict[str, Any]:
         `PostProcess`, by name.
 
     Raises:
-        ValueError: `--seeds` has one number or more than two, or the backend is not installed.
+        ValueError: `--seeds` has one number or more than two, `--threshold` is given with a flag of
+            the CRF, or the backend is not installed.
     """
     seeds = None if flags.seeds is None else tuple(flags.seeds) or post.seeds
     if seeds is not None and len(seeds) != 2:
         raise ValueError(f"--seeds takes FG and BG, or no number, not {len(seeds)} numbers")
+    if flags.threshold is not None:
+        for name in ("preset", "iterations", "alpha"):
+            if getattr(flags, name) is not None:
+                raise ValueError(f"--threshold makes masks without a CRF: give no --{name} with it")
     threshold, preset, iterations = flags.threshold, flags.preset, flags.iterations
     if preset is None:
         # A method without a CRF keeps its threshold, unless a flag needs a CRF.

@@ -46,10 +46,11 @@ class MaskMaker:
             raise ValueError(f"alpha {self.alpha:g} is not a number above 0")
         if self.seeds is not None and not 0 <= self.seeds[1] <= self.seeds[0] <= 1:
             raise ValueError(
-                f"seed thresholds FG {self.seeds[0]:g} BG {self.seeds[1]:g}: 0<=BG<=FG<=1"
+                f"seed thresholds FG {self.seeds[0]:g} BG {self.seeds[1]:g}: give FG first, and BG "
+                "not above it, both from 0 to 1"
             )
         if self.threshold is not None and (self.seeds or not 0 <= self.threshold <= 1):
-            raise ValueError(f"--threshold {self.threshold:g}: within [0, 1], and not with --seeds")
+            raise ValueError(f"--threshold {self.threshold:g}: give 0 to 1, and no --seeds with it")
         if self.seeds is not None and not self.preset.from_labels:
             raise ValueError("a seed needs a preset on labels: label50, label20 or aff80")
 

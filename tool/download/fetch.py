@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 
@@ -132,6 +133,13 @@ def fetch(url: str, folder: Path) -> Path:
     return path
 
 
+def _reason(error: Exception) -> str:
+    """Return why a download failed: the system's own words if it gave some, such as no host."""
+    text = " ".join(str(error).split())
+    inner = re.findall(r"\[Errno -?\d+\] ([^\"')]+)", text)
+    return inner[-1] if inner else text
+
+
 def _download(url: str, incoming: Path) -> Path:
     """Download the file at `url` into the folder `incoming`, and return its path.
 
@@ -152,7 +160,7 @@ def _download(url: str, incoming: Path) -> Path:
             shutil.rmtree(incoming)
             return _download(url, incoming)
         raise ConnectionError(
-            f"{url} could not be downloaded ({' '.join(str(error).split())}): run again to resume, "
+            f"{url} could not be downloaded ({_reason(error)}): run again to resume, "
             f"or put the file into {incoming.parent} by hand"
         ) from error
 

@@ -135,6 +135,28 @@ def colour_warning(paths: Iterable[Path], *, first: int = 20) -> str | None:
     return None
 
 
+def foreground_warning(paths: Iterable[Path], what: str, *, first: int = 200) -> str | None:
+    """Return a warning if none of the first masks has a pixel of a class, else None.
+
+    Args:
+        paths: The masks. Files that cannot be read are skipped here; their reader reports them.
+        what: The kind of file, in the plural.
+        first: The number of masks that are looked at. One with a class ends the search.
+    """
+    seen = None
+    for path in itertools.islice(paths, first):
+        try:
+            mask = load_mask(path)
+        except (ValueError, FileNotFoundError):
+            continue
+        if ((mask > 0) & (mask != UNKNOWN)).any():
+            return None
+        seen = path
+    if seen is None:
+        return None
+    return f"warning: the {what} in {seen.parent} have no pixel of a class, only 0 and {UNKNOWN}"
+
+
 def check_classes(path: Path, values: np.ndarray, num_classes: int) -> None:
     """Check that no value is above `num_classes`, except 255.
 

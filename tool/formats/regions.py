@@ -82,7 +82,10 @@ def load_regions(path: Path, made_from: Mapping[str, Any]) -> tuple[Regions, dic
     regions, noted = read_regions(path)
     differ = differing(noted, made_from)
     if differ:
-        raise ValueError(f"{path} differs in {', '.join(differ)}: remove it to make it anew")
+        raise ValueError(
+            f"{path} differs in {', '.join(differ)} from this run: remove it, and infer_cam.py "
+            "makes it anew"
+        )
     return regions, noted
 
 
@@ -114,7 +117,10 @@ def read_regions(path: Path) -> tuple[Regions, dict[str, Any]]:
         return regions, about["made_from"]
     except _BROKEN as error:
         raise_if_limit(error)
-        raise ValueError(f"{path} is no whole file of regions ({error}): remove it") from error
+        raise ValueError(
+            f"{path} is no whole file of regions ({error}): remove it, and infer_cam.py makes it "
+            "anew"
+        ) from error
 
 
 def _check(regions: Regions) -> None:

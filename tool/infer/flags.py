@@ -38,7 +38,7 @@ class OutputFlags:
 
     def __post_init__(self) -> None:
         if not self.folders():
-            raise ValueError("--out for CAMs, --masks or --argmax for masks, or several of them")
+            raise ValueError("give --out for CAMs, --masks or --argmax for masks, or several")
         if len({folder.resolve() for folder in self.folders()}) < len(self.folders()):
             raise ValueError("--out, --masks and --argmax must be different folders")
 

@@ -17,7 +17,13 @@ from tool.formats.boundary import load_boundary
 from tool.formats.cam import Cam, check_maps, load_cam, strided_size
 from tool.formats.image import check_size
 from tool.formats.mask import resized
-from tool.formats.predictions import check_classes, colour_warning, read_mask, require_files
+from tool.formats.predictions import (
+    check_classes,
+    colour_warning,
+    foreground_warning,
+    read_mask,
+    require_files,
+)
 from tool.parallel import dist
 
 CAM_STRIDE = 4  # pixels per cell of the batch key `cam`
@@ -101,7 +107,8 @@ class PreviousOutputs:
     def require(self, inputs: Collection[str], image_ids: Sequence[str]) -> None:
         """Check that all files of previous stages that a method needs exist.
 
-        It also prints a warning if the palette of a mask among the first ones looks wrong.
+        It also prints a warning if the palette of a mask among the first ones looks wrong, or if
+        none of the first masks has a pixel of a class.
 
         Args:
             inputs: The method's batch keys.
@@ -117,14 +124,29 @@ class PreviousOutputs:
             folder = self.folders.get(kind.key)
             if folder is None:
                 raise ValueError(
-                    f"method needs {kind.what}: pass {kind.flag}, the folder that "
+                    f"this method needs {kind.what}: pass {kind.flag}, the folder that "
                     f"{kind.made_by} wrote"
                 )
             require_files(folder, image_ids, kind.suffix, what=kind.what, stage=kind.made_by)
             if kind.key in CLASSES and dist.is_main():
-                paths = (spelled(folder, f"{image_id}{kind.suffix}") for image_id in image_ids)
-                if warning := colour_warning(paths):
-                    print(warning, file=sys.stderr)
+                paths = [spelled(folder, f"{image_id}{kind.suffix}") for image_id in image_ids]
+                for warning in (colour_warning(paths), foreground_warning(paths, kind.what)):
+                    if warning:
+                        print(warning, file=sys.stderr)
+
+    def warn_of_unread(self, inputs: Collection[str]) -> None:
+        """Print a warning for each folder that was given and that a method does not read.
+
+        Args:
+            inputs: The method's batch keys.
+        """
+        for key in self.folders if dist.is_main() else ():
+            if key not in inputs:
+                print(
+                    f"warning: {KINDS[key].flag} has no effect: this method reads no "
+                    f"{KINDS[key].what} here",
+                    file=sys.stderr,
+                )
 
     def read(
         self,

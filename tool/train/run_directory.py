@@ -130,16 +130,26 @@ def resume_run(
     for name in dict.fromkeys((*config, *theirs)):  # a setting that is not used may be left out
         if name in NO_LONGER or (name in DATA and name not in theirs):
             continue
-        if as_json(theirs.get(name)) != as_json(config.get(name)):
-            if name in DATA:
-                raise ValueError(
-                    f"the {DATA[name]} of the list have changed since {path} was made: resume with "
-                    "those it was made with, or choose another --out"
-                )
+        their, own = as_json(theirs.get(name)), as_json(config.get(name))
+        if their == own:
+            continue
+        if name == "list_sha256":
             raise ValueError(
-                f"{path} was made with {name} = {as_json(theirs.get(name))}, this run has "
-                f"{as_json(config.get(name))}: use the same settings to resume, or another --out"
+                f"the image list has changed since {path} was made: resume with the list it was "
+                "made with, or choose another --out"
             )
+        if name in DATA:
+            raise ValueError(
+                f"the {DATA[name]} of the list have changed since {path} was made: resume with "
+                "those it was made with, or choose another --out"
+            )
+        if isinstance(their, dict) and isinstance(own, dict):  # name the options that differ
+            names = [one for one in {**own, **their} if own.get(one) != their.get(one)]
+            their, own = ({one: some.get(one) for one in names} for some in (their, own))
+        raise ValueError(
+            f"{path} was made with {name} = {their}, this run has {own}: use the same settings to "
+            "resume, or another --out"
+        )
     if checkpoint["step"] > config.get("steps", LARGEST_INT):
         raise ValueError(
             f"{path} says step {checkpoint['step']}, this run has {config['steps']} steps"
