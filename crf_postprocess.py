@@ -54,6 +54,10 @@ class Command:
     max_side: int | None = flag(None, type=SIDE, metavar="PIXELS")
     workers: int = flag(default_workers, type=SOME_WORKERS, metavar="N")
 
+    def __post_init__(self) -> None:
+        if self.out.resolve() == self.cam_dir.resolve():
+            raise ValueError(f"--out {self.out} is the folder of the CAMs: choose another")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Post-process every image of a list; under torchrun each rank its share."""

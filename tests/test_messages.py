@@ -413,3 +413,9 @@ def test_a_folder_in_place_of_an_archive_or_a_config_is_said_so(data, tmp_path) 
     assert line.endswith(f"{tmp_path} is a folder, give the archive")
     line = refusal("train_fbr.py", "--config", tmp_path, "--out", tmp_path / "x")
     assert f"{tmp_path} is a folder: give the config.json of a run" in line
+
+
+def test_masks_are_not_written_among_the_cams(data, tmp_path) -> None:
+    same = tmp_path / "x" / ".."
+    line = refusal("crf_postprocess.py", *data, "--cam-dir", tmp_path, "--out", same)
+    assert "is the folder of the CAMs: choose another" in line
