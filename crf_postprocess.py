@@ -55,6 +55,7 @@ class Command:
     workers: int = flag(default_workers, type=SOME_WORKERS, metavar="N")
 
     def __post_init__(self) -> None:
+        self.crf.refuse_unused()
         if self.out.resolve() == self.cam_dir.resolve():
             raise ValueError(f"--out {self.out} is the folder of the CAMs: choose another")
 

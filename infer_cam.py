@@ -59,6 +59,7 @@ class Command:
     run: RunFlags
 
     def __post_init__(self) -> None:
+        self.crf.refuse_unused()
         if self.keep_plain and (self.output.out is None or self.gate == "none"):
             raise ValueError("--keep-plain is for --out with the gate")
 

@@ -355,7 +355,7 @@ def test_a_folder_that_a_method_does_not_read_is_warned_about(capsys) -> None:
 
 def test_flags_of_masks_that_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="without a CRF: give no --alpha with it"):
-        crf_settings(CrfFlags(threshold=0.3, alpha=4), Post())
+        CrfFlags(threshold=0.3, alpha=4).refuse_unused()
     settings = crf_settings(CrfFlags(seeds=[0.05, 0.3]), Post())
     with pytest.raises(ValueError, match=r"FG 0\.05 BG 0\.3: give FG first, and BG not above it"):
         MaskMaker(**settings)

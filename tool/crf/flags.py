@@ -39,6 +39,12 @@ class CrfFlags:
     threshold: float | None = flag(None, type=UNIT, metavar="T", renamed="--no-crf")
     backend: str = flag("auto", choices=BACKENDS)
 
+    def refuse_unused(self) -> None:
+        """Raise `ValueError` if `--threshold` is given with a flag of the CRF, which has no use."""
+        for name in ("preset", "iterations", "alpha") if self.threshold is not None else ():
+            if getattr(self, name) is not None:
+                raise ValueError(f"--threshold makes masks without a CRF: give no --{name} with it")
+
 
 def crf_settings(flags: CrfFlags, post: Post) -> dict[str, Any]:
     """Return the settings of a `PostProcess` from the flags and the method's defaults.
@@ -52,16 +58,11 @@ def crf_settings(flags: CrfFlags, post: Post) -> dict[str, Any]:
         `PostProcess`, by name.
 
     Raises:
-        ValueError: `--seeds` has one number or more than two, `--threshold` is given with a flag of
-            the CRF, or the backend is not installed.
+        ValueError: `--seeds` has one number or more than two, or the backend is not installed.
     """
     seeds = None if flags.seeds is None else tuple(flags.seeds) or post.seeds
     if seeds is not None and len(seeds) != 2:
         raise ValueError(f"--seeds takes FG and BG, or no number, not {len(seeds)} numbers")
-    if flags.threshold is not None:
-        for name in ("preset", "iterations", "alpha"):
-            if getattr(flags, name) is not None:
-                raise ValueError(f"--threshold makes masks without a CRF: give no --{name} with it")
     threshold, preset, iterations = flags.threshold, flags.preset, flags.iterations
     if preset is None:
         # A method without a CRF keeps its threshold, unless a flag needs a CRF.
