@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -135,6 +136,12 @@ def command_of(module: str) -> str:
     return f"python -m {name}" if "." in name else f"python {name}.py"
 
 
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, unless files ran out, which the main thread meets too."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno == errno.EMFILE):
+        threading.__excepthook__(failed)
+
+
 def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     """Run `main` as a program; an error that a user can cause ends in one line and exit status 2.
 
@@ -147,6 +154,7 @@ def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
         main: Takes the arguments, None for those of the process, and returns the exit status.
     """
     command = command_of(main.__module__)
+    threading.excepthook = _thread_failed
     if importlib.util.find_spec("fcntl") is None:  # file locks and process groups need POSIX
         print(f"{command}: error: {SYSTEMS}, not {platform.system()}", file=sys.stderr)
         sys.exit(2)
