@@ -29,7 +29,7 @@ from tool.flags import flag, parse_flags
 from tool.ranges import POSITIVE, SEED
 
 ROOT = Path(__file__).resolve().parents[1]
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+SIGNALS = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT")
 PATIENCE = 60  # seconds within which a command ends after its signal
 LONGEST = 1800  # seconds of a command that nobody disturbs
 COMPARED = (".pth", ".safetensors", ".npy", ".npz", ".png", ".jpg", ".txt", ".csv", ".zip")
@@ -46,11 +46,13 @@ class Command:
         count: Number of kills, over all commands in turn.
         seed: Random seed of the moments.
         only: Commands to kill; by default all.
+        signals: Signals to send: each command once with the first, then with the next.
     """
 
     count: int = flag(60, type=POSITIVE, metavar="N")
     seed: int = flag(0, type=SEED)
     only: list[str] | None = flag(None, metavar="NAME")
+    signals: tuple[str, ...] = flag(SIGNALS, choices=SIGNALS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         last = max(map(known.index, wanted))  # what comes before it makes what it reads
         jobs = [job for job in undisturbed(Path(name), last + 1) if job.name in wanted]
         for number in range(command.count):
-            job, sent = jobs[number % len(jobs)], SIGNALS[number // len(jobs) % len(SIGNALS)]
+            job, turn = jobs[number % len(jobs)], number // len(jobs)
+            sent = signal.Signals[command.signals[turn % len(command.signals)]]
             moment, worker = draw.uniform(0.02, 0.98), draw.random() < 0.3
             wrong = kill(job, Path(name) / "killed", sent, moment * job.seconds, worker=worker)
             bad += bool(wrong)
