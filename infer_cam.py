@@ -16,7 +16,8 @@ from data.dataset import InferDataset
 from data.loader import infer_loader
 from data.readable import ListFlags, bad_images, open_list
 from data.regions import RegionSource, region_source
-from network.contrast.gate import GateSettings, NroiGate, RegionCollector
+from network.contrast.gate import NroiGate, RegionCollector
+from network.contrast.gate_steps import GateSettings
 from network.methods import Method
 from network.weights.choice import NetworkFlags, network_from
 from tool.bar import Bar

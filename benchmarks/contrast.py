@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.record import TIMES, JsonFlags, Rows
 from benchmarks.timing import repeated, spread
-from network.contrast.fbr import background_cells
+from network.contrast.background import background_cells
 from network.methods import build_method
 from network.methods.fbr import Fbr
 from network.methods.fbr_amn import FbrAmn

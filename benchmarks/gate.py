@@ -33,7 +33,8 @@ from benchmarks.training import build, headline, parse_with_training
 from data.dataset import InferDataset
 from data.readable import open_list
 from data.regions import FEWEST, SAMPLE, SHARE
-from network.contrast.gate import LARGEST, GateSettings, NroiGate, RegionCollector
+from network.contrast.gate import LARGEST, NroiGate, RegionCollector
+from network.contrast.gate_steps import GateSettings
 from tool.cli import run_stage
 from tool.flags import flag
 from tool.formats.regions import Regions

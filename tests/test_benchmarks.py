@@ -157,7 +157,8 @@ def test_train_step(folder_root: Path) -> None:
     rows = milliseconds(result)
     parts = ["load", "finish", "backbone forward", "backbone backward", "optimizer", "bank"]
     functions = ["losses.saliency_match", "info_nce.info_nce", "nroi.kmeans", "the method itself"]
-    functions += ["heads.PixelCorrelation.forward", "prototypes.prototype_cross_entropy"]
+    functions += ["pixel_correlation.PixelCorrelation.forward"]
+    functions += ["prototypes.prototype_cross_entropy"]
     terms = list(make_method("fbr").weights())
     assert {*parts, *functions, *terms} <= set(rows)
     inside = sum(value for name, value in rows.items() if re.match(r"\w+\.|the method", name))

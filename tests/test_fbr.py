@@ -299,7 +299,7 @@ def test_nrois_in_the_space_of_the_queries_are_means_of_their_image_s_cells(spac
     batch["valid"][0, :, side // 2 :] = False
     embeddings: list[Tensor] = []
     method.project_foreground.register_forward_hook(lambda *a: embeddings.append(a[2].relu()))
-    with mock.patch.object(method, "image_nrois", wraps=method.image_nrois) as spy:
+    with mock.patch.object(terms_of_fbr, "image_nrois", wraps=terms_of_fbr.image_nrois) as spy:
         method(batch, Progress())
     ((region,),) = (call.args[0] for call in spy.call_args_list)
     ((mean, found),) = method._pending

@@ -23,10 +23,9 @@ import train_fbr
 from data.catalog import open_catalog
 from data.regions import sample_ids, training_ids
 from network.backbones import build_backbone
-from network.contrast.gate import (
+from network.contrast.gate import NroiGate, RegionCollector
+from network.contrast.gate_steps import (
     GateSettings,
-    NroiGate,
-    RegionCollector,
     background_regions,
     best_of_others,
     class_prototypes,

@@ -9,13 +9,11 @@ from torch import Tensor
 from network.calibration.maps import contrast_kept
 from network.heads import (
     BackgroundSegmentation,
-    PixelCorrelation,
     classifier,
-    normal_cam,
-    pixel_affinity,
     projection,
     thresholded_average_pool,
 )
+from network.pixel_correlation import PixelCorrelation, normal_cam, pixel_affinity
 
 
 def test_tap_averages_the_cells_above_the_threshold_of_each_channel() -> None:

@@ -17,8 +17,8 @@ from network.calibration.maps import (
     with_peaks,
 )
 from network.calibration.network import DeepCorrelation
-from network.heads import mean_of_cells, pixel_affinity
 from network.methods import Method, find_method
+from network.pixel_correlation import mean_of_cells, pixel_affinity
 from tool.progress import Progress
 
 # Images of train_aug with each class, in the order of the classes, and the published coefficients.

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from network.backbones import AFFINITY, Tap
 from network.calibration.maps import unit_features
-from network.heads import mean_of_cells, pixel_affinity
 from network.losses import full_precision, resize
+from network.pixel_correlation import mean_of_cells, pixel_affinity
 
 WIDTHS = (128, 128, 256, 256)  # channels to which the last four taps are projected, shallow first
 
@@ -61,8 +61,8 @@ class SideFeatures(nn.Module):
 class DeepCorrelation(nn.Module):
     """A pixel correlation (PCM) on the deepest features.
 
-    Unlike in `network.heads.PixelCorrelation`, which works on shallow features, the gradient
-    reaches the CAM and the features.
+    Unlike in `network.pixel_correlation.PixelCorrelation`, which works on shallow features, the
+    gradient reaches the CAM and the features.
 
     Args:
         channels: D, the number of channels of the features.

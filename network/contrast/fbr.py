@@ -8,96 +8,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from network.contrast.background import RegionView, background_cells, image_nrois
 from network.contrast.cells import Cells, class_ids_of, l2_normalize, take
 from network.contrast.gate import gate_of_first
 from network.contrast.info_nce import class_balanced_mean, class_mean, info_nce, mean_query
-from network.contrast.nroi import NROIBank, kmeans, region_means
+from network.contrast.nroi import NROIBank
 from network.contrast.queries import draw_queries, foreground_negatives, hard_cells, query_embedding
 from network.heads import BackgroundSegmentation, projection
-from network.losses import image_cells, mean_of_views, over_maximum, resize
-from network.options import option
-from tool.parallel.dist import gather, global_mean
+from network.losses import mean_of_views, over_maximum, resize
+from tool.parallel.dist import gather
 from tool.progress import Progress
-from tool.ranges import POSITIVE, UNIT, Range
 from tool.train.batch import Batch, part
-
-
-@dataclasses.dataclass(frozen=True)
-class NroiConfig:
-    """FBR's hyper-parameters that do not depend on the host.
-
-    Attributes:
-        temperature: Temperature T of nce_fg and nce_nroi, at least 0.03. A lower one weighs the
-            hardest negatives more.
-        quantile: Cells that score above this quantile of their class are confident and cannot be
-            queries.
-        floor: Only scores above this count for the quantile.
-        max_queries: Largest number of queries per class and view.
-        num_negatives: Number of negatives per class and view.
-        num_clusters: Number of NROIs per image, which are the clusters of k-means.
-        kmeans_iterations: Iterations of k-means.
-        bank_size: Largest number of NROIs in the bank. The oldest are overwritten first.
-        bank_share: Largest share of all NROIs of the run that the bank may hold, so that those of
-            the first steps do not stay. 0 for no such limit, as in the release.
-        nroi_space: Space of the NROIs. With bg they are the centroids that k-means finds in Z_bg,
-            of both views on the contrast grid, as in the release. With fg each is the mean Z_fg of
-            the cells of a cluster, of the first view on its own grid. Then queries and NROIs are in
-            one space. With f the clusters are found in the features, as those of the gate are, and
-            the rest is as with fg.
-        bg_threshold_seg: Cells whose CAMs sum to less than this are background for bg_seg.
-        weight_nce_fg: Weight of the contrast within the foreground.
-        weight_nce_nroi: Weight of the contrast of pixels to NROIs.
-        weight_bg_seg: Weight of the background segmentation.
-        weight_bg_sim: Weight of the decorrelation of Z_fg and Z_bg. The release has 0.1 in `fbr`.
-    """
-
-    temperature: float = option(0.5, within=Range(0.03, 1e9))
-    quantile: float = option(0.6, within=UNIT)
-    floor: float = option(0.05, within=UNIT)
-    max_queries: int = option(256, within=POSITIVE)
-    num_negatives: int = option(256, within=POSITIVE)
-    num_clusters: int = option(8, within=POSITIVE)
-    kmeans_iterations: int = 10
-    bank_size: int = option(50_000, within=POSITIVE)
-    bank_share: float = option(0.25, within=UNIT)
-    nroi_space: str = option("fg", choices=("bg", "fg", "f"))
-    bg_threshold_seg: float = option(0.05, within=UNIT)
-    weight_nce_fg: float = 0.1
-    weight_nce_nroi: float = 0.01
-    weight_bg_seg: float = 0.1
-    weight_bg_sim: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class RegionView:
-    """The cells of one view in which NROIs are found, without gradient.
-
-    Attributes:
-        feature: (N, C, h, w), the vectors to cluster: Z_bg, or the normalised features.
-        background: (N, h, w) bool, the cells to cluster.
-        embedding: (N, D, h, w), Z_fg.
-    """
-
-    feature: Tensor
-    background: Tensor
-    embedding: Tensor
-
-
-def background_cells(cells: Cells, progress: Progress) -> Tensor:
-    """Return which of this rank's cells are background and not padding.
-
-    Args:
-        cells: One view of the global batch.
-        progress: The step, which holds the rank.
-
-    Returns:
-        (N g g,) bool.
-    """
-    return cells.local((cells.pseudo == 0) & cells.inside, progress)
 
 
 class NroiContrast(nn.Module):
@@ -158,48 +82,6 @@ class NroiContrast(nn.Module):
         gate = gate_of_first(self.embed(batch), cams, batch["label"])
         gate = resize(gate[None], cams[0].shape[-2:])[0]
         return first | {"gate": gate, "gated CAM": over_maximum(cams[0] * gate)}
-
-    def background_segmentation(
-        self, normalised: Tensor, activation: Tensor, label: Tensor, valid: Tensor
-    ) -> Tensor:
-        """Compute `bg_seg`: phi_seg finds the cells where hardly any class of the image is active.
-
-        Args:
-            normalised: (N, D, h, w), the result of `BackgroundSegmentation.normalised`.
-            activation: (N, K, h, w), score maps of the classes; gets no gradient.
-            label: (N, K), image-level {0, 1}.
-            valid: (N, 1, H, W) bool, False on padding.
-
-        Returns:
-            Scalar: this rank's share of the mean binary cross entropy over the cells that are not
-            padding.
-
-        Source: FBR (TCSVT 2024), background segmentation.
-        """
-        # Background is where the CAMs of the image's classes sum to less than the threshold.
-        cam = over_maximum(activation.detach()) * label[:, :, None, None]  # (N, K, h, w)
-        target = (cam.sum(dim=1, keepdim=True) < self.config.bg_threshold_seg).float()
-        logit = self.segment_background(normalised).float()  # (N, 1, h, w)
-        loss = F.binary_cross_entropy_with_logits(logit, target, reduction="none")
-        inside = image_cells(valid, logit.shape[-2:])  # (N, 1, h, w)
-        return global_mean((loss * inside).sum(), inside.sum())
-
-    def background_similarity(self, embedding: Tensor, normalised: Tensor, valid: Tensor) -> Tensor:
-        """Compute `bg_sim`: the mean over cells of the cosine between Z_fg and the normalised Z_bg.
-
-        Args:
-            embedding: (N, D, h, w), Z_fg.
-            normalised: (N, D, h, w), the result of `BackgroundSegmentation.normalised`.
-            valid: (N, 1, H, W) bool, False on padding.
-
-        Returns:
-            Scalar: this rank's share of the mean over the cells that are not padding.
-
-        Source: the released code; the paper's figure does not have it.
-        """
-        similarity = F.cosine_similarity(embedding, normalised.float(), dim=1, eps=1e-4)
-        inside = image_cells(valid, similarity.shape[-2:])[:, 0]  # (N, h, w)
-        return global_mean((similarity * inside).sum(), inside.sum())
 
     def region_view(
         self, background: Tensor, high: Tensor, member: Tensor, embedding: Tensor
@@ -277,7 +159,7 @@ class NroiContrast(nn.Module):
                 )
                 for i in views
             ]
-        self._pending += self.image_nrois(regions, progress)
+        self._pending += image_nrois(regions, self.config, progress)
         return mean_of_views([terms for terms, _ in both])
 
     def limit_bank(self, images: int, progress: Progress) -> None:
@@ -394,45 +276,6 @@ class NroiContrast(nn.Module):
         has_nroi = (self.bank.filled > 0).expand(len(class_ids))  # (P,)
         vectors = [l2_normalize(take(cells.embedding, cell)), l2_normalize(nroi)]
         return vectors, [has_other, has_nroi]
-
-    def image_nrois(
-        self, views: Sequence[RegionView], progress: Progress
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Compute the NROIs of each view and image: the clusters of its background cells.
-
-        Args:
-            views: The V views, all on grids of one size (h, w).
-            progress: The step, which keys the draws.
-
-        Returns:
-            Per view, (N, k, D) NROIs and (N, k) bool: which of them stand for cells.
-        """
-        # Flatten the cells of each view: the vectors to cluster (N, h w, C), which cells are
-        # background (N, h w), and random priorities (N, h w), which choose the first centroids.
-        images = len(views[0].background)
-        feature, member, priority = [], [], []
-        for index, view in enumerate(views):
-            feature.append(view.feature.flatten(2).transpose(1, 2))
-            member.append(view.background.flatten(1))
-            priority.append(
-                progress.uniform_per_image(
-                    f"kmeans.view{index}", images, member[-1].shape[1:], member[-1].device
-                )
-            )
-        # Cluster all views at once, as if they were V N images.
-        every, cells = torch.cat(feature), torch.cat(member)  # (V N, h w, C), (V N, h w)
-        vector, found = kmeans(
-            every,
-            cells,
-            torch.cat(priority),
-            clusters=self.config.num_clusters,
-            iterations=self.config.kmeans_iterations,
-        )
-        # In Z_bg the NROIs are the centroids. Otherwise they are the mean Z_fg of each cluster.
-        if self.config.nroi_space != "bg":
-            embedding = torch.cat([view.embedding.flatten(2) for view in views])  # (V N, D, h w)
-            vector, found = region_means(every, cells, vector, found, embedding.transpose(1, 2))
-        return list(zip(vector.split(images), found.split(images), strict=True))
 
     def after_step(self, progress: Progress) -> None:
         """Put the step's NROIs of all ranks into the bank, in the order of views and images."""

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from network.contrast.background import RegionView, segmentation_loss, similarity_loss
 from network.contrast.cells import pseudo_labels
-from network.contrast.fbr import NroiConfig, NroiContrast, RegionView
+from network.contrast.fbr import NroiContrast
+from network.contrast.nroi_config import NroiConfig
 from network.heads import thresholded_average_pool
 from network.losses import (
     full_precision,
@@ -143,10 +145,15 @@ class Fbr(NroiContrast, Ppc):
             {name: scalar}, this rank's shares.
         """
         normalised = self.segment_background.normalised(background)
-        activation = view.score[:, 1:]
         return {
-            "bg_seg": self.background_segmentation(normalised, activation, view.label, valid),
-            "bg_sim": self.background_similarity(view.embedding, normalised, valid),
+            "bg_seg": segmentation_loss(
+                self.segment_background(normalised),
+                view.score[:, 1:],
+                view.label,
+                valid,
+                threshold=self.config.bg_threshold_seg,
+            ),
+            "bg_sim": similarity_loss(view.embedding, normalised, valid),
         }
 
     def contrast(

@@ -13,8 +13,10 @@ import dataclasses
 import torch.nn.functional as F
 from torch import Tensor
 
+from network.contrast.background import background_cells, segmentation_loss, similarity_loss
 from network.contrast.cells import Cells, view_cells
-from network.contrast.fbr import NroiConfig, NroiContrast, background_cells
+from network.contrast.fbr import NroiContrast
+from network.contrast.nroi_config import NroiConfig
 from network.heads import projection
 from network.losses import full_precision, image_cells, resize_area
 from network.methods import Batch
@@ -96,10 +98,14 @@ class FbrAmn(NroiContrast, Amn):
         normalised = self.segment_background.normalised(background)
         terms = {
             "pixel": self.pixel_loss(logit, batch["seed"]),
-            "bg_seg": self.background_segmentation(
-                normalised, above_floor(foreground, inside), label, valid
+            "bg_seg": segmentation_loss(
+                self.segment_background(normalised),
+                above_floor(foreground, inside),
+                label,
+                valid,
+                threshold=self.config.bg_threshold_seg,
             ),
-            "bg_sim": self.background_similarity(embedding, normalised, valid),
+            "bg_sim": similarity_loss(embedding, normalised, valid),
         }
         # 3. The contrast, on the cells of the only view. Cells that are mostly confident background
         # are not eligible.

@@ -15,7 +15,7 @@ from torch import Tensor
 from network.calibration.maps import contrast_kept
 from network.contrast.cells import Cells, view_cells
 from network.contrast.prototypes import class_balanced, intra_weights, prototype_cross_entropy
-from network.heads import PixelCorrelation, normal_cam, projection
+from network.heads import projection
 from network.losses import (
     add_up,
     classification,
@@ -32,6 +32,7 @@ from network.losses import (
 from network.methods import Batch
 from network.methods.eps import Eps
 from network.options import option, weights_of
+from network.pixel_correlation import PixelCorrelation, normal_cam
 from tool.parallel.dist import global_mean
 from tool.progress import Progress
 from tool.ranges import UNIT

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from network.contrast.gate import GateSettings, NroiGate
+from network.contrast.gate import NroiGate
+from network.contrast.gate_steps import GateSettings
 from network.methods import Method
 from tool.files import file_hash, meant
 from tool.formats.regions import REGIONS, load_regions
