@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ class NroiContrast(nn.Module):
     """
 
     two_views = True
+    config: Any  # the method's own `Config`
+    _metrics: dict[str, Tensor]
 
     def add_background(self, channels: int) -> None:
         """Add the heads and the empty bank.
@@ -79,7 +82,7 @@ class NroiContrast(nn.Module):
             for i in range(count)
         )
         cams = [maps["cam"] for maps in (first, *others)]
-        gate = gate_of_first(self.embed(batch), cams, batch["label"])
+        gate = gate_of_first(self.embed(batch), cams, batch["label"])  # type: ignore[operator]
         gate = resize(gate[None], cams[0].shape[-2:])[0]
         return first | {"gate": gate, "gated CAM": over_maximum(cams[0] * gate)}
 
@@ -137,7 +140,9 @@ class NroiContrast(nn.Module):
         class_ids = class_ids_of(label)  # (P,)
         views = range(len(embeddings))
         # Per view, the eligible cells of all ranks, (T,), or None.
-        may = [None if eligible is None else gather(one).flatten() for one in eligible or cells]
+        may: Sequence[Tensor | None] = [None] * len(cells)
+        if eligible is not None:
+            may = [gather(one).flatten() for one in eligible]
         # The terms and the metrics of each view. The bank has NROIs of earlier steps only.
         both = [
             self.fbr_losses(embeddings[i], cells[i], class_ids, progress, i, eligible=may[i])

@@ -103,6 +103,8 @@ class NROIBank(nn.Module):
     """
 
     is_state = True  # state of a run, not weights: exports and `--init` leave it out
+    storage: Tensor
+    written: Tensor
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
