@@ -271,6 +271,14 @@ def test_bad_shapes_are_named(tmp_path, bad: dict, words: str) -> None:
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("content", ["{}", '{"shapes": {}}', '{" hapes": []}', "[]", "null", "{"])
+def test_a_json_file_without_shapes_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"a\.json: no labelme file that can be read: "):
+        load_labelme(path, ("red", "green"), (20, 30))
+
+
 COCO_FILE = {
     "categories": [{"id": 7, "name": "circle"}],
     "images": [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 6}],

@@ -140,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             overlay = label_colours(image, resized(found.mask, image.shape[:2]))
             write_picture(folder / "overlay" / f"{path.stem}.png", overlay)
     if command.picture is None:
-        print(f"{len(command.image)} masks in {folder / 'mask'}, overlays in {folder / 'overlay'}")
+        masks = "1 mask" if len(command.image) == 1 else f"{len(command.image)} masks"
+        print(f"{masks} in {folder / 'mask'}, overlays in {folder / 'overlay'}")
 
 
 def predictions(command: Command, predictor: Predictor) -> Iterator[Prediction]:

@@ -84,7 +84,7 @@ def load_labelme(path: Path, class_names: Sequence[str], size: tuple[int, int]) 
     values = named_values(class_names, background=BACKGROUND, unknown=IGNORED)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        shapes = document["shapes"] if isinstance(document, dict) else None
+        shapes = document.get("shapes") if isinstance(document, dict) else None
         if not isinstance(shapes, list):
             raise ValueError("it has no list of shapes")
         noted = (document.get("imageHeight"), document.get("imageWidth"))
