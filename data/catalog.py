@@ -329,8 +329,8 @@ class Catalog:
         """
         return (
             f"saliency maps in {self.saliency_root} are not scaled to 0..255: the largest value is "
-            f"{brightest}, and only what is above {HALF} counts as salient; multiply them so that 255 "
-            "is salient"
+            f"{brightest}, and only what is above {HALF} counts as salient; multiply them, so that "
+            "255 is salient"
         )
 
     def read_mask(self, image_id: str) -> np.ndarray:
