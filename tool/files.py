@@ -15,8 +15,10 @@ import json
 import os
 import platform
 import shutil
+import struct
 import tempfile
 import unicodedata
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +33,26 @@ except ImportError:  # Windows, which `tool.cli.run_stage` refuses before any fi
 
 
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # of each member of a zip file: equal content gives equal bytes
+# What `zipfile` raises on a damaged file. `RuntimeError` is for a file that seems to be encrypted.
+_DAMAGED_ZIP = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError)
+_DAMAGED_ZIP += (struct.error, zlib.error, OverflowError)
+
+
+@contextlib.contextmanager
+def zip_errors() -> Iterator[None]:
+    """Raise `ValueError` for everything that `zipfile` raises on a damaged file.
+
+    That includes the `OSError` for a place before the start of the file. Any other `OSError`, such
+    as that of a failing disk, stays what it is.
+    """
+    try:
+        yield
+    except _DAMAGED_ZIP as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ValueError("it names a place outside the file") from error
 
 
 @contextlib.contextmanager

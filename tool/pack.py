@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from tool.cli import run_stage
 from tool.documents import parsed
-from tool.files import ZIP_DATE, atomic_path
+from tool.files import ZIP_DATE, atomic_path, zip_errors
 from tool.flags import flag, parse_flags
 
 MANIFEST = "MANIFEST.json"
@@ -149,11 +149,11 @@ def check(path: Path) -> dict[str, int]:
     with open(path, "rb") as file:
         _check_end(file, size, path)
         try:
-            with zipfile.ZipFile(file) as archive:
+            with zip_errors(), zipfile.ZipFile(file) as archive:
                 return _check_members(archive, size)
-        except (ValueError, OSError, zipfile.BadZipFile, struct.error, EOFError) as error:
+        except ValueError as error:
             raise ValueError(f"{path} is no packed run: {error}") from error
-        except (NotImplementedError, RuntimeError, LookupError, OverflowError) as error:
+        except LookupError as error:
             raise ValueError(f"{path} is no packed run") from error
 
 

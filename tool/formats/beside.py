@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from tool.files import zip_errors
 from tool.formats.pickle_cost import check_calls
 
 _HARMLESS = {"argparse.Namespace", "types.SimpleNamespace"}
@@ -153,7 +154,7 @@ def names_in(path: Path) -> set[str]:
 
 def _pickle_of(file: BinaryIO) -> BinaryIO:
     """Return the pickle in a zipped `torch.save` file; raise `ValueError` if it has none."""
-    with zipfile.ZipFile(file) as archive:
+    with zip_errors(), zipfile.ZipFile(file) as archive:
         (name,) = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
         return io.BytesIO(archive.read(name))
 

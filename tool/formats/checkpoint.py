@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tool.cli import one_line
-from tool.files import atomic_path
+from tool.files import atomic_path, zip_errors
 from tool.formats.beside import check_memory, load_weights_only, refusal
 from tool.formats.pickle_cost import CostError
 
@@ -31,7 +31,7 @@ LARGEST_INT = 2**62
 # nested text raises RecursionError, a RuntimeError.
 _DAMAGED = (RuntimeError, ValueError, TypeError, LookupError, MemoryError)
 _UNREADABLE = (*_DAMAGED, EOFError, AttributeError, AssertionError, OverflowError)
-_UNREADABLE += (struct.error, zipfile.BadZipFile)
+_UNREADABLE += (struct.error,)
 _NO_SAFETENSORS = (*_DAMAGED, safetensors.SafetensorError)
 
 
@@ -249,7 +249,7 @@ def _refuse_compressed(path: Path) -> None:
     with open(path, "rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"  # how torch tells the new form from the old one
     if zipped:
-        with zipfile.ZipFile(path) as file:
+        with zip_errors(), zipfile.ZipFile(path) as file:
             if sum(entry.file_size for entry in file.infolist()) > path.stat().st_size:
                 raise ValueError("it unpacks to more than its size")
 
@@ -260,7 +260,7 @@ def _refuse_changed(path: Path) -> None:
     torch writes checksums, and does not compare them. Files of other code may have none.
     """
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
+        with zip_errors(), zipfile.ZipFile(path) as file:
             if (name := file.testzip()) is not None:
                 raise ValueError(f"{name} in it differs from its checksum")
 

@@ -16,7 +16,7 @@ from reprlib import repr as shown
 import numpy as np
 from PIL import Image
 
-from tool.files import ZIP_DATE, atomic_path
+from tool.files import ZIP_DATE, atomic_path, zip_errors
 from tool.formats.image import BROKEN, opened
 from tool.formats.mask import named_values, palette
 
@@ -87,10 +87,13 @@ class CvatMasks:
         self._path = path
         known = named_values(class_names, background=BACKGROUND, unknown=UNKNOWN_NAME)
         try:
-            self._archive = zipfile.ZipFile(path)
-            self._values = _label_values(self._read("labelmap.txt").decode(), known)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
+            with zip_errors():
+                self._archive = zipfile.ZipFile(path)
+            content = self._read("labelmap.txt").decode()
+        except ValueError as error:
             raise self._error(f"no zip file of CVAT's: {error}") from error
+        try:
+            self._values = _label_values(content, known)
         except ValueError as error:
             raise self._error(str(error)) from error
         members = [name for name in self._archive.namelist() if name.startswith(_MASKS)]
@@ -107,7 +110,7 @@ class CvatMasks:
             content = self._read(f"{_MASKS}{image_id}.png")
             with opened(io.BytesIO(content), formats=["PNG"]) as image:
                 rgb = np.asarray(image.convert("RGB"), np.int32)
-        except (*BROKEN, zipfile.BadZipFile, NotImplementedError) as error:
+        except BROKEN as error:
             raise self._error(f"{image_id}: no mask that can be read: {error}") from error
         # Map each distinct colour, as 0xRRGGBB, to its value.
         codes, where = np.unique(rgb @ (1 << 16, 1 << 8, 1), return_inverse=True)
@@ -119,12 +122,14 @@ class CvatMasks:
         return np.array(values, np.uint8)[where].reshape(rgb.shape[:2])
 
     def _read(self, name: str) -> bytes:
+        """Return the bytes of a member; raise `ValueError` if it has none, or damaged ones."""
         try:
             if self._archive.getinfo(name).file_size > _LARGEST:
                 raise ValueError(f"{name} has over {_LARGEST} bytes")
         except KeyError:
             raise ValueError(f"it holds no {name}") from None
-        return self._archive.read(name)
+        with zip_errors():
+            return self._archive.read(name)
 
     def _error(self, reason: str) -> ValueError:
         return ValueError(f"{self._path}: {reason}")

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,14 @@ from typing import Any
 import numpy as np
 
 from tool.documents import parsed
-from tool.files import ZIP_DATE, as_json, atomic_path
+from tool.files import ZIP_DATE, as_json, atomic_path, zip_errors
 from tool.formats.npy import MALFORMED, parse
 from tool.limits import raise_if_limit
 
 REGIONS = "nroi.npz"  # in a run directory
 _ARRAYS = {"owner": ("int64", 1), "region": ("float32", 2), "prototype": ("float32", 2)}
 _ABOUT = "about"  # UTF-8 JSON: the image ids, and what the file is made from
-# RuntimeError: an encrypted entry
-_BROKEN = (*MALFORMED, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (*MALFORMED, OSError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +101,7 @@ def read_regions(path: Path) -> tuple[Regions, dict[str, Any]]:
     """
     try:
         # The entries are stored uncompressed, so a file cannot unpack to more than its size.
-        with zipfile.ZipFile(path) as archive:
+        with zip_errors(), zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it unpacks to more than its size")
             if len(set(archive.namelist())) < len(archive.namelist()):
