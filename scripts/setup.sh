@@ -126,7 +126,13 @@ cat "${need[@]}" | grep -v '^pydensecrf2' >"$work/needed.txt"
 grep '^pydensecrf2' requirements.txt >"$work/optional.txt"
 
 say "installing ${need[*]} into $python (a new one takes about 5 GB and a few minutes, once)"
-pip install -r "$work/needed.txt" ${flags[@]+"${flags[@]}"}
+pip install -r "$work/needed.txt" ${flags[@]+"${flags[@]}"} || {
+  [ "$pinned" = 1 ] || exit 1
+  say "the tested versions cannot be installed in this Python: taking the newest that ${need[*]} allow"
+  grep -E '^torch(vision)?==' "$work/constraints.txt" >"$work/torch.txt" || true # each torch needs its own torchvision
+  flags=(-c "$work/torch.txt")
+  pip install -r "$work/needed.txt" "${flags[@]}"
+}
 pip install -r "$work/optional.txt" ${flags[@]+"${flags[@]}"} 2>"$work/optional.log" ||
   say "pydensecrf2 could not be built ($(tail -n 1 "$work/optional.log")): the CRF runs in torch, at half the speed"
 works "$python" || {

@@ -41,7 +41,10 @@ case "$1 $2" in
   "-m pip")
     [ "$3" = --version ] && exit 0
     echo "pip $0 ${*:3}" >>"$NOTES"
-    for word in "$@"; do [[ "$word" == */constraints.txt ]] && cp "$word" "$NOTES.constraints"; done
+    for word in "$@"; do
+      [[ "$word" == */constraints.txt && "$PINS_FIT" = 0 ]] && exit 1
+      [[ "$word" == */constraints.txt || "$word" == */torch.txt ]] && cp "$word" "$NOTES.constraints"
+    done
     touch "$here/installed" ;;
   *find_spec*) [ -e "$here/installed" ] ;;
   *sys.base_prefix*) [ "$VIRTUAL" = 1 ] ;;
@@ -150,6 +153,14 @@ def test_a_new_venv_gets_the_tested_versions(tmp_path: Path) -> None:
     assert pins == (ROOT / "scripts/constraints.txt").read_text().splitlines()
 
 
+def test_a_python_that_the_tested_versions_do_not_fit_gets_newer_ones(tmp_path: Path) -> None:
+    python, notes, pins = installed(tmp_path, PINS_FIT="0")
+    assert python == ".venv/bin/python"
+    assert ["constraints.txt" in note for note in notes[1:]] == [True, False, False]
+    names = [pin.partition("==")[0] for pin in pins]
+    assert names == ["torch", "torchvision"], "each torch needs its own torchvision"
+
+
 def test_the_newest_versions_have_no_constraints(tmp_path: Path) -> None:
     _, notes, pins = installed(tmp_path, NEWEST="1")
     assert len(notes) == 3
@@ -207,7 +218,7 @@ def test_every_requirement_has_a_tested_version() -> None:
     pins = {}
     for line in (ROOT / "scripts/constraints.txt").read_text().splitlines():
         if not line.startswith("#"):
-            name, version = line.split("==")
+            name, version = line.partition(";")[0].split("==")
             pins[canonicalize_name(name)] = version
     lines = (ROOT / "requirements.txt").read_text() + (ROOT / "tests/requirements.txt").read_text()
     wanted = [Requirement(x) for x in lines.splitlines() if x and not x.startswith("#")]
