@@ -43,7 +43,8 @@ case "$1 $2" in
     echo "pip $0 ${*:3}" >>"$NOTES"
     for word in "$@"; do
       [[ "$word" == */constraints.txt && "$PINS_FIT" = 0 ]] && exit 1
-      [[ "$word" == */constraints.txt || "$word" == */torch.txt ]] && cp "$word" "$NOTES.constraints"
+      [[ "$word" == */constraints.txt || "$word" == */torch.txt ]] &&
+        cp "$word" "$NOTES.constraints"
     done
     touch "$here/installed" ;;
   *find_spec*) [ -e "$here/installed" ] ;;
