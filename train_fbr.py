@@ -139,6 +139,11 @@ def train(command: Command, device: torch.device) -> int:
     steps = command.recipe.steps_for(len(images.all_ids))
     recipe = dataclasses.replace(command.recipe, steps=steps, epochs=None)
     warn_of_warmup(recipe)
+    if recipe.batch_size > len(images.ids):
+        dist.print_once(
+            f"note: --batch-size {recipe.batch_size} is more than the {len(images.ids)} images, so "
+            "a batch has some of them twice"
+        )
     config = run_config(command, recipe, catalog, images)
     method = build_method(config)
     check_squares(method.backbone, (recipe.crop, recipe.crop), "--crop")
@@ -209,7 +214,7 @@ def warn_of_warmup(recipe: Recipe) -> None:
     if recipe.warmup >= recipe.steps and recipe.warmup > 1 and dist.is_main():
         print(
             f"warning: --warmup {recipe.warmup} is not shorter than the run of {recipe.steps} "
-            "steps, so the learning rate never reaches its value: give fewer, or more --steps",
+            "steps, so the learning rate never reaches --lr: lower --warmup, or raise --steps",
             file=sys.stderr,
         )
 

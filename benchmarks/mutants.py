@@ -36,7 +36,12 @@ TESTS = {
     "tool/download/archive.py": ("test_archive", "test_download_unpack", "test_leftovers"),
     "tool/files.py": ("test_leftovers", "test_full_disk", "test_lists"),
     "tool/formats/cam.py": ("test_cam", "test_malformed", "test_unpickle"),
-    "tool/formats/checkpoint.py": ("test_checkpoint", "test_hostile", "test_bombs"),
+    "tool/formats/checkpoint.py": (
+        "test_checkpoint",
+        "test_hostile",
+        "test_bombs",
+        "test_messages",
+    ),
     "tool/formats/image.py": ("test_pixels", "test_bombs", "test_dataset"),
     "tool/formats/mask.py": ("test_mask", "test_bombs"),
     "tool/formats/mxnet.py": ("test_params", "test_bombs"),

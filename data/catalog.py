@@ -235,7 +235,7 @@ class Catalog:
         """
         forms = (image_id + end for end in IMAGE_SUFFIXES)
         suffixed = next((form for form in forms if form in self._labels), None)
-        hint = f", which has {suffixed!r}: drop the suffix" if suffixed else ""
+        hint = f", which has {suffixed!r}: drop the suffix there" if suffixed else ""
         return f"no label in {self.labels_path} (--labels){hint}"
 
     def refuse_own(self, out: Path, ids: Sequence[str]) -> None:
@@ -296,7 +296,7 @@ class Catalog:
         """
         return (
             f"{who} needs saliency, and {self.saliency_root} is no folder: python -m data.saliency "
-            "makes it, --saliency-root says where it is, METHOD=cam needs none"
+            "makes it, --saliency-root says where it is, --method cam (METHOD=cam) needs none"
         )
 
     def require_saliency(self, ids: Sequence[str]) -> None:

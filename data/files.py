@@ -59,15 +59,20 @@ def find_file(
             check_same(found, f"{what} of {image_id!r}")
         if found:
             return Path(found[0])
-    first = folders[0] / f"{image_id}{suffixes[0]}"
-    hint = _why_missing(folders, image_id)
+    hint = _why_missing(folders, image_id, suffixes)
+    stem = image_id if not hint else image_id.removesuffix(suffixes[0])
+    first = folders[0] / f"{stem}{suffixes[0]}"
     raise FileNotFoundError(f"{what} of {image_id!r} does not exist{hint}: {first} ({flag})")
 
 
-def _why_missing(folders: list[Path], image_id: str) -> str:
+def _why_missing(folders: list[Path], image_id: str, suffixes: tuple[str, ...]) -> str:
     """Return what a message says if an id is written in a wrong way, or its file is unreadable."""
-    if image_id.endswith(IMAGE_SUFFIXES):
-        return ": drop the suffix, an image id has none"
+    ending = next((end for end in IMAGE_SUFFIXES if image_id.endswith(end)), None)
+    if ending is not None:
+        stem = image_id.removesuffix(ending)
+        if any(_files_of(folder, stem, suffixes) for folder in folders):
+            return ": drop the suffix, an image id has none"
+        return f", and neither does that of {stem!r}"
     if "\\" in image_id:
         return ": write / in place of \\"
     for folder in folders:

@@ -33,7 +33,7 @@ for argument in "$@"; do
   [ -z "${arguments:-}" ] || break                               # of the script's own only the first can be --help
   case "$argument" in
     [A-Z]*=*) wrong "$argument stands behind the script: write $argument bash scripts/$script" ;;
-    *) wrong "unknown argument $argument: the script takes settings, as in SEED=1 bash scripts/$script (--help)" ;;
+    *) wrong "unknown argument $argument: settings stand before the script, as in SEED=1 bash scripts/$script (--help)" ;;
   esac
 done
 [ -z "${sourced:-}" ] || wrong "it is a part of other scripts: run one of those, such as scripts/script_contrast.sh"

@@ -234,7 +234,7 @@ def test_masks_of_other_settings_or_origin_are_not_taken_over(
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
     truth = folder_dataset / "masks"
     before = {file.name: file.read_bytes() for file in truth.glob("*.png")}
-    fails(folder_dataset, truth, "another origin")
+    fails(folder_dataset, truth, "masks that this command did not make")
     assert {file.name: file.read_bytes() for file in truth.glob("*.png")} == before
 
 

@@ -625,7 +625,7 @@ def test_a_folder_of_foreign_cams_is_not_an_output(weights, trained, folder_root
     (tmp_path / "plain" / "made_from.json").unlink()
     before = content(tmp_path / "plain")
     same = gate_alone(tmp_path / "plain", folder_root, tmp_path / "plain", weights)
-    assert_refused(same, "files of another origin", "choose another --out")
+    assert_refused(same, "files that this command did not make", "choose another --out")
     assert content(tmp_path / "plain") == before
 
 

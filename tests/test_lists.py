@@ -168,6 +168,8 @@ def test_an_id_with_a_suffix_leads_on(folder_dataset: Path) -> None:
             look("a1")
     with pytest.raises(FileNotFoundError, match="drop the suffix"):
         catalog.image_path("a1.jpg")
+    with pytest.raises(FileNotFoundError, match=r"'q9\.jpg' does .* that of 'q9': .*/q9\.jpg \("):
+        catalog.image_path("q9.jpg")
 
 
 def test_two_files_of_labels_must_agree(folder_dataset: Path) -> None:

@@ -193,9 +193,9 @@ def test_coco_numbers_may_be_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"hello", "is broken or no image: what is read are JPEG, PNG, WebP, BMP and TIFF"),
+        (b"hello", "is broken or no image: JPEG, PNG, WebP, BMP and TIFF are read"),
         (b"", "is broken or no image: it is empty"),
-        (b"GIF89a" + bytes(50), "what is read are JPEG, PNG, WebP, BMP and TIFF"),
+        (b"GIF89a" + bytes(50), "JPEG, PNG, WebP, BMP and TIFF are read"),
     ],
 )
 def test_a_file_that_is_no_image_says_what_is_read(content, words, folder_dataset) -> None:
@@ -260,6 +260,12 @@ def test_a_class_with_a_typing_error_names_the_one_that_is_meant() -> None:
 def test_an_unknown_flag_names_the_one_that_is_meant() -> None:
     line = refusal("data/fill.py", "--out", "x", "--rooot", "y")
     assert line.endswith("arguments: --rooot y (is --root meant?) (--help lists the flags)")
+    bare = ["train_fbr.py", "--out", "x"]
+    assert "--learning-rate .1 (is --lr meant?)" in refusal(*bare, "--learning-rate", ".1")
+    assert "(is --out meant?)" in refusal("data/fill.py", "--out", "x", "--output_dir=x")
+    assert "is --lr" not in refusal("data/fill.py", "--out", "x", "--learning-rate=1"), (
+        "it has no such flag"
+    )
     assert "meant" not in refusal("data/fill.py", "--out", "x", "--zzz=1")
     assert "meant" not in refusal("data/fill.py", "--out", "x", "y")
 
@@ -274,7 +280,9 @@ def test_a_checkpoint_that_is_damaged_or_no_file_is_named(data, tmp_path) -> Non
     whole[place : place + 4] = np.float32(2).tobytes()
     for content in (bytes(whole), whole[:999], b"hello", b""):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"damaged, cut off or compressed.*; get it again"):
+        with pytest.raises(
+            ValueError, match=r"damaged, cut off or compressed.*; copy or download it again"
+        ):
             load_checkpoint(path)
     infer = ["infer_cam.py", *data, "--out", tmp_path / "cam", "--checkpoint"]
     assert "is a folder: give the checkpoint.pth in it" in refusal(*infer, tmp_path)
@@ -397,7 +405,12 @@ def test_a_resumed_run_names_what_differs(folder_dataset, tmp_path) -> None:
     run_it += ["--list", "train", *SMALL, "--steps", "1", "--out", tmp_path / "run"]
     assert run(*run_it).returncode == 0
     line = refusal(*run_it, "--tau", "0.3")
-    assert "was made with method_config = {'tau': 0.4}, this run has {'tau': 0.3}" in line
+    assert "with method_config = {'tau': 0.4}, this run has method_config = {'tau': 0.3}:" in line
+    lists = folder_dataset / "lists"
+    (lists / "other.txt").write_text("".join((lists / "train.txt").read_text().split("\n")[0]))
+    line = refusal(*run_it, "--list", "other", "--lr", "0.5")
+    assert "was made with list = 'train', lr = " in line
+    assert ", this run has list = 'other', lr = 0.5: use" in line
     path = folder_dataset / "lists" / "train.txt"
     path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
     assert "the image list has changed since" in refusal(*run_it)

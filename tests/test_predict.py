@@ -103,8 +103,13 @@ def test_a_classifier_says_of_which_classes_it_is_sure(folder_root, tmp_path, mo
     checkpoint = untrained("cam", folder_root, tmp_path / "checkpoint.pth")
     image = folder_root / "images" / "a1.jpg"
     for found, more, words, count in (
-        ((0.9, 0.2, 0.6), [], "disc 0.90, sky lark 0.60 (sure of them: 0.5 or more)", 4),
-        ((0.1, 0.4, 0.3), [], "square 0.40 (the likeliest: not sure, which takes 0.5)", 3),
+        (
+            (0.9, 0.2, 0.6),
+            [],
+            "disc 0.90, sky lark 0.60 (the classes with a score of 0.5 or more)",
+            4,
+        ),
+        ((0.1, 0.4, 0.3), [], "square 0.40 (the likeliest: none has a score of 0.5)", 3),
         ((0.1, 0.4, 0.3), ["--top", 2], "square 0.40, sky lark 0.30 (the likeliest", 4),
     ):
         monkeypatch.setattr(

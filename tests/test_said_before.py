@@ -72,3 +72,12 @@ def test_a_warm_up_in_epochs_is_compared_with_the_steps(folder_root: Path, tmp_p
 def test_numbers_below_zero_are_refused(folder_root: Path, tmp_path: Path, flag: str) -> None:
     flags = train_flags(folder_root, tmp_path / "out", method="cam")
     assert_refused(run("train_fbr.py", *flags, flag, -1), flag)
+
+
+def test_a_batch_that_is_larger_than_the_list_is_said(folder_dataset: Path, tmp_path: Path) -> None:
+    flags = train_flags(folder_dataset, tmp_path / "out", method="cam")
+    result = run("train_fbr.py", *flags, "--batch-size", 9, "--steps", 1)
+    assert result.returncode == 0, result.stderr
+    assert "note: --batch-size 9 is more than the " in result.stdout
+    few = run("train_fbr.py", *flags, "--out", tmp_path / "few", "--batch-size", 2, "--steps", 1)
+    assert "note:" not in few.stdout

@@ -78,7 +78,7 @@ def test_ground_truth_without_foreground_is_an_error(folder_dataset: Path, tmp_p
         save_mask(empty / path.name, np.zeros_like(mask))
         save_mask(path, np.where(mask > 0, 255, 0).astype(np.uint8))
     result, _ = score(folder_dataset, empty, tmp_path / "m.json", dataset="folder")
-    assert_refused(result, "no ground truth in masks has a pixel of a class", "class indices")
+    assert_refused(result, "the ground truth in masks is 0", "1 to")
     save_mask(masks / "a1.png", np.array(Image.open(masks / "a1.png")) // 255)
     result, _ = score(folder_dataset, empty, tmp_path / "m.json", dataset="folder")
     assert result.returncode == 0, result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _codecs
 import builtins
 import collections
 import contextlib
@@ -145,6 +146,7 @@ OTHER_CONTENT = {
     "allocation": Calls(np.ndarray, (10**4,), np.dtype("O")),
     "bytearray": Calls(builtins.bytearray, 10**4),
     "bytes": Calls(builtins.bytes, 10**4),
+    "encoding": Calls(_codecs.encode, "é", "utf-8"),
     "state": Stateful(collections.OrderedDict, (), {"x": 1}),
 }
 
@@ -154,6 +156,13 @@ def test_other_content_is_refused(tmp_path: Path, name: str) -> None:
     path = write_object(tmp_path / "o.npy", {"cam": OTHER_CONTENT[name]})
     with pytest.raises(ValueError, match="refused"):
         load_npy(path)
+
+
+def test_a_later_version_of_the_format_is_named(tmp_path: Path) -> None:
+    """NumPy writes version 3 for structured arrays with names beyond latin-1."""
+    np.save(tmp_path / "a.npy", np.zeros(2, [("λ", "f4")]))
+    with pytest.raises(ValueError, match=r"a\.npy.*version \(3, 0\) of the format"):
+        load_npy(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize("content", [3, [1], "text", (1, 2), None])

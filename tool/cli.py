@@ -24,6 +24,21 @@ DEVICES = ("auto", "cpu", "cuda")
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 BROKEN_IMAGE = "is broken or no image"  # how messages about an image that cannot be read begin
 _UNKNOWN = "unrecognized arguments"  # how argparse begins
+# What other code calls flags of this project.
+_ELSEWHERE = {
+    "--learning-rate": "--lr",
+    "--output": "--out",
+    "--output-dir": "--out",
+    "--data-root": "--root",
+    "--workers": "--num-workers",
+    "--arch": "--backbone",
+    "--network": "--backbone",
+    "--crop-size": "--crop",
+    "--gpu": "--device",
+    "--wd": "--weight-decay",
+    "--max-steps": "--steps",
+    "--iters": "--steps",
+}
 _SKIP = "--skip-bad-images"
 _NO_PERMISSION = "you have no permission to read it or to write there"
 # What the short texts of the system leave open.
@@ -75,7 +90,9 @@ class Parser(argparse.ArgumentParser):
         """Print one line and exit with status 2; under torchrun only the first rank prints."""
         unknown = message.removeprefix(f"{_UNKNOWN}: ").split()[0].partition("=")[0]
         if message.startswith(_UNKNOWN) and unknown.startswith("--"):
-            message += meant(unknown, self._option_string_actions)
+            other = _ELSEWHERE.get(unknown.replace("_", "-"))
+            known = self._option_string_actions
+            message += f" (is {other} meant?)" if other in known else meant(unknown, known)
         line = f"{self.prog}: error: {printable(message)} (--help lists the flags)\n"
         # All ranks have the same flags, so one of them speaks for all.
         self.exit(2, None if int(os.environ.get("RANK", 0)) else line)

@@ -193,8 +193,8 @@ def said(found: Prediction, predictor: Predictor) -> str:
         return ", ".join(names) or "background only"
     names = [f"{name} {found.scores[name]:.2f}" for name in found.classes]
     if all(found.scores[name] >= SURE for name in found.classes):
-        return f"{', '.join(names)} (sure of them: {SURE:g} or more)"
-    return f"{', '.join(names)} (the likeliest: not sure, which takes {SURE:g})"
+        return f"{', '.join(names)} (the classes with a score of {SURE:g} or more)"
+    return f"{', '.join(names)} (the likeliest: none has a score of {SURE:g})"
 
 
 def shown_classes(found: Prediction, top: int | None) -> list[int]:

@@ -144,7 +144,7 @@ def open_weights(
     theirs = backbone.name if config is None else config.get("backbone")
     if theirs != backbone.name:  # even if the tensors fit, strides or inputs may differ
         raise ValueError(
-            f"{what}: it is of backbone {theirs!r:.80}, this run has {backbone.name!r}: change "
+            f"{what}: they are of backbone {theirs!r:.80}, this run has {backbone.name!r}: change "
             "--backbone, or take other weights"
         )
     found = find_backbone(backbone, content, path, prefix=None if config is None else OURS)

@@ -217,7 +217,9 @@ class PostProcess(MaskMaker):
         settings = {"cam_dir": os.path.relpath(self.cam_dir, self.out)} | self.settings()
         noted = (self.out / SETTINGS).is_file()
         if not noted and any((self.out / f"{image_id}.png").exists() for image_id in image_ids):
-            raise ValueError(f"{self.out} has masks of another origin: choose another --out")
+            raise ValueError(
+                f"{self.out} has masks that this command did not make: choose another --out"
+            )
         # The note of the CAMs is not compared, because masks older than their CAM are made anew.
         claim(self.out, settings, name=SETTINGS, remarks={"cams": note_of(self.cam_dir)})
         self.check_photographs(image_ids)

@@ -109,7 +109,7 @@ def load_tensors(path: Path | str) -> dict[str, Any]:
     except _UNREADABLE as error:
         raise ValueError(
             f"{path} is not a readable checkpoint: it is damaged, cut off or compressed, or no "
-            "file of torch; get it again"
+            "file of PyTorch; copy or download it again"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a checkpoint")

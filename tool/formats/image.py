@@ -312,4 +312,4 @@ def reason_of(error: Exception, path: Path | str) -> str:
         return " ".join(str(error).split()) or type(error).__name__
     if os.path.getsize(path) == 0:
         return "it is empty"
-    return "what is read are JPEG, PNG, WebP, BMP and TIFF"
+    return "JPEG, PNG, WebP, BMP and TIFF are read"

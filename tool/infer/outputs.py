@@ -212,4 +212,6 @@ def _check_origin(folder: Path, names: Sequence[str]) -> None:
         return
     found = next((name for name in names if (folder / name).exists()), None)
     if found is not None:
-        raise ValueError(f"{folder} has files of another origin ({found}): choose another --out")
+        raise ValueError(
+            f"{folder} has files that this command did not make ({found}): choose another --out"
+        )

@@ -19,8 +19,8 @@ def no_foreground(where: object, num_classes: int) -> str:
         num_classes: K.
     """
     return (
-        f"no ground truth in {where} has a pixel of a class: a mask has class indices, 0 for "
-        f"background, 1..{num_classes}, and 255 for not scored"
+        f"the ground truth in {where} is 0 (background) or 255 (not scored) everywhere: the pixels "
+        f"of a class have its index, 1 to {num_classes}"
     )
 
 

@@ -28,6 +28,7 @@ DATA = {
 }
 NO_LONGER = {"images_sha256"}  # an entry of older versions, the files' sizes; it is not compared
 COUNTER = "num_batches_tracked"  # a norm's counter is no weight, and a frozen norm has none
+_SHOWN = 4  # settings that differ, in a message
 _LARGEST_LACK = 2**28  # how many numbers a file may lack, which are then made: the bank's
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "opencv-python-headless")
 
@@ -126,13 +127,13 @@ def resume_run(
         checkpoint = load_checkpoint(path)
     except ValueError as error:
         raise ValueError(f"{error}, or remove it, and the run starts anew") from error
-    theirs = checkpoint["config"]
+    theirs, differing = checkpoint["config"], {}
     for name in dict.fromkeys((*config, *theirs)):  # a setting that is not used may be left out
         if name in NO_LONGER or (name in DATA and name not in theirs):
             continue
         their, own = as_json(theirs.get(name)), as_json(config.get(name))
-        if their == own:
-            continue
+        if their == own or (differing and (name == "list_sha256" or name in DATA)):
+            continue  # another list has other data, too
         if name == "list_sha256":
             raise ValueError(
                 f"the image list has changed since {path} was made: resume with the list it was "
@@ -146,9 +147,14 @@ def resume_run(
         if isinstance(their, dict) and isinstance(own, dict):  # name the options that differ
             names = [one for one in {**own, **their} if own.get(one) != their.get(one)]
             their, own = ({one: some.get(one) for one in names} for some in (their, own))
+        differing[name] = their, own
+    if differing:
+        few = list(differing.items())[:_SHOWN]
+        was = ", ".join(f"{name} = {their!r}" for name, (their, _) in few)
+        has = ", ".join(f"{name} = {own!r}" for name, (_, own) in few)
         raise ValueError(
-            f"{path} was made with {name} = {their}, this run has {own}: use the same settings to "
-            "resume, or another --out"
+            f"{path} was made with {was}, this run has {has}: use the same settings to resume, or "
+            "another --out"
         )
     if checkpoint["step"] > config.get("steps", LARGEST_INT):
         raise ValueError(
