@@ -51,7 +51,14 @@ class Fbr(NroiContrast, Ppc):
 
     recipe = dataclasses.replace(
         Ppc.recipe.gated(),
-        short_options={**Ppc.recipe.short_options, "pseudo_source": "cam"},
+        # TAP doubles the gradient of `cls`. Twice the weight of the saliency keeps EPS's balance
+        # under the limit that a short run sets on the gradient.
+        short_options={
+            **Ppc.recipe.short_options,
+            "pseudo_source": "cam",
+            "weight_sal": 2.0,
+            "weight_sal_refined": 2.0,
+        },
     )
     background_prototype = False
     released: Mapping[str, str] = {**Ppc.released, **_HEADS}

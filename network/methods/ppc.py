@@ -106,7 +106,9 @@ class Ppc(Eps):
         background_prototype: Whether the background has a prototype.
     """
 
-    recipe = dataclasses.replace(Eps.recipe, short_options={"bg_score": 0.22})
+    recipe = dataclasses.replace(
+        Eps.recipe, short_options={"bg_score": 0.22, "host_views": "first"}
+    )
     background_prototype = True
     released: Mapping[str, str] = {
         **Eps.released,
