@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import torch
 from conftest import write_voc
 from PIL import Image
-from runs import SMALL, run
+from runs import REPOSITORY, SMALL, environment, run
 
 from data.catalog import open_catalog
 from network.predict.choose import chosen_classes
@@ -432,3 +435,18 @@ def test_masks_are_not_written_among_the_cams(data, tmp_path) -> None:
     same = tmp_path / "x" / ".."
     line = refusal("crf_postprocess.py", *data, "--cam-dir", tmp_path, "--out", same)
     assert "is the folder of the CAMs: choose another" in line
+
+
+@pytest.mark.parametrize("program", ["tool.report.gate", "data.check"])
+def test_a_reader_that_goes_away_is_no_error(program: str, folder_root: Path) -> None:
+    """As behind `| head`."""
+    flags = sorted(map(str, (REPOSITORY / "docs/results/gate/voc6").glob("*.json")))
+    if program == "data.check":
+        flags = ["--dataset", "folder", "--root", str(folder_root), "--list", "train"]
+    command = [sys.executable, "-u", "-m", program, *flags]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=REPOSITORY, env=environment(), **pipes) as process:
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 128 + signal.SIGPIPE, said
+    assert "rror" not in said

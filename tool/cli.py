@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import importlib.util
 import os
 import platform
+import select
 import signal
 import sys
 import threading
@@ -188,11 +190,33 @@ def run_stage(main: Callable[[Sequence[str] | None], int | None]) -> NoReturn:
     sys.exit(status)
 
 
+def _reader_is_gone() -> bool:
+    """Print what is still to be printed; return whether nobody reads it, as behind `| head`."""
+    if sys.stdout is None:  # as behind `>&-`
+        return False
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file, as in tests
+        return False
+    look = select.poll()
+    look.register(output, 0)
+    gone = any(events & (select.POLLERR | select.POLLHUP) for _, events in look.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python flushes once more at its end
+    return gone
+
+
 def _status_of(main: Callable[[Sequence[str] | None], int | None], command: str) -> int:
     """Run `main`; return the exit status, 2 after a line that says what a user can mend."""
     try:
-        return main(None) or 0
+        status = main(None) or 0
+        _reader_is_gone()
+        return status
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 128 + signal.SIGPIPE  # as if the signal had ended it
         limit = limit_of(error)
         if limit is None and not isinstance(error, USER_ERRORS):
             raise

@@ -127,7 +127,8 @@ def resume_run(
         checkpoint = load_checkpoint(path)
     except ValueError as error:
         raise ValueError(f"{error}, or remove it, and the run starts anew") from error
-    theirs, differing = checkpoint["config"], {}
+    theirs = checkpoint["config"]
+    differing: dict[str, tuple[Any, Any]] = {}  # name -> the values of the checkpoint and the run
     for name in dict.fromkeys((*config, *theirs)):  # a setting that is not used may be left out
         if name in NO_LONGER or (name in DATA and name not in theirs):
             continue
