@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sets up, then runs the linter, the type checker and the tests.
 #
-#   bash scripts/run_tests.sh            the quick tier: about 10 minutes on two cores
-#   bash scripts/run_tests.sh --all      all, about 50 minutes: also kills, whole scripts, the benchmarks' command for a GPU
+#   bash scripts/run_tests.sh            the quick tier: about 8 minutes on two cores
+#   bash scripts/run_tests.sh --all      all, about 30 minutes: also kills, whole scripts, the benchmarks' command for a GPU
 #
 # Further arguments go to pytest. TEST_PROCESSES=1 runs the tests in one process; the default is one per core.
 set -euo pipefail
