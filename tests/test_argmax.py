@@ -142,6 +142,7 @@ def test_an_error_of_a_writer_ends_the_run(folder_root, tmp_path, monkeypatch) -
     assert not files(tmp_path / "x")
 
 
+@pytest.mark.slow
 def test_two_ranks_write_what_one_writes(folder_root, tmp_path) -> None:
     flags = given("cam", folder_root, tmp_path)
     infer(flags, "--argmax", tmp_path / "one")

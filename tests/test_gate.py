@@ -397,6 +397,7 @@ def test_stage_2_gates_and_a_restart_gives_the_same_bytes(trained, folder_root, 
     assert_refused(run("infer_cam.py", *both, "--gate", "none"), "--keep-plain")
 
 
+@pytest.mark.slow
 def test_ranks_give_the_same_bytes(trained, folder_root, tmp_path) -> None:
     assert run("infer_cam.py", *flags(trained, folder_root, tmp_path / "one")).returncode == 0
     regions = (trained / "nroi.npz").read_bytes()

@@ -100,6 +100,7 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: 
         assert difference <= tolerance * largest + 1e-7, (name, difference, largest)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", METHODS)
 def test_ranks_change_nothing(name: str, shared_results: dict[str, dict[str, Any]]) -> None:

@@ -65,7 +65,10 @@ def uninterrupted(tmp_path_factory, folder_root) -> dict:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(("workers", "kill_at"), [(0, 1), (1, 3), (2, 4)])
+@pytest.mark.parametrize(
+    ("workers", "kill_at"),
+    [(0, 1), *(pytest.param(*some, marks=pytest.mark.slow) for some in ((1, 3), (2, 4)))],
+)
 def test_killed_and_resumed_ends_bit_equal(
     workers, kill_at, uninterrupted, folder_root, tmp_path
 ) -> None:
