@@ -125,6 +125,30 @@ def test_pth(what: str, zipped: bool, tmp_path) -> None:
         load_tensors(path)
 
 
+def wrong_checksum(content: bytes) -> bytes:
+    """Change the checksum of every entry in the directory of a zip file."""
+    parts = content.split(b"PK\1\2")
+    return b"PK\1\2".join([parts[0], *(p[:12] + bytes([p[12] ^ 1]) + p[13:] for p in parts[1:])])
+
+
+def two_pickles(content: bytes) -> bytes:
+    """Add a second pickle, harmless, in a folder of its own."""
+    file = io.BytesIO(content)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("other/data.pkl", pickle.dumps({}, 2))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("damage", [wrong_checksum, two_pickles])
+def test_pth_that_zipfile_reads_otherwise_than_torch(damage: Any, tmp_path, monkeypatch) -> None:
+    """torch compares no checksums. What is not checked first is not loaded."""
+    path = saved(PTH["a bytearray"](), tmp_path / "bomb.pth", zipped=True)
+    path.write_bytes(damage(path.read_bytes()))
+    monkeypatch.setattr("tool.formats.checkpoint.load_weights_only", lambda _: pytest.fail("read"))
+    with pytest.raises(ValueError, match=r"bomb\.pth"):
+        load_tensors(path)
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pth_with_bytes_is_read(zipped: bool, tmp_path) -> None:
     content = {"w": torch.arange(3.0), "b": b"\xff" * 50, "a": bytearray(b"xyz"), "t": ((1, 2), 3)}

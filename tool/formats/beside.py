@@ -78,14 +78,17 @@ def check_memory(path: Path) -> None:
 
     Raises:
         CostError: They do; see `check_calls`.
+        ValueError: It is a zip file whose pickle cannot be found or read. torch might read it,
+            because it compares no checksums.
     """
     limit = _BYTES_PER_BYTE * path.stat().st_size
     with open(path, "rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"  # how torch tells the new form from the old one
         file.seek(0)
-        with contextlib.suppress(ValueError):  # no archive of torch, which torch itself says
+        pickles = _pickle_of(file) if zipped else file
+        with contextlib.suppress(ValueError):  # no pickle, which torch itself says
             for _ in range(1 if zipped else _LEGACY_PICKLES):
-                check_calls(_pickle_of(file) if zipped else file, limit)
+                check_calls(pickles, limit)
 
 
 def _protocol_of(path: Path) -> int | None:
