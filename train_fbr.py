@@ -138,12 +138,7 @@ def train(command: Command, device: torch.device) -> int:
     catalog, images = open_images(command)
     steps = command.recipe.steps_for(len(images.all_ids))
     recipe = dataclasses.replace(command.recipe, steps=steps, epochs=None)
-    warn_of_warmup(recipe)
-    if recipe.batch_size > len(images.ids):
-        dist.print_once(
-            f"note: --batch-size {recipe.batch_size} is more than the {len(images.ids)} images, so "
-            "a batch has some of them twice"
-        )
+    warn_of_recipe(recipe, len(images.ids))
     config = run_config(command, recipe, catalog, images)
     method = build_method(config)
     check_squares(method.backbone, (recipe.crop, recipe.crop), "--crop")
@@ -209,8 +204,18 @@ def train(command: Command, device: torch.device) -> int:
     return 0
 
 
-def warn_of_warmup(recipe: Recipe) -> None:
-    """Print a warning if the learning rate rises for the whole run."""
+def warn_of_recipe(recipe: Recipe, images: int) -> None:
+    """Print a warning if the learning rate rises for the whole run, or if images are few.
+
+    Args:
+        recipe: The recipe.
+        images: Number of images to train on.
+    """
+    if recipe.batch_size > images:
+        dist.print_once(
+            f"note: --batch-size {recipe.batch_size} is more than the {images} images, so a batch "
+            "has images more than once"
+        )
     if recipe.warmup >= recipe.steps and recipe.warmup > 1 and dist.is_main():
         print(
             f"warning: --warmup {recipe.warmup} is not shorter than the run of {recipe.steps} "

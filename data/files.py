@@ -60,16 +60,20 @@ def find_file(
         if found:
             return Path(found[0])
     hint = _why_missing(folders, image_id, suffixes)
-    stem = image_id if not hint else image_id.removesuffix(suffixes[0])
-    first = folders[0] / f"{stem}{suffixes[0]}"
+    first = folders[0] / f"{without_suffix(image_id)}{suffixes[0]}"
     raise FileNotFoundError(f"{what} of {image_id!r} does not exist{hint}: {first} ({flag})")
+
+
+def without_suffix(name: str) -> str:
+    """Return a file name without the suffix of an image, if it has one."""
+    suffix = next((end for end in IMAGE_SUFFIXES if name.endswith(end)), "")
+    return name.removesuffix(suffix)
 
 
 def _why_missing(folders: list[Path], image_id: str, suffixes: tuple[str, ...]) -> str:
     """Return what a message says if an id is written in a wrong way, or its file is unreadable."""
-    ending = next((end for end in IMAGE_SUFFIXES if image_id.endswith(end)), None)
-    if ending is not None:
-        stem = image_id.removesuffix(ending)
+    stem = without_suffix(image_id)
+    if stem != image_id:
         if any(_files_of(folder, stem, suffixes) for folder in folders):
             return ": drop the suffix, an image id has none"
         return f", and neither does that of {stem!r}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from data.files import IMAGE_SUFFIXES
+from data.files import without_suffix
 
 _NUMBER = re.compile(r"\s+-?\d+$")  # a class after the id, or 1 or -1 for one class
 _DIGITS = 12  # of the longest number that is an id: COCO's
@@ -63,9 +63,3 @@ def _below(name: str, folders: Sequence[str], begin: str = "") -> str | None:
     ahead = (f"{begin}{folder}/" for folder in folders if folder != ".")
     found = next((one for one in ahead if name.startswith(one)), None)
     return None if found is None else name.removeprefix(found)
-
-
-def without_suffix(name: str) -> str:
-    """Return a file name without the suffix of an image, if it has one."""
-    suffix = next((end for end in IMAGE_SUFFIXES if name.endswith(end)), "")
-    return name.removesuffix(suffix)

@@ -188,6 +188,12 @@ def test_a_flag_wins_over_the_short_recipe() -> None:
 
 def test_short_options_are_defaults_of_a_short_run_only() -> None:
     assert find_method("irn").recipe.short_options == {"pad": 224}
+    # docs/terms.md: the second view of a short run is too coarse, and TAP doubles `cls`.
+    assert find_method("ppc").recipe.short_options == {"bg_score": 0.22, "host_views": "first"}
+    saliency = {"weight_sal": 2.0, "weight_sal_refined": 2.0}
+    own = saliency | {"pseudo_source": "cam", "bg_score": 0.22, "host_views": "first"}
+    assert find_method("fbr").recipe.short_options == own
+    assert not find_method("eps").recipe.short_options
     assert flags_of("irn").options["pad"] == 512
     assert flags_of("irn", "--short").options["pad"] == 224
     assert flags_of("irn", "--short", "--pad", "0").options["pad"] == 0
