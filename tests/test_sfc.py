@@ -151,6 +151,10 @@ def reference_losses(method: Method, batch: dict) -> dict[str, Tensor]:
             parts = []
             for layer, name in zip(method.side.layers, method.side.names, strict=True):
                 one = layer(taps[name].detach())
+                if config.centred:
+                    valid = F.adaptive_avg_pool2d(batch["valid"][n].float(), one.shape[-2:])
+                    kept = one.flatten(2)[0][:, (valid >= 0.5).flatten()]
+                    one = one - kept.mean(dim=1)[:, None, None]
                 one = one / (one.norm(dim=1, keepdim=True) + 1e-5)
                 parts.append(F.interpolate(one, (cells, cells), mode="bilinear")[0])
             feature = torch.cat(parts)  # (D, h, w)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from network.backbones import AFFINITY, Tap
 from network.calibration.maps import unit_features
-from network.losses import full_precision, resize
+from network.losses import full_precision, image_cells, resize
 from network.pixel_correlation import mean_of_cells, pixel_affinity
 
 WIDTHS = (128, 128, 256, 256)  # channels to which the last four taps are projected, shallow first
@@ -25,14 +25,19 @@ class SideFeatures(nn.Module):
 
     Args:
         taps: All taps of a backbone, shallow first, `high` last. A tap of affinities is ignored.
+        centred: Whether to subtract the mean of the image's cells from each cell of a projection.
+            The taps are not negative, so all cells have a large part in common. If it is not
+            subtracted, untrained projections find any two cells alike, and the CAM of every
+            prototype covers the whole image.
 
     Attributes:
         names: The taps that are projected.
         width: Number of channels of the result.
     """
 
-    def __init__(self, taps: Mapping[str, Tap]) -> None:
+    def __init__(self, taps: Mapping[str, Tap], *, centred: bool = False) -> None:
         super().__init__()
+        self.centred = centred
         self.names = tuple(name for name in taps if name != AFFINITY)[-len(WIDTHS) :]
         widths = WIDTHS[-len(self.names) :]
         self.width = sum(widths)
@@ -41,20 +46,25 @@ class SideFeatures(nn.Module):
             for name, width in zip(self.names, widths, strict=True)
         )
 
-    def forward(self, taps: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, taps: Mapping[str, Tensor], valid: Tensor | None = None) -> Tensor:
         """Compute the side features of images.
 
         Args:
             taps: (N, D, h, w) each, of which at least `names`; get no gradient.
+            valid: (N, 1, H, W) bool, False on padding, which does not count in the mean that
+                `centred` subtracts. None if there is no padding.
 
         Returns:
             (N, width, h, w) on the cells of `high`. Each tap's projection is normalised per cell.
         """
         size = taps["high"].shape[-2:]
-        parts = [
-            resize(unit_features(layer(taps[name].detach()).float()), size)
-            for name, layer in zip(self.names, self.layers, strict=True)
-        ]
+        parts = []
+        for name, layer in zip(self.names, self.layers, strict=True):
+            part = layer(taps[name].detach()).float()
+            if self.centred:
+                inside = None if valid is None else image_cells(valid, part.shape[-2:]).float()
+                part = part - mean_of_cells(part, inside)
+            parts.append(resize(unit_features(part), size))
         return torch.cat(parts, dim=1)
 
 

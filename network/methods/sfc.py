@@ -114,9 +114,10 @@ class Sfc(Cam):
                 CAM.
             weight_views: Weight of the distance between the CAMs of an image and of its half size.
             bg_factor: Factor on the background when cells are chosen for the prototypes.
-            centred: Subtract the mean of the image from each cell before the pixel correlation
-                compares cells. A short run needs it: until the layer is trained, which takes the
-                paper thousands of steps, all cells of an image look alike.
+            centred: Subtract the mean of the image from each cell before cells are compared, in
+                the pixel correlation and with prototypes. A short run needs it: until the layers
+                are trained, which takes the paper thousands of steps, all cells of an image look
+                alike.
             label_first: Mask absent classes before anything else is done with the CAM. In the
                 release they lower the background, and win cells in inference.
             bank_draws: Number of images that the bank adds to each batch, over all ranks; 0 for
@@ -161,7 +162,7 @@ class Sfc(Cam):
             raise ValueError(f"bank_side {config.bank_side} is not in 1..4096")
         channels = backbone.taps["high"].channels
         self.classifier = nn.Conv2d(channels, self.num_classes, 1, bias=False)
-        self.side = SideFeatures(backbone.maps)
+        self.side = SideFeatures(backbone.maps, centred=config.centred)
         self.correlation = DeepCorrelation(channels, centred=config.centred)
         self.bank = ImageBank(
             self.num_classes, config.bank_side, mean=backbone.mean, std=backbone.std
@@ -256,7 +257,7 @@ class Sfc(Cam):
         first = self.view(taps["high"], image, valid, label)
         half = aligned(image, tuple(max(1, side // 2) for side in image.shape[-2:]))
         second = self.view(self.backbone(half)["high"], half, valid, label)
-        side = self.side(taps)
+        side = self.side(taps, valid)
         self._metrics = {
             "bank": (self.bank.written > 0).float().mean(),
             "contrast": contrast_kept(first.refined[:, 1:], first.cam[:, 1:]),
