@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from method_cases import MIXED, first_steps, gradients, make_batch, make_method, of_inference
 from torch import Tensor
 
+from network.backbones import Tap
 from network.calibration.maps import (
     contrast_kept,
     distribution_coefficient,
@@ -16,7 +17,7 @@ from network.calibration.maps import (
     seed_cells,
     with_peaks,
 )
-from network.calibration.network import DeepCorrelation
+from network.calibration.network import DeepCorrelation, SideFeatures
 from network.methods import Method, find_method
 from network.pixel_correlation import mean_of_cells, pixel_affinity
 from tool.progress import Progress
@@ -251,9 +252,6 @@ def test_the_recipe_clips_and_decays_everything_that_trains() -> None:
 
 
 def test_five_taps_give_four_sides() -> None:
-    from network.backbones import Tap
-    from network.calibration.network import SideFeatures
-
     names = ("tap1", "tap2", "low", "mid", "high", "affinity")
     taps = {name: Tap(4, stride) for name, stride in zip(names, (4, 4, 8, 16, 16, 16), strict=True)}
     side = SideFeatures(taps)
@@ -341,6 +339,36 @@ def test_a_new_correlation_flattens_a_cam_unless_it_is_centred() -> None:
     for k in range(2):
         won = centred[0, k] > centred[0, 1 - k]
         assert torch.equal(won, inside == bool(k)), "object and ground each win their own cells"
+
+
+@torch.no_grad()
+def test_new_prototypes_cover_the_whole_image_unless_the_sides_are_centred() -> None:
+    cam, high, _ = an_object_on_a_ground()
+    valid = torch.ones(1, 1, 128, 128, dtype=torch.bool)
+    outside = []
+    for centred in (False, True):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            side = SideFeatures({"high": Tap(64, 16)}, centred=centred)
+        feature = side({"high": high}, valid)
+        own = prototype_cam(feature, cam)[0]
+        outside.append(own[1][cam[0, 1] == 0].mean())
+        if centred:
+            shifted = side({"high": high + 3}, valid)
+            assert torch.allclose(feature, shifted, atol=1e-4), "what all cells share"
+            assert torch.equal(own[1] > 0.5, cam[0, 1] == 1)
+    assert outside[0] > 0.3
+    assert outside[1] < 0.05
+
+
+@torch.no_grad()
+def test_padding_is_not_in_the_mean_of_a_side() -> None:
+    side = SideFeatures({"high": Tap(8, 16)}, centred=True)
+    high, valid = torch.rand(1, 8, 4, 4), torch.ones(1, 1, 64, 64, dtype=torch.bool)
+    valid[..., 32:] = False
+    whole = side({"high": high}, valid)[..., :2]
+    assert torch.allclose(whole, side({"high": high[..., :2]}), atol=1e-5)
+    assert not torch.allclose(whole, side({"high": high})[..., :2], atol=1e-2)
 
 
 def test_the_contrast_that_is_kept_is_a_mean_over_maps_that_vary() -> None:
