@@ -173,7 +173,8 @@ class PreviousOutputs:
             `seed` (h, w) int64 in 0..K and 255, and `cam` (C, h, w) float32, as in `class_cells`.
 
         Raises:
-            ValueError: As `read_mask` and `read_cam`.
+            ValueError: As `read_mask` and `read_cam`, or `inputs` names the label, and the CAM has
+                maps, but none of a class of the label.
         """
         found = {}
         if "seed" in inputs:
@@ -181,11 +182,25 @@ class PreviousOutputs:
             found["seed"] = torch.from_numpy(resized(seed, size)).long()
         if "cam" in inputs:
             cam = self.read_cam(image_id, size=whole, label=label, num_classes=num_classes)
+            if "label" in inputs:
+                self._check_label(image_id, cam, label())
             cells = strided_size(size, self.cam_stride)
             found["cam"] = class_cells(
                 cam, num_classes, cells, with_background=bool(self.with_background)
             )
         return found
+
+    def _check_label(self, image_id: str, cam: Cam, label: np.ndarray) -> None:
+        """Raise `ValueError` if a CAM has maps, but none of a class that the image shows."""
+        classes = cam.foreground().class_index
+        lacking = np.setdiff1d(np.flatnonzero(label) + 1, classes)
+        if classes.size and lacking.size:
+            path = spelled(self.folders["cam"], f"{image_id}.npy")
+            raise ValueError(
+                f"{path} has maps of the classes {', '.join(map(str, classes))} and none of class "
+                f"{lacking[0]}, which the image's label has: was it made with other labels, or "
+                "are its classes counted differently?"
+            )
 
     def read_mask(
         self, key: str, image_id: str, *, size: tuple[int, int], num_classes: int | None
