@@ -10,6 +10,8 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,8 +25,9 @@ from tool.crf.area import BINS, Areas, threshold_of
 from tool.crf.flags import CrfFlags, crf_settings
 from tool.crf.post import check_noted, max_side_of, post_of
 from tool.crf.stage import PostProcess
-from tool.files import locked
+from tool.files import locked, spelled
 from tool.flags import flag, parse_flags
+from tool.formats.cam import load_cam
 from tool.formats.predictions import require_files
 from tool.parallel import dist
 from tool.parallel.processes import default_workers, map_processes
@@ -71,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with dist.all_or_none():
             catalog, images = open_list(command.data)
             require_files(command.cam_dir, images.ids, ".npy", what="CAMs", stage="infer_cam.py")
+            warn_of_threshold(command, catalog, images.ids)
             counts = count_areas(command, catalog, images.ids)
         counts = dist.sum_over_ranks(counts)
         with dist.all_or_none():
@@ -86,6 +90,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         written = int(dist.sum_over_ranks(np.array(written)))
         if dist.is_main():
             print(f"{command.out}: {written} written, {len(image_ids) - written} were there")
+
+
+def warn_of_threshold(command: Command, catalog: Catalog, image_ids: Sequence[str]) -> None:
+    """Print a warning if --threshold has no effect: the first CAM with a class has a background."""
+    for image_id in image_ids if command.crf.threshold is not None and dist.is_main() else ():
+        path = spelled(command.cam_dir, f"{image_id}.npy")
+        cam = load_cam(path, label=functools.partial(catalog.label, image_id))
+        if not cam.class_index.size:
+            continue
+        if cam.has_background:
+            print(
+                f"warning: --threshold has no effect: the CAMs in {command.cam_dir} have a "
+                "background row, and the best row wins",
+                file=sys.stderr,
+            )
+        return
 
 
 def count_areas(command: Command, catalog: Catalog, image_ids: Sequence[str]) -> np.ndarray:

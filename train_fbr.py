@@ -473,7 +473,11 @@ def run_config(
         "jitter": None if recipe.jitter == command.method.recipe.jitter else recipe.jitter,
         "list_sha256": images.sha256,
         **data_hashes(
-            catalog, images.all_ids, command.method.inputs, with_masks=reads_truth(command)
+            catalog,
+            images.all_ids,
+            command.method.inputs,
+            with_masks=reads_truth(command),
+            previous=command.previous,
         ),
     }
 

@@ -32,13 +32,15 @@ from tool.formats.boundary import (
     CLASSES,
     FOREGROUND,
     OBJECT,
+    RULES,
     SALIENT,
     load_boundary,
     save_boundary,
 )
 from tool.formats.image import check_size
 from tool.formats.mask import UNKNOWN, is_whole
-from tool.formats.predictions import read_mask, require_files
+from tool.formats.predictions import read_mask
+from tool.infer.previous import PreviousOutputs
 from tool.parallel.processes import default_workers, map_processes
 from tool.provenance import claim, fingerprint
 from tool.ranges import AMOUNT, SIDE, SOME_WORKERS
@@ -102,9 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--out {out} is the folder of the seeds: choose another")
     catalog, images = open_list(command.data, saliency=command.saliency, who="--saliency")
     catalog.refuse_own(out, images.ids)
-    require_files(
-        seeds, images.ids, ".png", what="seeds", stage="crf_postprocess.py --cam-dir ... --seeds"
-    )
+    PreviousOutputs({"seed": seeds}).require(("seed",), images.ids)
     if command.saliency:
         catalog.require_saliency(images.ids)
     with locked(out):
@@ -158,7 +158,7 @@ class BoundaryWriter:
         if not self.with_saliency:
             rules = {name: rules[name] for name in ("window", "theta_s", "theta_d")}
         saliency = fingerprint(self.catalog.saliency_root) if self.with_saliency else None
-        return {"rules": rules, "seeds": fingerprint(self.seed_dir), "saliency": saliency}
+        return {RULES: rules, "seeds": fingerprint(self.seed_dir), "saliency": saliency}
 
 
 def boundary_label(seed: np.ndarray, saliency: np.ndarray | None, rules: Rules) -> np.ndarray:

@@ -6,19 +6,26 @@ with a copy of it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data.catalog import Catalog
-from tool.files import file_hash
+from tool.files import file_hash, spelled
+from tool.infer.previous import KINDS, PreviousOutputs
 from tool.parallel import dist
 from tool.parallel.processes import cores
 
 
 def data_hashes(
-    catalog: Catalog, image_ids: Sequence[str], inputs: Sequence[str], *, with_masks: bool = False
+    catalog: Catalog,
+    image_ids: Sequence[str],
+    inputs: Sequence[str],
+    *,
+    with_masks: bool = False,
+    previous: PreviousOutputs | None = None,
 ) -> dict[str, str]:
     """Return the hash of each kind of data that a run reads, by its name in the run's config.
 
@@ -30,6 +37,8 @@ def data_hashes(
             needs it will say so.
         inputs: The batch keys of the method.
         with_masks: The run reads the dataset's own masks.
+        previous: The folders of files of previous stages. Their notes do not tell whether somebody
+            has changed a file since.
     """
 
     def label(image_id: str) -> str:
@@ -51,7 +60,16 @@ def data_hashes(
         facts["saliency_sha256"] = saliency
     if with_masks:
         facts["truth_sha256"] = mask
+    for key, folder in (previous or PreviousOutputs()).folders.items():
+        if key in inputs and not (key == "mask" and with_masks):
+            kind = KINDS[key]
+            facts[f"{key}_files_sha256"] = functools.partial(_of_previous, folder, kind.suffix)
     return dist.on_main(lambda: {name: _hash_of(image_ids, one) for name, one in facts.items()})
+
+
+def _of_previous(folder: Path, suffix: str, image_id: str) -> str:
+    """Return the facts of the file of an image in a folder of a previous stage."""
+    return _of_file(image_id, lambda name: spelled(folder, f"{name}{suffix}"), file_hash)
 
 
 def _of_file(image_id: str, find: Callable[[str], Path], facts: Callable[[Path], str]) -> str:

@@ -11,6 +11,7 @@ if __name__ == "__main__":
     import tool.starting  # noqa: F401 - before all other imports
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from data.catalog import Catalog
 from data.readable import ListFlags, open_list
 from tool.bar import counted
 from tool.cli import run_stage
-from tool.files import first_few, locked
+from tool.files import first_few, locked, spelled
 from tool.flags import flag, parse_flags
 from tool.formats.coco_masks import load_coco
 from tool.formats.cvat import CvatMasks
 from tool.formats.labelme import load_labelme
 from tool.formats.mask import save_mask
+from tool.formats.predictions import foreground_warning
 from tool.infer.previous import PreviousOutputs
 from tool.provenance import MADE_FROM, claim, fingerprint
 
@@ -82,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         made_from["rest"] = fingerprint(command.rest)
     with locked(command.out):
         claim(command.out, made_from)
-        missing = []
+        missing, written = [], []
         for image_id in counted(images.ids, len(images.ids), "masks", unit="image"):
             width, height = catalog.image_size(image_id)
             mask = read(image_id, (height, width))
@@ -97,18 +99,27 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f"{command.source}: the mask of {image_id} has {mask.shape} pixels, its image "
                     f"{(height, width)}"
                 )
-            save_mask(command.out / f"{image_id}.png", mask)
+            written.append(command.out / f"{image_id}.png")
+            save_mask(written[-1], mask)
     if missing and rest is None:
         raise FileNotFoundError(
             f"{command.source} has no mask of {len(missing)} of {len(images.ids)} images "
             f"({first_few(missing)}): --rest FOLDER takes theirs from there; the others are written"
         )
+    if warning := foreground_warning(written, "masks"):
+        print(warning, file=sys.stderr)
     corrected = len(images.ids) - len(missing)
     print(f"{corrected} corrected masks and {len(missing)} of --rest in {command.out}")
 
 
 def _coco(source: Path, catalog: Catalog) -> Read:
     found = load_coco(source, catalog.class_names)
+    short = {name: sum(one.short_polygons) for name, one in found.items() if one.short_polygons}
+    if short:
+        print(
+            f"{source}: left out polygons of fewer than three points: {sum(short.values())}, of "
+            f"{first_few(list(short))}"
+        )
 
     def read(image_id: str, size: tuple[int, int]) -> np.ndarray | None:
         return found[image_id].mask() if image_id in found else None
@@ -118,7 +129,7 @@ def _coco(source: Path, catalog: Catalog) -> Read:
 
 def _labelme(source: Path, catalog: Catalog) -> Read:
     def read(image_id: str, size: tuple[int, int]) -> np.ndarray | None:
-        path = source / f"{image_id}.json"
+        path = spelled(source, f"{image_id}.json")
         return load_labelme(path, catalog.class_names, size) if path.is_file() else None
 
     return read

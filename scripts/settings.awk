@@ -1,15 +1,18 @@
 # Reads the text of all scripts for scripts/settings.sh, and tells which settings a script reads, and which are not read.
 # Input: the scripts, then, for task=warn, the names in the environment. Variables: task, list or warn; script, the name of
 # the script; extra, words that are settings of it too.
-FNR == 1 { file = FILENAME; sub(/.*\//, "", file); is_script = file ~ /\.sh$/ }
+FNR == 1 { file = FILENAME; sub(/.*\//, "", file); is_script = file ~ /\.sh$/; inside = "" }
 
 is_script {
   sub(/^ *#.*/, ""); sub(/ # .*/, "")
   if (match($0, /^source scripts\/[a-z_]+\.sh$/)) parts[file] = parts[file] " " substr($0, 16)
   if (match($0, /^calls="[a-z_.]+"$/)) calls[file] = substr($0, 8, RLENGTH - 8)
+  # A part's function reads its settings in the scripts that call it. Of a file, `inside` is the function that a line is in.
+  if (match($0, /^[a-z_]+\(\) *[{]/)) { inside = substr($0, 1, index($0, "(") - 1); functions[file, inside] = 1 }
+  for (line = $0; match(line, /[a-z_]+/); line = substr(line, RSTART + RLENGTH)) words[file, substr(line, RSTART, RLENGTH)] = 1
   for (line = $0; match(line, /[$][{][A-Z][A-Z_]*:[-+?]/); line = substr(line, RSTART + RLENGTH)) {
     name = substr(line, RSTART + 2, RLENGTH - 4)
-    if (name != "PYTHON_READY") { reads[file, name] = 1; all[name] = 1 }
+    if (name != "PYTHON_READY") { reads[file, name] = 1; all[name] = 1; readers[file, name, inside] = 1 }
   }
   for (line = $0; match(line, /(^|[ ;(])[A-Z][A-Z_]*=/); line = substr(line, RSTART + RLENGTH)) {
     name = substr(line, RSTART, RLENGTH - 1)
@@ -17,13 +20,20 @@ is_script {
     sets[file, name] = 1
   }
   files[file] = 1
+  if ($0 ~ /^[}]/ || $0 ~ /^[a-z_]+\(\) *[{].*[}] *$/) inside = ""
   next
 }
 
-function reads_itself(file, name,   list, n, i) {
+function reads_itself(file, name,   list, n, i, key, part) {
   if ((file, name) in reads) return 1
   n = split(parts[file], list, " ")
-  for (i = 1; i <= n; i++) if ((list[i], name) in reads) return 1
+  for (i = 1; i <= n; i++) {
+    if ((list[i], name, "") in readers) return 1
+    for (key in functions) {
+      split(key, part, SUBSEP)
+      if (part[1] == list[i] && (list[i], name, part[2]) in readers && (file, part[2]) in words) return 1
+    }
+  }
   return 0
 }
 function holds(file, name) {  # whether the script or one that it calls takes the setting from the user
@@ -65,7 +75,7 @@ function is_close(name, setting,   one, two) {
 function hint_of(name,   setting, near, flags) {
   for (setting in known) {
     if (setting !~ /^(PYTHON|NEWEST|OMP_|SLURM_)/ && is_close(name, setting)) near = near (near ? " or " : "") setting
-    if (setting ~ /^(TRAIN|CAM|AMN|SFC|BOUNDARY|IRN)_FLAGS$/) flags = flags (flags ? " or " : "") setting
+    if (setting ~ /^(TRAIN|CAM|AMN|SFC|BOUNDARY|IRN|TRANSCAM|BAO)_FLAGS$/) flags = flags (flags ? " or " : "") setting
   }
   if (near) return ": is " near " meant?"
   return flags && name ~ FLAGS ? ": it is a flag of train_fbr.py, give it in " flags : ""

@@ -24,6 +24,7 @@ from tool.formats.boundary import (
     load_boundary,
 )
 from tool.formats.mask import UNKNOWN, load_mask, save_mask
+from tool.infer.previous import PreviousOutputs
 
 RULES = Rules()
 S, D = Fraction("0.3"), Fraction("0.1")
@@ -233,3 +234,33 @@ def test_refusals(seeds: Path, tmp_path: Path) -> None:
     assert_refused(labels(seeds, tmp_path / "p"), "a1.png", "class 4")
     (seeds.parent / "dataset" / "saliency" / "d6.png").unlink()
     assert_refused(labels(seeds, tmp_path / "s", "--saliency"), "d6", "--saliency-root")
+
+
+def test_seeds_and_boundary_labels_do_not_pass_for_each_other(seeds, tmp_path, capsys) -> None:
+    """With few classes the values of one are values of the other; the folder's note tells."""
+    assert labels(seeds, tmp_path / "boundary").returncode == 0
+    given = {"boundary": tmp_path / "boundary", "seed": seeds, "mask": seeds}
+    for key, folder in given.items():
+        PreviousOutputs({key: folder}).require((key,), FOLDER_IMAGES)
+    assert not capsys.readouterr().err
+    note = {"preset": "label50", "seed": [0.3, 0.07]}
+    (seeds / "crf.json").write_text(json.dumps(note))
+    for key in given:
+        other = seeds if key == "boundary" else tmp_path / "boundary"
+        with pytest.raises(ValueError, match=f"{other.name} has .*, not .*: give the folder"):
+            PreviousOutputs({key: other}).require((key,), FOLDER_IMAGES)
+    again = labels(tmp_path / "boundary", tmp_path / "o")
+    assert_refused(again, "has boundary labels, not seeds", "crf_postprocess.py")
+
+
+def test_labels_without_the_inside_of_an_object_are_warned_about(seeds, tmp_path, capsys) -> None:
+    """Such are masks of few classes whose folder has no note, and labels of empty seeds."""
+    words = f"in {seeds} have no pixel inside an object"
+    PreviousOutputs({"boundary": seeds}).require(("boundary",), FOLDER_IMAGES)
+    assert words in capsys.readouterr().err
+    for path in seeds.glob("*.png"):
+        save_mask(path, np.zeros_like(load_mask(path)))
+    result = labels(seeds, tmp_path / "empty")
+    assert f"warning: the seeds in {seeds} have no pixel of a class" in result.stderr
+    PreviousOutputs({"boundary": tmp_path / "empty"}).require(("boundary",), FOLDER_IMAGES)
+    assert words.replace(str(seeds), str(tmp_path / "empty")) in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -279,6 +280,63 @@ def test_a_json_file_without_shapes_is_named(tmp_path: Path, content: str) -> No
         load_labelme(path, ("red", "green"), (20, 30))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_names_in_decomposed_unicode_are_found(layout: str, folder_dataset, tmp_path) -> None:
+    """As macOS writes them into a folder or an archive."""
+    name, decomposed = (unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD"))
+    for folder, suffix in (("images", ".jpg"), ("masks", ".png")):
+        path = folder_dataset / folder / f"a1{suffix}"
+        path.rename(path.with_stem(name))
+    (folder_dataset / "lists" / "train.txt").write_text(f"{name}\nd6\n")
+    source, truth = tmp_path / LAYOUTS[layout], folder_dataset / "masks"
+    assert there(layout, folder_dataset, truth, source).returncode == 0
+    if layout == "labelme":
+        (source / f"{name}.json").rename(source / f"{decomposed}.json")
+    elif layout == "coco":
+        text = json.dumps(json.loads(source.read_text()), ensure_ascii=False)
+        source.write_text(text.replace(name, decomposed))
+    else:
+        with zipfile.ZipFile(source) as archive:
+            members = {one: archive.read(one) for one in archive.namelist()}
+        with zipfile.ZipFile(source, "w") as archive:
+            for one, content in members.items():
+                archive.writestr(one.replace(name, decomposed), content)
+    result = back(layout, source, folder_dataset, tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert np.array_equal(
+        load_mask(tmp_path / "out" / f"{name}.png"), load_mask(truth / f"{name}.png")
+    )
+
+
+def test_short_polygons_are_counted_and_masks_without_a_class_warned_about(
+    folder_root, tmp_path
+) -> None:
+    catalog, path = open_catalog("folder", folder_root), tmp_path / "masks.json"
+    images = []
+    for number, image_id in enumerate(catalog.ids("train")):
+        width, height = catalog.image_size(image_id)
+        images.append({"id": number, "file_name": f"{image_id}.jpg"})
+        images[-1] |= {"height": height, "width": width}
+    document = {
+        "categories": [{"id": 7, "name": catalog.class_names[0]}],
+        "images": images,
+        "annotations": [
+            {"id": 1, "image_id": 0, "category_id": 7, "segmentation": [[1, 1, 9, 9], [2, 2]]}
+        ],
+    }
+    path.write_text(json.dumps(document))
+    result = back("coco", path, folder_root, tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert f"{path}: left out polygons of fewer than three points: 2, of a1" in result.stdout
+    assert f"the masks in {tmp_path / 'out'} have no pixel of a class" in result.stderr
+    document["annotations"][0]["segmentation"] = [[1, 1, 9, 1, 9, 9, 1, 9]]
+    path.write_text(json.dumps(document))
+    again = back("coco", path, folder_root, tmp_path / "out")
+    assert again.returncode == 0
+    assert "left out" not in again.stdout
+    assert "no pixel" not in again.stderr
+
+
 COCO_FILE = {
     "categories": [{"id": 7, "name": "circle"}],
     "images": [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 6}],
@@ -295,6 +353,10 @@ COCO_FILE = {
         ({"categories": [{"id": 7, "name": "zebra"}]}, "'zebra' is none of"),
         ({"images": [{"id": 1, "file_name": "a.jpg", "height": -4, "width": 6}]}, "an image"),
         ({"images": COCO_FILE["images"] * 2}, "comes twice"),
+        (
+            {"categories": [{"id": 7, "name": "disc"}, {"id": 7, "name": "square"}]},
+            "two categories have the number 7",
+        ),
         ({"annotations": [{"id": 1, "image_id": 9, "category_id": 7}]}, "is missing"),
         ({"annotations": [{"id": 1, "image_id": 1, "category_id": 7}]}, "bad segmentation"),
     ],
@@ -328,7 +390,7 @@ def test_bad_zip_files_are_one_line(folder_root, masks, tmp_path) -> None:
         ("labelmap.txt", labels, "does not name the colour (128, 0, 0)"),
         ("labelmap.txt", b"zebra:1,2,3::", "'zebra' is none of"),
         ("labelmap.txt", b"background::", "has no colour"),
-        (image, b"no png", "no mask that can be read"),
+        (image, b"no png", "no mask that can be read: it is no PNG"),
     ):
         assert_refused(back("cvat", changed(**{member: content}), folder_root, out), words)
     path.write_bytes(whole[:-30])

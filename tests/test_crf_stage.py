@@ -101,6 +101,20 @@ def share_of_foreground(masks: dict[str, np.ndarray]) -> float:
     return sum(int(((mask > 0) & (mask < 255)).sum()) for mask in masks.values()) / known
 
 
+def test_a_threshold_without_effect_is_warned_about(
+    folder_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "--threshold has no effect: the CAMs in"
+    write_cams(folder_dataset)
+    run(folder_dataset, tmp_path / "plain", "--threshold", 0.45)
+    assert words not in capsys.readouterr().err
+    write_cams(folder_dataset, background=0.3)
+    run(folder_dataset, tmp_path / "crf")
+    assert words not in capsys.readouterr().err
+    run(folder_dataset, tmp_path / "best", "--threshold", 0.45)
+    assert words in capsys.readouterr().err
+
+
 def test_a_threshold_is_found_by_the_area_of_other_masks(
     folder_dataset: Path, tmp_path: Path
 ) -> None:

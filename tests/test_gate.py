@@ -630,6 +630,20 @@ def test_a_folder_of_foreign_cams_is_not_an_output(weights, trained, folder_root
     assert content(tmp_path / "plain") == before
 
 
+def test_foreign_cams_of_other_classes_are_refused(weights, folder_root, tmp_path) -> None:
+    """Such as keys that count from 1: the gated map of the image's class would be 0 everywhere."""
+    for image_id, (classes, (width, height), _) in FOLDER_IMAGES.items():
+        values = [FOLDER_CLASSES.index(name) for name in classes]
+        keys = [1] if image_id == "a1" else values
+        maps = np.random.default_rng(0).random((len(keys), height, width)).astype(np.float32)
+        (tmp_path / "cams").mkdir(exist_ok=True)
+        content = {"keys": np.array(keys, np.int64), "cam": 0, "high_res": maps}
+        np.save(tmp_path / "cams" / f"{image_id}.npy", np.array(content, dtype=object))
+    result = gate_alone(tmp_path / "cams", folder_root, tmp_path / "gated", weights)
+    words = ("a1.npy has maps of the classes 2 and none of class 1", "other labels")
+    assert_refused(result, *words)
+
+
 def test_a_background_row_of_foreign_cams_stays(weights, folder_root, tmp_path) -> None:
     """As in SIPE's and AMN's files; the gate then lowers classes only."""
     for image_id, (classes, (width, height), _) in FOLDER_IMAGES.items():

@@ -13,8 +13,10 @@ from PIL import Image
 from runs import assert_refused, run, train_flags
 
 from data.catalog import open_catalog
+from data.fields import TRUTH
 from data.identity import data_hashes
 from tool.formats.checkpoint import load_checkpoint, save_checkpoint
+from tool.infer.previous import PreviousOutputs
 from tool.train.run_directory import DATA
 
 
@@ -49,21 +51,29 @@ CHANGES = {
     "saliency_sha256": change_pixel("saliency"),
     "truth_sha256": change_pixel("masks"),
 }
-INPUTS = ("image", "label", "saliency", "mask")
+PREVIOUS = ("seed", "cam", "boundary")  # in folders of the dataset's root, for these tests
+CHANGES |= {f"{key}_files_sha256": change_pixel(key) for key in ("seed", "boundary")}
+INPUTS = ("image", "label", "saliency", "mask", *PREVIOUS)
 
 
-def hashes(root: Path, **settings: bool) -> dict[str, str]:
+def hashes(root: Path) -> dict[str, str]:
+    """Of the dataset's own masks, which are the seeds and the boundary labels, too."""
     catalog = open_catalog("folder", root)
-    return data_hashes(catalog, catalog.ids("train"), INPUTS, **{"with_masks": True, **settings})
+    for key in PREVIOUS:
+        if not (root / key).exists():
+            shutil.copytree(root / "masks", root / key)
+    previous = PreviousOutputs({"mask": TRUTH, **{key: root / key for key in PREVIOUS}})
+    ids = catalog.ids("train")
+    return data_hashes(catalog, ids, INPUTS, with_masks=True, previous=previous)
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_each_hash_says_what_changed(folder_dataset: Path, name: str) -> None:
     before = hashes(folder_dataset)
-    assert before.keys() == DATA.keys()
+    assert before.keys() == DATA.keys() - {"mask_files_sha256"}  # they are the dataset's own
     CHANGES[name](folder_dataset)
     after = hashes(folder_dataset)
-    assert [key for key in DATA if before[key] != after[key]] == [name]
+    assert [key for key in before if before[key] != after[key]] == [name]
 
 
 def test_dates_and_places_do_not_count(folder_dataset: Path, tmp_path: Path) -> None:
@@ -91,6 +101,21 @@ def test_other_data_do_not_resume(tmp_path: Path, name: str) -> None:
     CHANGES[name](root)
     assert_refused(run("train_fbr.py", *flags), f"the {DATA[name]} of the list have changed")
     assert (out / "checkpoint.pth").read_bytes() == before
+
+
+@pytest.mark.parametrize(("method", "key"), [("deeplab2", "mask"), ("amn", "seed")])
+def test_files_that_somebody_has_changed_do_not_resume(method, key, tmp_path: Path) -> None:
+    """Such as masks corrected by hand: the note in their folder is the same as before."""
+    root, out, folder = write_folder(tmp_path / "data"), tmp_path / "out", tmp_path / "files"
+    shutil.copytree(root / "masks", folder / "masks")
+    folder = folder / "masks"
+    (folder / "made_from.json").write_text('{"layout": "labelme"}')
+    flags = [*train_flags(root, out, method=method, steps=1), f"--{key}-dir", folder]
+    assert run("train_fbr.py", *flags).returncode == 0
+    assert "complete" in run("train_fbr.py", *flags).stdout
+    change_pixel("masks")(folder.parent)
+    refused = run("train_fbr.py", *flags)
+    assert_refused(refused, f"the {key}s (--{key}-dir) of the list have changed", "another --out")
 
 
 def test_a_checkpoint_of_an_older_version_goes_on(folder_root: Path, tmp_path: Path) -> None:

@@ -166,6 +166,14 @@ def test_what_several_photographs_cannot_have_is_one_line(folder_root, tmp_path)
     assert not out.exists(), "nothing before everything is there"
 
 
+def test_a_folder_that_is_not_read_is_warned_about(folder_root, tmp_path) -> None:
+    checkpoint = untrained(SEGMENT, folder_root, tmp_path / "checkpoint.pth")
+    image, flags = folder_root / "images" / "a1.jpg", ["--seed-dir", tmp_path / "no"]
+    result = predict(checkpoint, image, *flags, "--out", tmp_path / "a.png")
+    assert result.returncode == 0, result.stderr
+    assert "warning: --seed-dir has no effect" in result.stderr
+
+
 def test_the_largest_classes_of_a_mask() -> None:
     mask = np.array([[0, 0, 0, 0], [3, 3, 1, 7], [7, 7, 0, 0]], np.uint8)
     assert largest_classes(mask, None) == [0, 2, 6]

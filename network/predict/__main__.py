@@ -159,6 +159,7 @@ def predictions(command: Command, predictor: Predictor) -> Iterator[Prediction]:
             )
         if not path.is_file():
             raise FileNotFoundError(f"photograph {path} does not exist")
+    previous.warn_of_unread(inputs)
     previous.require(inputs, [path.stem for path in command.image])
     requests = [
         Request(

@@ -6,6 +6,8 @@ SBE code, which use other values.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ CLASSES = 2  # boundary between objects of two classes
 SALIENT = 3  # contour of the saliency map
 FOREGROUND = 4  # inside an object
 KNOWN = (BACKGROUND, OBJECT, CLASSES, SALIENT, FOREGROUND)
+RULES = "rules"  # in the note of a folder of boundary labels, and in no other: how they were made
 RELEASED = {50: FOREGROUND, 100: CLASSES, 150: OBJECT, 200: UNKNOWN, 250: SALIENT}
 
 # The table from a value in a file to the value of this module. Both kinds of files have 0 for the
@@ -59,3 +62,28 @@ def load_boundary(path: Path | str) -> np.ndarray:
             f"and {UNKNOWN}, or the released code's {', '.join(map(str, (0, *RELEASED)))}"
         )
     return boundary
+
+
+def inside_warning(paths: Iterable[Path], *, first: int = 200) -> str | None:
+    """Return a warning if no label of the first ones has a pixel inside an object, else None.
+
+    Masks or seeds of few classes can be read as boundary labels, and mostly have none.
+
+    Args:
+        paths: The labels. Files that cannot be read are skipped here; their reader reports them.
+        first: The number of labels that are looked at. One with such a pixel ends the search.
+    """
+    seen = None
+    for path in itertools.islice(paths, first):
+        try:
+            if (load_boundary(path) == FOREGROUND).any():
+                return None
+        except (ValueError, FileNotFoundError):
+            continue
+        seen = path
+    if seen is None:
+        return None
+    return (
+        f"warning: the boundary labels in {seen.parent} have no pixel inside an object (value "
+        f"{FOREGROUND}): are they masks or seeds, or made from empty ones?"
+    )

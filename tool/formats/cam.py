@@ -244,7 +244,7 @@ def _irn_rows(keys: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     AMN's maps begin with the background, which its keys leave out, so there is one map more.
     """
-    index = _class_index(keys.reshape(-1).astype(np.int64) + 1)
+    index = _class_index(_class_index(keys).astype(np.int64) + 1)
     if maps.ndim == 3 and len(maps) == len(index) + 1:
         index = np.concatenate([np.zeros(1, np.uint8), index])
     return index, maps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from reprlib import repr as shown
@@ -29,10 +30,13 @@ class Annotated:
         size: (H, W) of the image.
         regions: The mask value and COCO's segmentation of each region, checked, in the order of the
             file.
+        short_polygons: For each annotation with polygons of fewer than three points, how many of
+            them were left out.
     """
 
     size: tuple[int, int]
     regions: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
+    short_polygons: list[int] = dataclasses.field(default_factory=list)
 
     def mask(self) -> np.ndarray:
         """Return the mask (H, W) uint8; later regions are painted over earlier ones."""
@@ -112,6 +116,7 @@ def load_coco(path: Path, class_names: Sequence[str]) -> dict[str, Annotated]:
                 type(x) is int and 0 < x < _LARGEST for x in size
             ):
                 raise ValueError(f"an image {shown(name)} of {shown(size)} (height, width)")
+            name = unicodedata.normalize("NFC", name)
             image_id = PurePosixPath(name).with_suffix("").as_posix()
             number = _number(entry, "id")
             if image_id in names or number in images:
@@ -139,13 +144,21 @@ def _number(entry: dict[str, Any], name: str) -> int:
 
 
 def _values(categories: list[dict[str, Any]], known: dict[str, int]) -> dict[int, int]:
-    """Return category number -> mask value; raise `ValueError` for a category of another name."""
+    """Return category number -> mask value.
+
+    Raises:
+        ValueError: A category has another name, or two have one number.
+    """
+    values: dict[int, int] = {}
     for entry in categories:
         if not isinstance(entry.get("name"), str) or entry["name"] not in known:
             raise ValueError(
                 f"the category {shown(entry.get('name'))} is none of {', '.join(known)}"
             )
-    return {_number(entry, "id"): known[entry["name"]] for entry in categories}
+        number, value = _number(entry, "id"), known[entry["name"]]
+        if values.setdefault(number, value) != value:
+            raise ValueError(f"two categories have the number {number}")
+    return values
 
 
 def _add(entry: dict[str, Any], images: dict[int, Annotated], values: dict[int, int]) -> None:
@@ -165,9 +178,11 @@ def _add(entry: dict[str, Any], images: dict[int, Annotated], values: dict[int, 
         raise ValueError(
             f"{where} is of image {image}, category {category}: one of them is missing"
         )
-    segmentation, _ = without_short_polygons(entry.get("segmentation"))
+    segmentation, short = without_short_polygons(entry.get("segmentation"))
     try:
         check_segmentation(segmentation, *images[image].size)
     except ValueError as error:
         raise ValueError(f"{where}: bad segmentation: {error}") from error
     images[image].regions.append((values[category], segmentation))
+    if short:
+        images[image].short_polygons.append(short)

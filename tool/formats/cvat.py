@@ -8,6 +8,7 @@ pixel.
 from __future__ import annotations
 
 import io
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from tool.files import ZIP_DATE, atomic_path, zip_errors
-from tool.formats.image import BROKEN, opened
+from tool.formats.image import BROKEN, opened, reason_of
 from tool.formats.mask import named_values, palette
 
 BACKGROUND, UNKNOWN_NAME = "background", "unknown"
@@ -96,8 +97,13 @@ class CvatMasks:
             self._values = _label_values(content, known)
         except ValueError as error:
             raise self._error(str(error)) from error
-        members = [name for name in self._archive.namelist() if name.startswith(_MASKS)]
-        self.ids = [name[len(_MASKS) : -4] for name in members if name.endswith(".png")]
+        # Names may be in decomposed Unicode, as macOS writes them.
+        self._members = {
+            unicodedata.normalize("NFC", name[len(_MASKS) : -4]): name
+            for name in self._archive.namelist()
+            if name.startswith(_MASKS) and name.endswith(".png")
+        }
+        self.ids = list(self._members)
 
     def mask(self, image_id: str) -> np.ndarray:
         """Return the mask of an image, (H, W) uint8 in 0..K and 255.
@@ -107,11 +113,13 @@ class CvatMasks:
                 list; names the file and the image.
         """
         try:
-            content = self._read(f"{_MASKS}{image_id}.png")
+            content = self._read(self._members.get(image_id, f"{_MASKS}{image_id}.png"))
             with opened(io.BytesIO(content), formats=["PNG"]) as image:
                 rgb = np.asarray(image.convert("RGB"), np.int32)
         except BROKEN as error:
-            raise self._error(f"{image_id}: no mask that can be read: {error}") from error
+            raise self._error(
+                f"{image_id}: no mask that can be read: {reason_of(error)}"
+            ) from error
         # Map each distinct colour, as 0xRRGGBB, to its value.
         codes, where = np.unique(rgb @ (1 << 16, 1 << 8, 1), return_inverse=True)
         values = [self._values.get(int(code)) for code in codes]

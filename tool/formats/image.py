@@ -306,10 +306,17 @@ def _broken(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path} {BROKEN_IMAGE}: {reason_of(error, path)}")
 
 
-def reason_of(error: Exception, path: Path | str) -> str:
-    """Return why Pillow does not read a file, in words that say more than its own."""
+def reason_of(error: Exception, path: Path | str | None = None) -> str:
+    """Return why Pillow does not read a file, in words that say more than its own.
+
+    Args:
+        error: What it raised.
+        path: The file; None for a PNG in memory.
+    """
     if not isinstance(error, UnidentifiedImageError):
         return " ".join(str(error).split()) or type(error).__name__
+    if path is None:
+        return "it is no PNG"
     if os.path.getsize(path) == 0:
         return "it is empty"
     return "JPEG, PNG, WebP, BMP and TIFF are read"

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tool.files import write_json
-from tool.formats.image import BROKEN, opened
+from tool.formats.image import BROKEN, opened, reason_of
 from tool.formats.mask import named_values
 from tool.formats.polygons import outlines, paint
 
@@ -184,7 +184,7 @@ def _embedded(size: tuple[int, ...], points: list[list[float]], text: Any) -> np
                 raise ValueError(f"a mask of {png.size[::-1]} pixels for a box of {wanted}")
             inside = np.asarray(png.convert("L")) > 0
     except (*BROKEN, TypeError) as error:
-        raise ValueError(f"a mask that is no PNG in base64: {error}") from error
+        raise ValueError(f"a mask that is no PNG in base64: {reason_of(error)}") from error
     region = np.zeros(size, bool)
     region[top : bottom + 1, left : right + 1] = inside
     return region

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tool.files import spelled
-from tool.formats.boundary import load_boundary
+from tool.formats.boundary import RULES, inside_warning, load_boundary
 from tool.formats.cam import Cam, check_maps, load_cam, strided_size
 from tool.formats.image import check_size
 from tool.formats.mask import resized
@@ -25,6 +25,7 @@ from tool.formats.predictions import (
     require_files,
 )
 from tool.parallel import dist
+from tool.provenance import read_note
 
 CAM_STRIDE = 4  # pixels per cell of the batch key `cam`
 
@@ -108,14 +109,15 @@ class PreviousOutputs:
         """Check that all files of previous stages that a method needs exist.
 
         It also prints a warning if the palette of a mask among the first ones looks wrong, or if
-        none of the first masks has a pixel of a class.
+        none of the first masks has a pixel of a class, or none of the first boundary labels a pixel
+        inside an object.
 
         Args:
             inputs: The method's batch keys.
             image_ids: The images.
 
         Raises:
-            ValueError: A folder was not given; names the flag.
+            ValueError: A folder was not given, or has files of another kind; names the flag or it.
             FileNotFoundError: Files are missing; names them and the command that makes them.
         """
         for kind in KINDS.values():
@@ -127,12 +129,15 @@ class PreviousOutputs:
                     f"this method needs {kind.what}: pass {kind.flag}, the folder that "
                     f"{kind.made_by} wrote"
                 )
+            check_kind(folder, kind)
             require_files(folder, image_ids, kind.suffix, what=kind.what, stage=kind.made_by)
-            if kind.key in CLASSES and dist.is_main():
+            if kind.suffix == ".png" and dist.is_main():
                 paths = [spelled(folder, f"{image_id}{kind.suffix}") for image_id in image_ids]
-                for warning in (colour_warning(paths), foreground_warning(paths, kind.what)):
-                    if warning:
-                        print(warning, file=sys.stderr)
+                warnings = [inside_warning(paths)]
+                if kind.key in CLASSES:
+                    warnings = [colour_warning(paths), foreground_warning(paths, kind.what)]
+                for warning in filter(None, warnings):
+                    print(warning, file=sys.stderr)
 
     def warn_of_unread(self, inputs: Collection[str]) -> None:
         """Print a warning for each folder that was given and that a method does not read.
@@ -173,7 +178,8 @@ class PreviousOutputs:
             `seed` (h, w) int64 in 0..K and 255, and `cam` (C, h, w) float32, as in `class_cells`.
 
         Raises:
-            ValueError: As `read_mask` and `read_cam`.
+            ValueError: As `read_mask` and `read_cam`, or `inputs` names the label, and the CAM has
+                maps, but none of a class of the label.
         """
         found = {}
         if "seed" in inputs:
@@ -181,11 +187,25 @@ class PreviousOutputs:
             found["seed"] = torch.from_numpy(resized(seed, size)).long()
         if "cam" in inputs:
             cam = self.read_cam(image_id, size=whole, label=label, num_classes=num_classes)
+            if "label" in inputs:
+                self._check_label(image_id, cam, label())
             cells = strided_size(size, self.cam_stride)
             found["cam"] = class_cells(
                 cam, num_classes, cells, with_background=bool(self.with_background)
             )
         return found
+
+    def _check_label(self, image_id: str, cam: Cam, label: np.ndarray) -> None:
+        """Raise `ValueError` if a CAM has maps, but none of a class that the image shows."""
+        classes = cam.foreground().class_index
+        lacking = np.setdiff1d(np.flatnonzero(label) + 1, classes)
+        if classes.size and lacking.size:
+            path = spelled(self.folders["cam"], f"{image_id}.npy")
+            raise ValueError(
+                f"{path} has maps of the classes {', '.join(map(str, classes))} and none of class "
+                f"{lacking[0]}, which the image's label has: was it made with other labels, or "
+                "are its classes counted differently?"
+            )
 
     def read_mask(
         self, key: str, image_id: str, *, size: tuple[int, int], num_classes: int | None
@@ -242,6 +262,27 @@ class PreviousOutputs:
             one, others = ("a", "none") if cam.has_background else ("no", "one")
             raise ValueError(f"{path} has {one} background row, other CAMs of the folder {others}")
         return cam
+
+
+def check_kind(folder: Path, kind: Kind) -> None:
+    """Check that the note in a folder of PNGs, if it has one, is of files of this kind.
+
+    Boundary labels and class indices have common values, so that one could pass for the other.
+
+    Args:
+        folder: The folder of the files; it need not exist.
+        kind: The kind that is wanted.
+
+    Raises:
+        ValueError: The folder has boundary labels in place of class indices, or the other way
+            round; or its note is broken.
+    """
+    note = read_note(folder) if kind.suffix == ".png" else None
+    if note is not None and (RULES in note) != (kind.key == "boundary"):
+        found = "boundary labels" if RULES in note else "masks or seeds"
+        raise ValueError(
+            f"{folder} has {found}, not {kind.what}: give the folder that {kind.made_by} wrote"
+        )
 
 
 def class_cells(

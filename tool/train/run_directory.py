@@ -25,6 +25,10 @@ DATA = {
     "photographs_sha256": "photographs",
     "saliency_sha256": "saliency maps",
     "truth_sha256": "ground-truth masks",
+    "mask_files_sha256": "masks (--mask-dir)",
+    "seed_files_sha256": "seeds (--seed-dir)",
+    "cam_files_sha256": "CAMs (--cam-dir)",
+    "boundary_files_sha256": "boundary labels (--boundary-dir)",
 }
 NO_LONGER = {"images_sha256"}  # an entry of older versions, the files' sizes; it is not compared
 COUNTER = "num_batches_tracked"  # a norm's counter is no weight, and a frozen norm has none
