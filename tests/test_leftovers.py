@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,20 @@ def test_a_name_may_be_as_long_as_a_name_can_be(tmp_path: Path) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text("whole")
     assert path.read_text() == "whole"
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """Nor is a device, as `--json /dev/null` names one that root could replace."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with (
+            pytest.raises(ValueError, match=f"{name} is no file but"),
+            atomic_path(tmp_path / name),
+        ):
+            pass
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
 
 
 @pytest.mark.parametrize("again", [False, True])

@@ -69,8 +69,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
     Raises:
         OSError: The file could not be written; names it.
+        ValueError: There is a device, a pipe or a socket, which a file would replace.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is no file but a device, a pipe or a socket: give another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path.parent)
     try:
