@@ -233,7 +233,8 @@ def spelled(directory: Path, name: str) -> Path:
     """
     if name.isascii():
         return directory / name
-    found = [path for form in spellings(name) if (path := directory / form).exists()]
+    # Not `Path.exists`: where a name is as long as it can be, its other spelling may be too long.
+    found = [path for form in spellings(name) if os.path.exists(path := directory / form)]
     check_same(found, f"file {name!r}")
     return found[0] if found else directory / name
 
