@@ -163,6 +163,31 @@ def test_a_bad_flag_is_cut_and_escaped() -> None:
     assert len(result.stderr) < 10**4
 
 
+def test_what_is_said_of_a_photograph_has_nothing_that_a_terminal_obeys(folder_dataset) -> None:
+    path = next((folder_dataset / "images").iterdir())
+    path.rename(path.with_name("a\x1b[2Jb.jpg")).write_bytes(b"no image")
+    labels = (folder_dataset / "labels.csv").read_text()
+    (folder_dataset / "labels.csv").write_text(labels.replace(f"\n{path.stem},", "\na\x1b[2Jb,"))
+    shutil.rmtree(folder_dataset / "lists")
+    data = ["--dataset", "folder", "--root", folder_dataset]
+    results = [
+        run("data/folder.py", "--root", folder_dataset),
+        run("data/check.py", *data, "--list", "train"),
+        run(
+            "data/fill.py",
+            *data,
+            "--list",
+            "train",
+            "--skip-bad-images",
+            "--out",
+            path.parent / "o",
+        ),
+    ]
+    for said in (result.stdout + result.stderr for result in results):
+        assert "a\\x1b[2Jb" in said
+        assert "\x1b" not in said
+
+
 @pytest.mark.parametrize("image_id", ["a\nb", "a\r", "\n", "a\u2028b", "a\x85b"])
 def test_an_id_is_one_line(image_id: str) -> None:
     with pytest.raises(ValueError, match="image id"):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tool.cli import printable
 from tool.files import spelled
 from tool.formats.boundary import load_boundary
 from tool.formats.cam import Cam, check_maps, load_cam, strided_size
@@ -132,7 +133,7 @@ class PreviousOutputs:
                 paths = [spelled(folder, f"{image_id}{kind.suffix}") for image_id in image_ids]
                 for warning in (colour_warning(paths), foreground_warning(paths, kind.what)):
                     if warning:
-                        print(warning, file=sys.stderr)
+                        print(printable(warning), file=sys.stderr)
 
     def warn_of_unread(self, inputs: Collection[str]) -> None:
         """Print a warning for each folder that was given and that a method does not read.
