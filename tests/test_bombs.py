@@ -194,6 +194,22 @@ def test_an_image_of_too_many_pixels(read: Callable[[Path], Any], tmp_path) -> N
         read(path)
 
 
+@pytest.mark.usefixtures("default_limit")
+def test_a_jpeg_that_goes_over_its_pixels_too_often(tmp_path, monkeypatch) -> None:
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "JPEG", progressive=True)
+    whole, path = file.getvalue(), tmp_path / "bomb.jpg"
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    path.write_bytes(whole[:-2] + 500 * scan + whole[-2:])
+    assert size_of(path) == (64, 64)
+    decode(path, "L")  # it is small
+    monkeypatch.setattr(images, "MAX_PIXELS", 64 * 64)
+    with pytest.raises(ValueError, match=r"bomb\.jpg.* 50\d scans"):
+        decode(path, "L")
+    path.write_bytes(whole)
+    decode(path, "L")
+
+
 def test_the_flag_sets_the_limit(folder_root, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("FBR_MAX_PIXELS", "1")
     flags = {"dataset": "folder", "root": folder_root, "list": "train"}
