@@ -65,6 +65,20 @@ def test_a_dataset_that_was_not_finished_goes_with_the_next_one(killed: Path) ->
     assert [path.name for path in killed.iterdir()] == ["toy"]
 
 
+def test_what_was_left_under_the_number_of_this_process_goes(tmp_path: Path) -> None:
+    """As in a container that was killed and started again."""
+    host = files._part_of().split("-")[1]
+    left = tmp_path / f".part-{host}-{os.getpid()}-0123abcd-xyz.npy"
+    left.touch()
+    with atomic_path(tmp_path / "a.npy") as first:
+        first.touch()
+        assert not left.exists()
+        remove_left.cache_clear()
+        with atomic_path(tmp_path / "b.npy") as second:
+            second.touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "b.npy"]
+
+
 def test_what_others_are_writing_stays(tmp_path: Path, monkeypatch) -> None:
     with atomic_path(tmp_path / "a.npy") as mine, temporary_folder(tmp_path) as inside:
         monkeypatch.setattr(files, "_host", lambda: "elsewhere")

@@ -110,7 +110,8 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-_PART = ".part"  # how temporary names begin: .part-HOST-PROCESS-RANDOM
+_PART = ".part"  # how temporary names begin: .part-HOST-PROCESS-RUN-RANDOM
+_RUN = os.urandom(4).hex()  # a container that is started again has the same host and processes
 
 
 def _host() -> str:
@@ -120,7 +121,7 @@ def _host() -> str:
 
 def _part_of() -> str:
     """Return how the temporary names of this process begin."""
-    return f"{_PART}-{_host()}-{os.getpid()}-"
+    return f"{_PART}-{_host()}-{os.getpid()}-{_RUN}-"
 
 
 @functools.lru_cache(maxsize=4096)  # once per folder and process, which a fork inherits
@@ -129,7 +130,10 @@ def remove_left(folder: Path) -> None:
     mine = f"{_PART}-{_host()}-"
     for entry in os.scandir(folder):
         process = entry.name.removeprefix(mine).partition("-")[0]
-        if not entry.name.startswith(mine) or not process.isdecimal() or _runs(int(process)):
+        if not entry.name.startswith(mine) or not process.isdecimal():
+            continue
+        others = int(process) != os.getpid()
+        if _runs(int(process)) if others else entry.name.startswith(_part_of()):
             continue
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path, ignore_errors=True)
