@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import collections
 import io
+import json
 import pickle
 import struct
 import time
@@ -21,10 +22,12 @@ import torch
 from pickled import Calls, npy_of_pickle
 from PIL import Image
 
+from coco14.annotations import read_annotations
 from data.readable import ListFlags, bad_images, open_list
 from tool.formats import image as images
 from tool.formats.cam import load_cam
 from tool.formats.checkpoint import load_tensors
+from tool.formats.coco_masks import load_coco
 from tool.formats.cvat import CvatMasks, save_cvat
 from tool.formats.image import allow_pixels, decode, size_of
 from tool.formats.mask import load_mask, save_mask
@@ -276,6 +279,20 @@ def test_a_mask_of_cvat_with_many_pixels(tmp_path) -> None:
     """25 million in 25 kB: a number of 8 bytes for each pixel would be too much."""
     masks = CvatMasks(cvat_with(tmp_path / "masks.zip", a=png(5000, rows=5000)), ["disc"])
     assert not masks.mask("a").any()
+
+
+@pytest.mark.usefixtures("default_limit")
+def test_annotations_of_an_image_of_too_many_pixels(tmp_path) -> None:
+    """A mask of it would take a GB, and each object another one."""
+    path, side = tmp_path / "bomb.json", 2**15 - 1
+    name = "COCO_val2014_000000000007.jpg"
+    images = [{"id": 7, "file_name": name, "height": side, "width": side}]
+    categories = [{"id": 1, "name": "person"}]
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
+    with pytest.raises(ValueError, match=r"bomb\.json.*32767"):
+        read_annotations(path)
+    with pytest.raises(ValueError, match=r"bomb\.json.*32767.*pixels"):
+        load_coco(path, ["person"])
 
 
 def regions_with(path: Path, **entries: bytes) -> Path:

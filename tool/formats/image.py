@@ -61,6 +61,11 @@ def allow_pixels(most: int) -> None:
     os.environ[_LIMIT] = str(most)
 
 
+def most_pixels() -> int:
+    """Return the most pixels of an image; see `allow_pixels`."""
+    return int(os.environ.get(_LIMIT, MAX_PIXELS))
+
+
 @contextlib.contextmanager
 def opened(
     file: Path | str | BinaryIO, *, formats: Sequence[str] = FORMATS, header: bool = False
@@ -77,7 +82,7 @@ def opened(
         Exception: One of `BROKEN`: it is of another format, or broken.
     """
     with Image.open(file, formats=formats) as image:
-        most = int(os.environ.get(_LIMIT, MAX_PIXELS))
+        most = most_pixels()
         if image.width * image.height > most:
             size = f"{image.width}x{image.height}"
             raise _UnfitError(f"it has {size} pixels, more than {most} (--max-pixels)")
