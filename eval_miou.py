@@ -15,7 +15,7 @@ from typing import Any
 from data.catalog import Catalog
 from data.readable import ImageList, ListFlags, open_list
 from tool.bar import counted
-from tool.cli import run_stage
+from tool.cli import printable, run_stage
 from tool.crf.post import Post, post_of
 from tool.files import spelled, write_json
 from tool.flags import flag, parse_flags
@@ -123,7 +123,7 @@ def warn_of_colours(catalog: Catalog, image_ids: Sequence[str], predictions: Pre
     if predictions.kind == "mask":
         warnings.append(colour_warning(map(predictions.path, image_ids)))
     for warning in filter(None, warnings):
-        print(warning, file=sys.stderr)
+        print(printable(warning), file=sys.stderr)
 
 
 def score_image(

@@ -16,6 +16,7 @@ from tool.formats.coco_regions import check_segmentation, region_of, without_sho
 from tool.formats.mask import UNKNOWN
 
 OVERLAPS = ("small", "later", "first")
+_LARGEST = 2**12  # pixels of a side, each of which takes memory; COCO's own have up to 640
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _images(entries: list[dict[str, Any]]) -> dict[int, ImageObjects]:
         if number in images:
             raise ValueError(f"{where} has the id {number} of {images[number].image_id!r}")
         height, width = (_whole(entry, name, where) for name in ("height", "width"))
-        if not (0 < height < 2**15 and 0 < width < 2**15):
+        if not (0 < height <= _LARGEST and 0 < width <= _LARGEST):
             raise ValueError(f"{where} is {shown(width)}x{shown(height)}")
         images[number] = ImageObjects(image_id, height, width)
     return images

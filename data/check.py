@@ -21,7 +21,7 @@ import numpy as np
 
 from data.catalog import DARK_MAPS, HALF, Catalog, DatasetFlags, catalog_from
 from tool.bar import counted
-from tool.cli import one_line, run_stage
+from tool.cli import one_line, printable, run_stage
 from tool.files import write_json
 from tool.flags import flag, parse_flags
 from tool.formats.predictions import colour_warning
@@ -187,7 +187,7 @@ def as_text(report: dict[str, Any], *, show: int) -> str:
         lines += [f"  {line}" for line in found[:show]]
         if len(found) > show:
             lines.append(f"  ... and {len(found) - show} more (--show, or --json)")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

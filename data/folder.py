@@ -25,7 +25,7 @@ from data.labels import check_class_names, csv_bytes, csv_rows, read_class_names
 from data.layouts import LAYOUTS
 from data.prepare import put_files
 from data.readable import bad_images
-from tool.cli import run_stage
+from tool.cli import printable, run_stage
 from tool.files import first_few
 from tool.flags import parse_flags
 
@@ -181,7 +181,7 @@ def report(class_names: Sequence[str], bad: dict[str, str], count: int) -> None:
         count: Number of images to train on.
     """
     for image_id, reason in bad.items():
-        print(f"cannot be read: {image_id}: {reason}")
+        print(printable(f"cannot be read: {image_id}: {reason}"))
     print(f"{count} images, {len(class_names)} classes: {', '.join(class_names)}")
     if bad:
         print(f"{len(bad)} of them cannot be read: mend them, or SKIP_BAD_IMAGES=1")

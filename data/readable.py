@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from data.catalog import Catalog, DatasetFlags, catalog_from
-from tool.cli import one_line
+from tool.cli import one_line, printable
 from tool.files import list_hash
 from tool.limits import raise_if_limit
 from tool.parallel import dist
@@ -73,7 +73,7 @@ def open_list(
     bad = bad_images(catalog, ids, saliency=saliency, masks=masks)
     if dist.is_main():
         for image_id, reason in bad.items():
-            print(f"skipped {image_id}: {reason}", file=sys.stderr)
+            print(printable(f"skipped {image_id}: {reason}"), file=sys.stderr)
         print(f"--skip-bad-images: {len(bad)} of {len(ids)} images skipped", file=sys.stderr)
     if len(bad) == len(ids):
         raise ValueError(f"none of the {len(ids)} images of {name} can be read")

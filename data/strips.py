@@ -20,7 +20,7 @@ from PIL import Image
 from data.readable import ListFlags, open_list
 from data.report_flags import parse_like_run
 from data.report_images import ReportImages, gate_between
-from tool.cli import run_stage
+from tool.cli import printable, run_stage
 from tool.files import atomic_path
 from tool.flags import flag
 from tool.ranges import POSITIVE, SIDE
@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     width = max(row.shape[1] for row in rows)
     with atomic_path(command.out) as temporary:
         Image.fromarray(stacked(rows, width)).quantize(256).save(temporary, "PNG", optimize=True)
-    print(f"{command.out}: {', '.join(chosen)}; {command.out.stat().st_size / 1e3:.0f} kB")
+    size = command.out.stat().st_size / 1e3
+    print(printable(f"{command.out}: {', '.join(chosen)}; {size:.0f} kB"))
 
 
 def spaced(length: int, count: int) -> list[int]:

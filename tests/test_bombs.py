@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import collections
 import io
+import json
 import pickle
 import struct
 import time
@@ -21,10 +22,13 @@ import torch
 from pickled import Calls, npy_of_pickle
 from PIL import Image
 
+from coco14.annotations import read_annotations
 from data.readable import ListFlags, bad_images, open_list
 from tool.formats import image as images
 from tool.formats.cam import load_cam
 from tool.formats.checkpoint import load_tensors
+from tool.formats.coco_masks import load_coco
+from tool.formats.cvat import CvatMasks, save_cvat
 from tool.formats.image import allow_pixels, decode, size_of
 from tool.formats.mask import load_mask, save_mask
 from tool.formats.mxnet import read_params
@@ -166,16 +170,16 @@ def test_params_of_more_arrays_than_a_network_has(tmp_path) -> None:
         read_params(tmp_path / "bomb.params")
 
 
-def png(side: int) -> bytes:
-    """A PNG of many black pixels in few bytes."""
+def png(side: int, rows: int = 100) -> bytes:
+    """A PNG of many black pixels in few bytes, of which so many rows are there."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         body = name + content
         return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
 
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    rows = zlib.compressobj(9)
-    content = b"".join(rows.compress(bytes(side + 1)) for _ in range(100)) + rows.flush()
+    packer = zlib.compressobj(9)
+    content = b"".join(packer.compress(bytes(side + 1)) for _ in range(rows)) + packer.flush()
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
@@ -192,6 +196,22 @@ def test_an_image_of_too_many_pixels(read: Callable[[Path], Any], tmp_path) -> N
     path.write_bytes(png(13_000))
     with pytest.raises(ValueError, match=r"bomb\.png.*13000x13000.*--max-pixels"):
         read(path)
+
+
+@pytest.mark.usefixtures("default_limit")
+def test_a_jpeg_that_goes_over_its_pixels_too_often(tmp_path, monkeypatch) -> None:
+    file = io.BytesIO()
+    Image.new("L", (64, 64)).save(file, "JPEG", progressive=True)
+    whole, path = file.getvalue(), tmp_path / "bomb.jpg"
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    path.write_bytes(whole[:-2] + 500 * scan + whole[-2:])
+    assert size_of(path) == (64, 64)
+    decode(path, "L")  # it is small
+    monkeypatch.setattr(images, "MAX_PIXELS", 64 * 64)
+    with pytest.raises(ValueError, match=r"bomb\.jpg.* 50\d scans"):
+        decode(path, "L")
+    path.write_bytes(whole)
+    decode(path, "L")
 
 
 def test_the_flag_sets_the_limit(folder_root, tmp_path, monkeypatch) -> None:
@@ -231,6 +251,48 @@ def test_an_image_is_skipped_whatever_its_decoder_raises(
     catalog, found = open_list(ListFlags(dataset="folder", root=folder_root, list="train"))
     monkeypatch.setattr(images.Image.Image, "convert", fails)
     assert len(bad_images(catalog, found.all_ids)) == len(found.all_ids)
+
+
+def cvat_with(path: Path, **entries: bytes) -> Path:
+    """A zip file of CVAT's in which the mask of `a` is another, if one is given."""
+    save_cvat(path, [("a", np.zeros((4, 4), np.uint8))], ["disc"])
+    with zipfile.ZipFile(path) as archive:
+        whole = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in whole.items():
+            archive.writestr(name, entries.get(Path(name).stem, content))
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_masks_of_cvat_with_a_name_twice(tmp_path) -> None:
+    path = cvat_with(tmp_path / "masks.zip")
+    assert CvatMasks(path, ["disc"]).ids == ["a"]
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("SegmentationClass/a.png", b"another")
+    with pytest.raises(ValueError, match=r"masks\.zip.*a\.png is in it twice"):
+        CvatMasks(path, ["disc"])
+
+
+@pytest.mark.usefixtures("default_limit")
+def test_a_mask_of_cvat_with_many_pixels(tmp_path) -> None:
+    """25 million in 25 kB: a number of 8 bytes for each pixel would be too much."""
+    masks = CvatMasks(cvat_with(tmp_path / "masks.zip", a=png(5000, rows=5000)), ["disc"])
+    assert not masks.mask("a").any()
+
+
+@pytest.mark.usefixtures("default_limit")
+def test_annotations_of_an_image_of_too_many_pixels(tmp_path) -> None:
+    """A mask of it would take a GB, and each object another one."""
+    path, side = tmp_path / "bomb.json", 2**15 - 1
+    name = "COCO_val2014_000000000007.jpg"
+    images = [{"id": 7, "file_name": name, "height": side, "width": side}]
+    categories = [{"id": 1, "name": "person"}]
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": categories}))
+    with pytest.raises(ValueError, match=r"bomb\.json.*32767"):
+        read_annotations(path)
+    with pytest.raises(ValueError, match=r"bomb\.json.*32767.*pixels"):
+        load_coco(path, ["person"])
 
 
 def regions_with(path: Path, **entries: bytes) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,20 @@ def test_a_dataset_that_was_not_finished_goes_with_the_next_one(killed: Path) ->
     assert [path.name for path in killed.iterdir()] == ["toy"]
 
 
+def test_what_was_left_under_the_number_of_this_process_goes(tmp_path: Path) -> None:
+    """As in a container that was killed and started again."""
+    host = files._part_of().split("-")[1]
+    left = tmp_path / f".part-{host}-{os.getpid()}-0123abcd-xyz.npy"
+    left.touch()
+    with atomic_path(tmp_path / "a.npy") as first:
+        first.touch()
+        assert not left.exists()
+        remove_left.cache_clear()
+        with atomic_path(tmp_path / "b.npy") as second:
+            second.touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "b.npy"]
+
+
 def test_what_others_are_writing_stays(tmp_path: Path, monkeypatch) -> None:
     with atomic_path(tmp_path / "a.npy") as mine, temporary_folder(tmp_path) as inside:
         monkeypatch.setattr(files, "_host", lambda: "elsewhere")
@@ -84,6 +99,20 @@ def test_a_name_may_be_as_long_as_a_name_can_be(tmp_path: Path) -> None:
     with atomic_path(path) as temporary:
         temporary.write_text("whole")
     assert path.read_text() == "whole"
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """Nor is a device, as `--json /dev/null` names one that root could replace."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        with (
+            pytest.raises(ValueError, match=f"{name} is no file but"),
+            atomic_path(tmp_path / name),
+        ):
+            pass
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -146,6 +175,31 @@ def test_a_bad_flag_is_cut_and_escaped() -> None:
     result = run("data/fill.py", "--out", "x", "--list\x1b[2J" + "y" * 10**6)
     assert_refused(result, "\\x1b[2J")
     assert len(result.stderr) < 10**4
+
+
+def test_what_is_said_of_a_photograph_has_nothing_that_a_terminal_obeys(folder_dataset) -> None:
+    path = next((folder_dataset / "images").iterdir())
+    path.rename(path.with_name("a\x1b[2Jb.jpg")).write_bytes(b"no image")
+    labels = (folder_dataset / "labels.csv").read_text()
+    (folder_dataset / "labels.csv").write_text(labels.replace(f"\n{path.stem},", "\na\x1b[2Jb,"))
+    shutil.rmtree(folder_dataset / "lists")
+    data = ["--dataset", "folder", "--root", folder_dataset]
+    results = [
+        run("data/folder.py", "--root", folder_dataset),
+        run("data/check.py", *data, "--list", "train"),
+        run(
+            "data/fill.py",
+            *data,
+            "--list",
+            "train",
+            "--skip-bad-images",
+            "--out",
+            path.parent / "o",
+        ),
+    ]
+    for said in (result.stdout + result.stderr for result in results):
+        assert "a\\x1b[2Jb" in said
+        assert "\x1b" not in said
 
 
 @pytest.mark.parametrize("image_id", ["a\nb", "a\r", "\n", "a\u2028b", "a\x85b"])

@@ -185,3 +185,9 @@ def test_a_real_lack_of_open_files_ends_in_one_line(workers, folder_root, tmp_pa
     assert len(lines) == 1
     assert "too many open files" in lines[0]
     assert "--num-workers" in lines[0]
+
+
+def test_a_link_to_itself_is_one_line(folder_root, tmp_path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    flags = ["--dataset", "folder", "--root", folder_root, "--list", "val", "--cam-dir", tmp_path]
+    assert_refused(run("crf_postprocess.py", *flags, "--out", tmp_path / "loop"), "loop")

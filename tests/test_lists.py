@@ -248,6 +248,9 @@ def test_files_of_other_programs_may_spell_accents_apart(tmp_path: Path) -> None
     (tmp_path / f"{COMPOSED}.png").touch()
     with pytest.raises(ValueError, match="keep one of the two files"):
         spelled(tmp_path, f"{COMPOSED}.png")
+    longest = f"{'ü' * 125}.png"  # 254 bytes; its other spelling, 379, is no name
+    (tmp_path / longest).touch()
+    assert spelled(tmp_path, longest).name == longest
 
 
 def test_predictions_cams_and_seeds_may_spell_accents_apart(tmp_path: Path) -> None:

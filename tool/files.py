@@ -69,8 +69,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
     Raises:
         OSError: The file could not be written; names it.
+        ValueError: There is a device, a pipe or a socket, which a file would replace.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is no file but a device, a pipe or a socket: give another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path.parent)
     try:
@@ -107,7 +110,8 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-_PART = ".part"  # how temporary names begin: .part-HOST-PROCESS-RANDOM
+_PART = ".part"  # how temporary names begin: .part-HOST-PROCESS-RUN-RANDOM
+_RUN = os.urandom(4).hex()  # a container that is started again has the same host and processes
 
 
 def _host() -> str:
@@ -117,7 +121,7 @@ def _host() -> str:
 
 def _part_of() -> str:
     """Return how the temporary names of this process begin."""
-    return f"{_PART}-{_host()}-{os.getpid()}-"
+    return f"{_PART}-{_host()}-{os.getpid()}-{_RUN}-"
 
 
 @functools.lru_cache(maxsize=4096)  # once per folder and process, which a fork inherits
@@ -126,7 +130,10 @@ def remove_left(folder: Path) -> None:
     mine = f"{_PART}-{_host()}-"
     for entry in os.scandir(folder):
         process = entry.name.removeprefix(mine).partition("-")[0]
-        if not entry.name.startswith(mine) or not process.isdecimal() or _runs(int(process)):
+        if not entry.name.startswith(mine) or not process.isdecimal():
+            continue
+        others = int(process) != os.getpid()
+        if _runs(int(process)) if others else entry.name.startswith(_part_of()):
             continue
         if entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry.path, ignore_errors=True)
@@ -230,7 +237,8 @@ def spelled(directory: Path, name: str) -> Path:
     """
     if name.isascii():
         return directory / name
-    found = [path for form in spellings(name) if (path := directory / form).exists()]
+    # Not `Path.exists`: where a name is as long as it can be, its other spelling may be too long.
+    found = [path for form in spellings(name) if os.path.exists(path := directory / form)]
     check_same(found, f"file {name!r}")
     return found[0] if found else directory / name
 

@@ -70,6 +70,7 @@ _WORKERS = ("--num-workers", "--workers", "--crf-workers")
 # The first that fits counts: torch names /dev/shm, too, when it reports open files.
 LIMITS = (
     Limit("", frozenset(), ("worker process died (killed",), flags=(*_WORKERS, *_SIZES)),
+    Limit("", frozenset(), ("symlink loop from",)),  # `Path.resolve` until Python 3.12
     Limit(
         "too many open files",
         frozenset({errno.EMFILE, errno.ENFILE}),

@@ -25,7 +25,7 @@ import numpy as np
 
 from data.catalog import Catalog, DatasetFlags, catalog_from
 from tool.bar import counted
-from tool.cli import run_stage
+from tool.cli import printable, run_stage
 from tool.files import atomic_path, spelled
 from tool.flags import flag, parse_flags
 from tool.formats.image import BROKEN, check_size, opened
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         mode = mode_of(archive)
         require_files(pred_dir, ids, ".png", what="masks", stage="crf_postprocess.py")
         if warning := colour_warning(spelled(pred_dir, f"{image_id}.png") for image_id in ids):
-            print(warning, file=sys.stderr)
+            print(printable(warning), file=sys.stderr)
         with atomic_path(archive) as temporary:
             write_archive(temporary, pred_dir, ids, mode=mode)
             check_archive(temporary, catalog, ids, name=archive.name)

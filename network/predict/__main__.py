@@ -20,7 +20,7 @@ from PIL import Image
 from network.predict.choose import SURE, is_segmentation_network
 from network.predict.predictor import Prediction, Predictor, load
 from network.predict.request import Request
-from tool.cli import DEVICES, run_stage
+from tool.cli import DEVICES, printable, run_stage
 from tool.crf.flags import CrfFlags
 from tool.crf.post import GATES
 from tool.files import atomic_path, spelled
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     folder = command.out or Path("out/predict")
     for path, found in zip(command.image, predictions(command, predictor), strict=True):
-        print(f"{path}: {said(found, predictor)}", flush=True)
+        print(printable(f"{path}: {said(found, predictor)}"), flush=True)
         image = found.maps.image
         if command.mask is not None:
             save_mask(command.mask, found.mask)

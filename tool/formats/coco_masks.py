@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 
 from tool.files import write_json
 from tool.formats.coco_regions import check_segmentation, region_of, without_short_polygons
+from tool.formats.image import most_pixels
 from tool.formats.mask import named_values
 
 BACKGROUND = "background"  # a category that other programs may have
@@ -116,6 +117,9 @@ def load_coco(path: Path, class_names: Sequence[str]) -> dict[str, Annotated]:
                 type(x) is int and 0 < x < _LARGEST for x in size
             ):
                 raise ValueError(f"an image {shown(name)} of {shown(size)} (height, width)")
+            if size[0] * size[1] > most_pixels():
+                most = f"more than {most_pixels()} pixels"
+                raise ValueError(f"an image {shown(name)} of {shown(size)} (height, width), {most}")
             name = unicodedata.normalize("NFC", name)
             image_id = PurePosixPath(name).with_suffix("").as_posix()
             number = _number(entry, "id")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import unicodedata
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from reprlib import repr as shown
@@ -17,13 +18,15 @@ from reprlib import repr as shown
 import numpy as np
 from PIL import Image
 
-from tool.files import ZIP_DATE, atomic_path, zip_errors
+from tool.files import ZIP_DATE, atomic_path, first_few, zip_errors
 from tool.formats.image import BROKEN, opened, reason_of
 from tool.formats.mask import named_values, palette
 
 BACKGROUND, UNKNOWN_NAME = "background", "unknown"
 _LIST, _MASKS = "ImageSets/Segmentation/default.txt", "SegmentationClass/"
 _LARGEST = 1 << 28  # the largest number of bytes of a member
+_NO_VALUE = 256  # of a colour that no label has
+_AT_ONCE = 1 << 20  # pixels whose colours are looked up at once
 
 
 def save_cvat(
@@ -82,8 +85,8 @@ class CvatMasks:
 
         Raises:
             FileNotFoundError: The file does not exist.
-            ValueError: The file is no zip file of CVAT, or has a label of another name; names the
-                file.
+            ValueError: The file is no zip file of CVAT, has a label of another name, or a member
+                twice, so that which of them counts is a guess; names the file.
         """
         self._path = path
         known = named_values(class_names, background=BACKGROUND, unknown=UNKNOWN_NAME)
@@ -94,13 +97,19 @@ class CvatMasks:
         except ValueError as error:
             raise self._error(f"no zip file of CVAT's: {error}") from error
         try:
-            self._values = _label_values(content, known)
+            values = _label_values(content, known)
         except ValueError as error:
             raise self._error(str(error)) from error
+        self._values = np.full(1 << 24, _NO_VALUE, np.uint16)  # by colour, as 0xRRGGBB
+        self._values[list(values)] = list(values.values())
+        members = self._archive.namelist()
         # Names may be in decomposed Unicode, as macOS writes them.
+        names = [unicodedata.normalize("NFC", name) for name in members]
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise self._error(f"{first_few(twice)} is in it twice")
         self._members = {
-            unicodedata.normalize("NFC", name[len(_MASKS) : -4]): name
-            for name in self._archive.namelist()
+            name[len(_MASKS) : -4]: member
+            for name, member in zip(names, members, strict=True)
             if name.startswith(_MASKS) and name.endswith(".png")
         }
         self.ids = list(self._members)
@@ -115,19 +124,21 @@ class CvatMasks:
         try:
             content = self._read(self._members.get(image_id, f"{_MASKS}{image_id}.png"))
             with opened(io.BytesIO(content), formats=["PNG"]) as image:
-                rgb = np.asarray(image.convert("RGB"), np.int32)
+                rgb = np.asarray(image.convert("RGB"))
         except BROKEN as error:
             raise self._error(
                 f"{image_id}: no mask that can be read: {reason_of(error)}"
             ) from error
-        # Map each distinct colour, as 0xRRGGBB, to its value.
-        codes, where = np.unique(rgb @ (1 << 16, 1 << 8, 1), return_inverse=True)
-        values = [self._values.get(int(code)) for code in codes]
-        if None in values:
-            code = int(codes[values.index(None)])
-            colour = (code >> 16, code >> 8 & 255, code & 255)
-            raise self._error(f"{image_id}: labelmap.txt does not name the colour {colour}")
-        return np.array(values, np.uint8)[where].reshape(rgb.shape[:2])
+        pixels, mask = rgb.reshape(-1, 3), np.empty(rgb.shape[0] * rgb.shape[1], np.uint8)
+        # In parts, because a small file can hold many pixels.
+        for first in range(0, len(pixels), _AT_ONCE):
+            part = pixels[first : first + _AT_ONCE]
+            values = self._values[part.astype(np.int32) @ (1 << 16, 1 << 8, 1)]
+            if (unnamed := values == _NO_VALUE).any():
+                colour = tuple(part[unnamed.argmax()].tolist())
+                raise self._error(f"{image_id}: labelmap.txt does not name the colour {colour}")
+            mask[first : first + _AT_ONCE] = values
+        return mask.reshape(rgb.shape[:2])
 
     def _read(self, name: str) -> bytes:
         """Return the bytes of a member; raise `ValueError` if it has none, or damaged ones."""

@@ -25,6 +25,9 @@ BROKEN += (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError
 MAX_PIXELS = 100_000_000
 _LIMIT = "FBR_MAX_PIXELS"  # an environment variable, because worker processes inherit it
 Image.MAX_IMAGE_PIXELS = None  # `opened` checks, instead of a warning at another number
+# Each scan of a JPEG goes over all of its pixels, and takes a few bytes. Progressive ones have 10.
+MAX_SCANS = 20  # of an image with the most pixels; a smaller one may have more
+_SCAN = b"\xff\xda"  # how one begins
 # The longer side to which photographs of one's own are reduced before a network sees them. Networks
 # are trained on 448 to 768 pixels. Memory grows with the area: 12 megapixels would take 26 GB.
 MAX_SIDE = 1024
@@ -58,26 +61,45 @@ def allow_pixels(most: int) -> None:
     os.environ[_LIMIT] = str(most)
 
 
+def most_pixels() -> int:
+    """Return the most pixels of an image; see `allow_pixels`."""
+    return int(os.environ.get(_LIMIT, MAX_PIXELS))
+
+
 @contextlib.contextmanager
 def opened(
-    file: Path | str | BinaryIO, *, formats: Sequence[str] = FORMATS
+    file: Path | str | BinaryIO, *, formats: Sequence[str] = FORMATS, header: bool = False
 ) -> Iterator[Image.Image]:
     """Open an image of one of our formats, without decoding it.
 
     Args:
         file: Its path, or its bytes as an open file.
         formats: The formats, some of `FORMATS`.
+        header: Whether it will not be decoded, so that no more than its header is read.
 
     Raises:
-        ValueError: It has more pixels than `allow_pixels` allows.
+        ValueError: It has more pixels than `allow_pixels` allows, or goes over them too often.
         Exception: One of `BROKEN`: it is of another format, or broken.
     """
     with Image.open(file, formats=formats) as image:
-        most = int(os.environ.get(_LIMIT, MAX_PIXELS))
+        most = most_pixels()
         if image.width * image.height > most:
             size = f"{image.width}x{image.height}"
             raise _UnfitError(f"it has {size} pixels, more than {most} (--max-pixels)")
+        if image.format == "JPEG" and not header:
+            scans = _scans(image)
+            if scans * image.width * image.height > MAX_SCANS * most:
+                raise _UnfitError(f"it has {scans} scans, which would take minutes")
         yield image
+
+
+def _scans(image: Image.Image) -> int:
+    """Return in how many scans an opened JPEG holds its pixels; a thumbnail in it adds its own."""
+    place = image.fp.tell()
+    image.fp.seek(0)
+    count = image.fp.read().count(_SCAN)
+    image.fp.seek(place)
+    return count
 
 
 def decode(
@@ -270,7 +292,7 @@ def size_of(path: Path, *, upright: bool = False) -> tuple[int, int]:
         ValueError: The file is missing or broken; names it.
     """
     try:
-        with opened(path) as image:
+        with opened(path, header=True) as image:
             width, height = image.size
             sideways = upright and _orientation(image) in range(_SIDEWAYS, 9)
             return (height, width) if sideways else (width, height)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tool.cli import printable
 from tool.files import spelled
 from tool.formats.boundary import RULES, inside_warning, load_boundary
 from tool.formats.cam import Cam, check_maps, load_cam, strided_size
@@ -137,7 +138,7 @@ class PreviousOutputs:
                 if kind.key in CLASSES:
                     warnings = [colour_warning(paths), foreground_warning(paths, kind.what)]
                 for warning in filter(None, warnings):
-                    print(warning, file=sys.stderr)
+                    print(printable(warning), file=sys.stderr)
 
     def warn_of_unread(self, inputs: Collection[str]) -> None:
         """Print a warning for each folder that was given and that a method does not read.
