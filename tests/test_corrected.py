@@ -73,6 +73,25 @@ LAYOUTS = {"coco": "masks.json", "labelme": "labelme", "cvat": "masks.zip"}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_was_corrected_is_not_replaced_unless_asked(
+    layout: str, folder_root, masks, tmp_path
+) -> None:
+    out = tmp_path / LAYOUTS[layout]
+    assert there(layout, folder_root, masks, out).returncode == 0
+    file = min(out.glob("*.json")) if out.is_dir() else out
+    written = file.read_bytes()
+    assert there(layout, folder_root, masks, out).returncode == 0, "the same again"
+    file.write_bytes(b"corrected")
+    again = there(layout, folder_root, masks, out)
+    assert_refused(again, f"{file.name} is there with other content", "--overwrite replaces it")
+    assert file.read_bytes() == b"corrected"
+    assert not list(tmp_path.rglob(".*.json")) + list(tmp_path.rglob(".*.zip"))
+    flags = ["--pred-dir", masks, "--out", out, "--overwrite"]
+    assert run("data/masks_to.py", layout, *data(folder_root), *flags).returncode == 0
+    assert file.read_bytes() == written
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_masks_come_back_exactly(layout: str, folder_root, masks, tmp_path) -> None:
     source = tmp_path / "to" / LAYOUTS[layout]
     source.parent.mkdir()
@@ -373,6 +392,7 @@ def test_bad_zip_files_are_one_line(folder_root, masks, tmp_path) -> None:
     path, out = tmp_path / "masks.zip", tmp_path / "out"
     path.write_bytes(b"PK nothing")
     assert_refused(back("cvat", path, folder_root, out), "no zip file of CVAT's")
+    path.unlink()
     there("cvat", folder_root, masks, path)
     whole = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
