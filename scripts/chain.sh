@@ -32,7 +32,8 @@ evaluate() {  # folder of masks or CAMs, file of the result, flags ...; nothing 
   [ "${SCORE:-1}" = 0 ] || "$PYTHON" eval_miou.py --pred-dir "$1" "${score[@]}" --json "$2" "${@:3}"
 }
 threshold_of() {  # folder of masks, default: the threshold that made them
-  "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1])).get("threshold", sys.argv[2]))' "$1/crf.json" "$2"
+  "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1])).get("threshold", sys.argv[2]))' "$1/crf.json" "$2" 2>/dev/null ||
+    wrong "$1/crf.json is broken: remove it, or $1 with it"
 }
 prepare_photographs() {  # your own: labels, lists and saliency maps, of photographs that have none yet
   need ROOT "the folder of your photographs"
@@ -52,7 +53,7 @@ finish() {  # run directory, folder of masks, their score, list: the report, and
   local miou="not scored" report="$1/report.html" checkpoint="$1/checkpoint.pth"
   "$PYTHON" -m data.report "$1" --mask-dir "$2" --score "$3" "${data[@]}" --list "$4" --out "$report" || report="not made: see above"
   [ -f "$checkpoint" ] || checkpoint="none"
-  [ ! -f "$3" ] || miou="$("$PYTHON" -c 'import json, sys; print("%.2f" % json.load(open(sys.argv[1]))["miou"])' "$3")" || miou="not known"
+  [ ! -f "$3" ] || miou="$("$PYTHON" -c 'import json, sys; print("%.2f" % json.load(open(sys.argv[1]))["miou"])' "$3" 2>/dev/null)" || miou="not known"
   printf '%-12s%s\n' mIoU "$miou" minutes "$(printf '%d:%02d' $((SECONDS / 60)) $((SECONDS % 60)))" masks "$2" report "$report" \
     checkpoint "$checkpoint"
 }

@@ -117,4 +117,5 @@ check_values
 check_methods
 if [ -z "${SETTINGS_CHECKED:-}${arguments:-}" ]; then warn_of_unread; fi
 export SETTINGS_CHECKED=1                                        # the scripts that this one calls get its settings
+export SCRIPT_PROCESS=$$                                         # the program that it waits for ends with it (tool/starting.py)
 if [ -z "${arguments:-}" ]; then PYTHON="${PYTHON_READY:-$(bash scripts/setup.sh)}"; fi

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import alive, wait_for
 from report_runs import write_run
 from runs import REPOSITORY
 
@@ -61,6 +63,37 @@ def test_a_report_that_fails_loses_nothing(folder_root: Path, tmp_path: Path) ->
     assert found["mIoU"] == "not scored"
     assert found["report"] == "not made: see above"
     assert found["checkpoint"] == "none"
+
+
+@pytest.mark.parametrize("score", ["[1]", '{"miou": "high"}', "broken"])
+def test_a_score_that_is_broken_is_not_known(score: str, folder_root: Path, tmp_path: Path) -> None:
+    out = write_run(folder_root, tmp_path / "run")
+    (out / "miou.json").write_text(score)
+    done = finish(folder_root, out)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert last_lines(done.stdout)["mIoU"] == "not known"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's signal is Linux's")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_program_of_a_script_that_is_ended_ends_too(number, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import tool.starting\nimport os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)\n"
+    )
+    script = f'source scripts/settings.sh\n"$PYTHON" "{program}"\necho went on'
+    settings = {"PYTHON_READY": sys.executable, "PYTHONPATH": str(REPOSITORY)}
+    command = ["bash", "-c", f"script=script_contrast.sh\n{script}", "script_contrast.sh"]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=os.environ | settings, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.send_signal(number)
+    process.wait(10)
+    assert not wait_for(lambda: alive(child), lambda found: not found, 10)
+    assert process.stdout.read() == ""
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
