@@ -52,8 +52,11 @@ def test_a_photograph_gets_the_masks_of_infer_cam_without_labels(
         seen |= set(classes.tolist())
         if not more:
             assert panels(checkpoint, elsewhere) == 2 + (classes > 0).sum()
-        plain = ["--bg-threshold", 0, "--mask", ours, *more]
-        assert predict(checkpoint, elsewhere, *plain).returncode == 0
+        for threshold in ("0", "0.5"):
+            plain = ["--bg-threshold", threshold, "--mask", ours, *more]
+            result = predict(checkpoint, elsewhere, *plain)
+            assert result.returncode == 0
+            assert ("means 0, no CRF" in result.stderr) == (threshold != "0")
         assert ours.read_bytes() == (tmp_path / "plain" / theirs).read_bytes()
     assert len(seen) > 1
 

@@ -11,6 +11,7 @@ if __name__ == "__main__":
     import tool.starting  # noqa: F401 - before all other imports
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -125,6 +126,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_side=command.max_side,
         crf=CrfFlags(threshold=command.bg_threshold),
     )
+    if command.bg_threshold and predictor.method.has_background:
+        print(
+            f"warning: --bg-threshold {command.bg_threshold:g} means 0, no CRF: the maps have a "
+            "background row, and the best row wins",
+            file=sys.stderr,
+        )
     folder = command.out or Path("out/predict")
     for path, found in zip(command.image, predictions(command, predictor), strict=True):
         print(printable(f"{path}: {said(found, predictor)}"), flush=True)
