@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -328,3 +329,14 @@ def test_predict_times_masks_alone_and_together(folder_root: Path, tmp_path: Pat
         found["seconds"] == pytest.approx(found["each"] * found["photographs"]) for found in rows
     )
     assert all(found["seconds"] > 0 for found in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads Linux's /proc")
+def test_the_soak_looks_at_every_quarter_of_three_stages(tmp_path: Path) -> None:
+    found = tmp_path / "soak.json"
+    result = run("benchmarks/soak.py", "--count", 40, "--workers", 1, "--json", found)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(found.read_text())["rows"]
+    assert [row["stage"] for row in rows] == ["infer"] * 4 + ["crf"] * 4 + ["score"] * 4
+    assert all(row["memory_mib"] > 0 and 0 < row["open_files"] < 100 for row in rows)
