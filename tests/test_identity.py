@@ -12,8 +12,8 @@ from conftest import write_folder
 from PIL import Image
 from runs import assert_refused, run, train_flags
 
-from data.catalog import open_catalog
 from data.identity import data_hashes
+from data.opening import open_catalog
 from tool.formats.checkpoint import load_checkpoint, save_checkpoint
 from tool.train.run_directory import DATA
 
