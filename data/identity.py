@@ -1,7 +1,7 @@
-"""Hashes of what a run reads of its dataset, so that a run cannot go on with other data.
+"""Hashes of what a run reads of its dataset and of previous stages.
 
-They depend on names and contents, never on dates or on where the dataset is: a run goes on
-with a copy of it.
+A run cannot go on with other data. The hashes depend on names and contents, never on dates or on
+where the dataset is: a run goes on with a copy of it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from data.catalog import Catalog
+from data.fields import TRUTH
 from tool.files import file_hash
+from tool.infer.previous import KINDS, PreviousOutputs
 from tool.parallel import dist
 from tool.parallel.processes import cores
+from tool.provenance import fingerprint
 
 
 def data_hashes(
@@ -52,6 +56,15 @@ def data_hashes(
     if with_masks:
         facts["truth_sha256"] = mask
     return dist.on_main(lambda: {name: _hash_of(image_ids, one) for name, one in facts.items()})
+
+
+def fingerprints(previous: PreviousOutputs, inputs: Sequence[str]) -> dict[str, Any]:
+    """Return what identifies the files of previous stages that the run reads."""
+    return {
+        KINDS[key].plural: str(folder) if (key, folder) == ("mask", TRUTH) else fingerprint(folder)
+        for key, folder in previous.folders.items()
+        if key in inputs
+    }
 
 
 def _of_file(image_id: str, find: Callable[[str], Path], facts: Callable[[Path], str]) -> str:
