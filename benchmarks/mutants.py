@@ -50,6 +50,7 @@ TESTS = {
     "tool/formats/pickle_cost.py": ("test_bombs",),
     "tool/formats/regions.py": ("test_gate", "test_bombs", "test_documents"),
     "tool/train/engine.py": ("test_engine", "test_signals"),
+    "tool/train/history.py": ("test_engine",),
     "tool/train/log.py": ("test_engine", "test_documents"),
     "tool/train/run_directory.py": ("test_hostile_resume", "test_train_stage", "test_state"),
     "voc12/submit.py": ("test_submit",),

@@ -36,7 +36,8 @@ from tool.flags import flag
 from tool.parallel.dist import pick_device
 from tool.progress import Progress
 from tool.ranges import POSITIVE, SOME
-from tool.train.engine import History, Settings, take_step, to_device
+from tool.train.engine import Settings, take_step, to_device
+from tool.train.history import History
 
 PARTS = ("load", "to device", "finish", "backbone forward", "heads and terms forward")
 PARTS += ("backward of all terms", "backbone backward", "optimizer", "bank")
