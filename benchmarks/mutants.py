@@ -36,6 +36,7 @@ TESTS = {
     "tool/download/archive.py": ("test_archive", "test_download_unpack", "test_leftovers"),
     "tool/files.py": ("test_leftovers", "test_full_disk", "test_lists"),
     "tool/formats/cam.py": ("test_cam", "test_malformed", "test_unpickle"),
+    "tool/formats/cam_layouts.py": ("test_cam", "test_malformed", "test_unpickle"),
     "tool/formats/checkpoint.py": (
         "test_checkpoint",
         "test_hostile",
