@@ -53,6 +53,7 @@ from tool.flags import add_flags, flags_as
 from tool.infer.previous import PREVIOUS, PreviousOutputs
 from tool.noted import checked, compare_settings, take_defaults
 from tool.parallel import dist
+from tool.parallel.device import pick_device, synchronise_norms
 from tool.parallel.machine import cpp_compiler
 from tool.progress import Progress
 from tool.train.batch import Batch
@@ -105,7 +106,7 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train one method. Return 0 when it is complete, or 128 + the signal that interrupted it."""
     command = parse(argv)
-    device = dist.pick_device(command.run.device)
+    device = pick_device(command.run.device)
     dist.start(device)
     if not dist.is_main():
         return train(command, device)
@@ -244,7 +245,7 @@ def dataset_from(command: Command, catalog: Catalog, ids: Sequence[str]) -> Trai
 
 def prepared(method: Method, command: Command, device: torch.device) -> Method:
     """Return the method on the device, compiled if requested."""
-    method = dist.synchronise_norms(method, device)
+    method = synchronise_norms(method, device)
     method.to(device).to(memory_format=torch.channels_last)
     if command.run.compile:
         method.backbone.compile(backend=command.run.compile, dynamic=False)

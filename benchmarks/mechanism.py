@@ -40,7 +40,7 @@ from network.methods import Batch
 from tool.cli import run_stage
 from tool.flags import parse_flags
 from tool.formats.regions import Regions
-from tool.parallel.dist import pick_device
+from tool.parallel.device import pick_device
 from tool.progress import Progress
 
 SHARES = ("pseudo", "confident", "hard", "queries")

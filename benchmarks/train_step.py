@@ -33,7 +33,7 @@ from data.colour import DeviceTransform
 from network.optimizer import build_optimizer
 from tool.cli import run_stage
 from tool.flags import flag
-from tool.parallel.dist import pick_device
+from tool.parallel.device import pick_device
 from tool.progress import Progress
 from tool.ranges import POSITIVE, SOME
 from tool.train.engine import Settings, take_step, to_device
