@@ -12,9 +12,10 @@ import torch
 
 from network.backbones import Backbone
 from network.backbones.resnet38d import name_from_mxnet
+from network.weights.contents import plain_name
 from network.weights.pixel_truth import refuse_pixel_truth
 from network.weights.published import published_file
-from network.weights.unwrap import NEEDED, OURS, Found, find_backbone, plain_name
+from network.weights.unwrap import NEEDED, OURS, Found, find_backbone
 from tool.files import first_few
 from tool.formats.checkpoint import are_names, load_safetensors, load_tensors
 from tool.formats.mxnet import read_params

@@ -14,8 +14,9 @@ from torch import Tensor
 from network.backbones import build_backbone, stride_of
 from network.methods import Method, build_method, find_method
 from network.options import inference_options
+from network.weights.contents import described, plain_name, quoted
 from network.weights.foreign_heads import CLASSIFIER, fitted_classifier, split_heads
-from network.weights.unwrap import Found, described, find_backbone, plain_name, quoted
+from network.weights.unwrap import Found, find_backbone
 from tool.cli import one_line
 from tool.files import first_few
 from tool.formats.checkpoint import as_checkpoint, load_checkpoint, load_safetensors, load_tensors
