@@ -43,6 +43,7 @@ TESTS = {
         "test_bombs",
         "test_messages",
     ),
+    "tool/formats/checkpoint_content.py": ("test_checkpoint", "test_hostile", "test_bombs"),
     "tool/formats/image.py": ("test_pixels", "test_bombs", "test_dataset"),
     "tool/formats/mask.py": ("test_mask", "test_bombs"),
     "tool/formats/mxnet.py": ("test_params", "test_bombs"),

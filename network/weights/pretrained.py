@@ -17,7 +17,8 @@ from network.weights.pixel_truth import refuse_pixel_truth
 from network.weights.published import published_file
 from network.weights.unwrap import NEEDED, OURS, Found, find_backbone
 from tool.files import first_few
-from tool.formats.checkpoint import are_names, load_safetensors, load_tensors
+from tool.formats.checkpoint import load_safetensors, load_tensors
+from tool.formats.checkpoint_content import are_names
 from tool.formats.mxnet import read_params
 from tool.train.run_directory import COUNTER
 

@@ -18,7 +18,8 @@ from network.weights.contents import described, plain_name, quoted
 from network.weights.foreign_heads import CLASSIFIER, fitted_classifier, split_heads
 from network.weights.unwrap import Found, find_backbone
 from tool.files import first_few
-from tool.formats.checkpoint import as_checkpoint, load_checkpoint, load_safetensors, load_tensors
+from tool.formats.checkpoint import load_checkpoint, load_safetensors, load_tensors
+from tool.formats.checkpoint_content import as_checkpoint
 from tool.train.run_directory import COUNTER, load_state, state_names
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from network.backbones import Backbone
 from network.weights.caffe import in_our_form, is_caffes, our_name
 from network.weights.contents import containers_of, described, plain_name, starts, unflattened
-from tool.formats.checkpoint import plain_tensors
+from tool.formats.checkpoint_content import plain_tensors
 from tool.train.run_directory import COUNTER
 
 NEEDED = 0.9  # a file must have this share of a backbone's tensors
