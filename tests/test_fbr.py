@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from network.contrast import fbr as terms_of_fbr
 from network.contrast import queries
 from network.contrast.nroi import region_means
-from network.losses import resize
+from network.maps import resize
 from network.methods import ppc as ppc_module
 from tool.progress import Progress
 

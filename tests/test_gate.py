@@ -32,7 +32,7 @@ from network.contrast.gate_steps import (
     gate_of,
     sum_features,
 )
-from network.losses import over_maximum
+from network.maps import over_maximum
 from tool.files import list_hash
 from tool.formats.cam import Cam, load_cam, save_cam
 from tool.formats.regions import Regions, load_regions, read_regions, save_regions

@@ -21,14 +21,8 @@ from network.contrast.cells import pseudo_labels
 from network.contrast.fbr import NroiContrast
 from network.contrast.nroi_config import NroiConfig
 from network.heads import thresholded_average_pool
-from network.losses import (
-    full_precision,
-    image_cells,
-    mean_of_views,
-    min_max,
-    resize,
-    resize_area,
-)
+from network.losses import full_precision, mean_of_views
+from network.maps import image_cells, min_max, resize, resize_area
 from network.methods.ppc import HostConfig, Ppc, View
 from network.options import option
 from tool.progress import Progress

@@ -22,13 +22,10 @@ from network.losses import (
     cross_refinement,
     equivariance,
     full_precision,
-    image_cells,
     mean_of_views,
-    min_max,
     min_pool,
-    over_maximum,
-    resize,
 )
+from network.maps import image_cells, min_max, over_maximum, resize
 from network.methods import Batch
 from network.methods.eps import Eps
 from network.options import option, weights_of

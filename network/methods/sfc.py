@@ -32,15 +32,8 @@ from network.calibration.maps import (
     with_peaks,
 )
 from network.calibration.network import DeepCorrelation, SideFeatures
-from network.losses import (
-    add_up,
-    classification,
-    full_precision,
-    image_cells,
-    over_maximum,
-    sum_of_mirrors,
-    with_background_label,
-)
+from network.losses import add_up, classification, full_precision
+from network.maps import image_cells, over_maximum, sum_of_mirrors, with_background_label
 from network.methods import Batch, Recipe, option
 from network.methods.cam import Cam
 from network.options import weights_of
