@@ -34,6 +34,7 @@ from tool.infer.previous import PREVIOUS, PreviousFlags
 from tool.infer.scales import Views
 from tool.limits import is_out_of_memory
 from tool.parallel import dist
+from tool.parallel.device import pick_device
 from tool.provenance import fingerprint
 
 
@@ -68,7 +69,7 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the CAMs or masks of an image list; under torchrun each rank infers its share."""
     command = parse(argv)
-    device = dist.pick_device(command.run.device)
+    device = pick_device(command.run.device)
     with dist.ranks(device), contextlib.ExitStack() as held:
         with dist.all_or_none():
             if dist.is_main():

@@ -8,7 +8,6 @@ from __future__ import annotations
 if __name__ == "__main__":
     import tool.starting  # noqa: F401 - before all other imports
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -24,37 +23,39 @@ from data.catalog import Catalog
 from data.colour import DeviceTransform
 from data.dataset import TrainDataset
 from data.fields import TRUTH, FieldFlags
-from data.identity import data_hashes
+from data.identity import data_hashes, fingerprints
 from data.loader import step_batches
-from data.masks import survey, write_survey
+from data.masks import look_at_masks
 from data.readable import ImageList, ListFlags, open_list
 from data.shown import shown_images
 from data.transforms import resize_of
 from network.backbones import check_squares
 from network.flags import (
+    MethodFlags,
     StartFlags,
     add_network_flags,
     default_recipe,
+    first_flags,
     noted_recipe,
     recipe_flags,
     recipe_from,
     start_from,
+    warn_of_recipe,
 )
-from network.methods import Method, build_method, find_method, trained_names
-from network.options import add_option_flags, option_names, options_from
+from network.methods import Method, build_method, find_method
+from network.optimizer import build_optimizer
+from network.options import add_option_flags, options_from
 from network.recipe import Recipe
-from network.weights.initialise import initialise
-from network.weights.pixel_truth import FACT
-from network.weights.pretrained import load_pretrained, source_file
+from network.start import load_start, start_file
 from tool.cli import Parser, run_stage
 from tool.files import file_hash, locked
-from tool.flags import add_flags, flag, flags_as
-from tool.infer.previous import KINDS, PREVIOUS, PreviousOutputs
-from tool.noted import checked, other_settings, read_noted, take_defaults, to_repeat
+from tool.flags import add_flags, flags_as
+from tool.infer.previous import PREVIOUS, PreviousOutputs
+from tool.noted import checked, compare_settings, take_defaults
 from tool.parallel import dist
+from tool.parallel.device import pick_device, synchronise_norms
 from tool.parallel.machine import cpp_compiler
 from tool.progress import Progress
-from tool.provenance import fingerprint
 from tool.train.batch import Batch
 from tool.train.engine import Settings, fit
 from tool.train.flags import RunFlags
@@ -64,25 +65,6 @@ from tool.train.run_directory import resume_run, save_run, write_config
 # The part of a recipe that two runs in one directory share.
 IDENTIFYING: tuple[str, ...] = ("steps", "batch_size", "accumulate", "crop", "long_side", "scale")
 IDENTIFYING += ("lr", "momentum", "warmup", "weight_decay")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MethodFlags:
-    """The flags that decide which other flags there are.
-
-    Attributes:
-        method: What to train. cam is a plain classifier; eps and ppc are hosts that use saliency;
-            fbr is the main method; sfc, transcam and bao are others from labels alone; amn, irn,
-            fbr_amn, sfc_irn, bes and sbe refine the results of an earlier run; deeplab1 and
-            deeplab2 are networks that are trained on masks.
-        short: Take the method's recipe for a few hundred images on a CPU as the defaults.
-        config: Start the run of this config.json again: its flags are the defaults of all flags but
-            --out and --num-workers. A flag on the command line wins.
-    """
-
-    method: str = flag("fbr", choices=trained_names)
-    short: bool = False
-    config: Path | None = flag(None, metavar="FILE")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +106,7 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train one method. Return 0 when it is complete, or 128 + the signal that interrupted it."""
     command = parse(argv)
-    device = dist.pick_device(command.run.device)
+    device = pick_device(command.run.device)
     dist.start(device)
     if not dist.is_main():
         return train(command, device)
@@ -145,14 +127,14 @@ def train(command: Command, device: torch.device) -> int:
     dataset = dataset_from(command, catalog, images.ids)
     command.previous.warn_of_unread(method.inputs)
     weights = start_file(method, command.start)
-    loaded = load_start(method, command, config, weights)
-    compare_settings(command, config, weights)
+    loaded = load_start(method, command.start, config, weights)
+    compare_settings(command.config, config, weights)
     method = prepared(method, command, device)
     study(method, catalog, images, device)
     optimizer = build_optimizer(method, recipe, device)
     step = resume_run(out, method=method, optimizer=optimizer, config=config)
     if step == 0 and "mask" in method.inputs:
-        look_at_masks(dataset, out)
+        look_at_masks(dataset.sources, dataset.ids, out)
     if step >= steps:
         dist.print_once(f"{out} is complete: {step} steps")
         return 0
@@ -204,26 +186,6 @@ def train(command: Command, device: torch.device) -> int:
     return 0
 
 
-def warn_of_recipe(recipe: Recipe, images: int) -> None:
-    """Print a warning if the learning rate rises for the whole run, or if images are few.
-
-    Args:
-        recipe: The recipe.
-        images: Number of images to train on.
-    """
-    if recipe.batch_size > images:
-        dist.print_once(
-            f"note: --batch-size {recipe.batch_size} is more than the {images} images, so a batch "
-            "has images more than once"
-        )
-    if recipe.warmup >= recipe.steps and recipe.warmup > 1 and dist.is_main():
-        print(
-            f"warning: --warmup {recipe.warmup} is not shorter than the run of {recipe.steps} "
-            "steps, so the learning rate never reaches --lr: lower --warmup, or raise --steps",
-            file=sys.stderr,
-        )
-
-
 def reads_truth(command: Command) -> bool:
     """Return whether the run trains on the dataset's own masks."""
     return "mask" in command.method.inputs and command.previous.folders.get("mask") == TRUTH
@@ -238,20 +200,6 @@ def open_images(command: Command) -> tuple[Catalog, ImageList]:
         )
     who = f"method {command.method_name!r}"
     return open_list(command.data, saliency="saliency" in inputs, masks=on_truth, who=who)
-
-
-def look_at_masks(dataset: TrainDataset, out: Path) -> None:
-    """Print the share of each class in the masks of the list, and note it in the run directory.
-
-    Raises:
-        ValueError: A mask is broken, or none has a foreground pixel.
-    """
-    with dist.all_or_none():
-        if dist.is_main():
-            found = survey(dataset.sources, dataset.ids)
-            for line in found.lines():
-                print(line, flush=True)
-            write_survey(found, out)
 
 
 def study(method: Method, catalog: Catalog, images: ImageList, device: torch.device) -> None:
@@ -295,83 +243,13 @@ def dataset_from(command: Command, catalog: Catalog, ids: Sequence[str]) -> Trai
     )
 
 
-def start_file(method: Method, start: StartFlags) -> Path | None:
-    """Return the file of the first weights, fetched once if it is a published one."""
-    if start.init is not None or not start.pretrained:
-        return start.init
-    path = None
-    with dist.all_or_none():
-        if dist.is_main():
-            path = source_file(method.backbone, start.source)
-    return path or source_file(method.backbone, start.source)
-
-
-def load_start(
-    method: Method, command: Command, config: dict[str, Any], weights: Path | None
-) -> str | None:
-    """Load the first weights, print what was loaded, and return it; None if there are none.
-
-    If the weights have seen pixel truth, `config` gets a note of it. It is then a part of the
-    identity of the run, and of its checkpoints.
-    """
-    start, allowed = command.start, command.start.allow_pixel_truth
-    if weights is None:
-        return None
-    if start.init is not None:
-        loaded = initialise(
-            method,
-            weights,
-            class_names=tuple(config["class_names"]),
-            background=start.background,
-            allow_pixel_truth=allowed,
-        )
-    else:
-        loaded = load_pretrained(
-            method.backbone,
-            start.source,
-            weights,
-            num_classes=method.num_classes,
-            allow_pixel_truth=allowed,
-        )
-    if method.backbone.saw_masks:
-        config[FACT] = True
-    dist.print_once(f"{loaded}; SHA-256 {file_hash(weights)}")
-    return loaded
-
-
-def compare_settings(command: Command, config: dict[str, Any], weights: Path | None) -> None:
-    """With `--config`, print which settings of this run differ from those in its file.
-
-    Args:
-        command: The flags.
-        config: The settings of this run, as `run_config` returns them.
-        weights: The file of the first weights; None if the run starts from scratch.
-    """
-    if command.config is not None and dist.is_main():
-        other = other_settings(read_noted(command.config), config, weights)
-        print(f"as {command.config}" + (f", but for {', '.join(other)}" if other else ""))
-
-
 def prepared(method: Method, command: Command, device: torch.device) -> Method:
     """Return the method on the device, compiled if requested."""
-    method = dist.synchronise_norms(method, device)
+    method = synchronise_norms(method, device)
     method.to(device).to(memory_format=torch.channels_last)
     if command.run.compile:
         method.backbone.compile(backend=command.run.compile, dynamic=False)
     return method
-
-
-def build_optimizer(method: Method, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """Return the recipe's optimizer; each group notes its initial rate for the schedule."""
-    groups, fused = method.param_groups(recipe.lr, recipe.weight_decay), device.type == "cuda"
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    if recipe.optimizer in kinds:
-        optimizer = kinds[recipe.optimizer](groups, fused=fused)
-    else:
-        optimizer = torch.optim.SGD(groups, momentum=recipe.momentum, fused=fused)
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
 
 
 def parse(argv: Sequence[str] | None, *, module: str = __name__) -> Command:
@@ -418,31 +296,6 @@ def parse(argv: Sequence[str] | None, *, module: str = __name__) -> Command:
         parser.error(str(error))
 
 
-def first_flags(argv: Sequence[str]) -> tuple[MethodFlags, dict[str, Any]]:
-    """Return the flags that decide which other flags there are, and those that `--config` notes.
-
-    Raises:
-        FileNotFoundError: As `read_noted`.
-        ValueError: As `read_noted` and `checked`.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    add_flags(first, MethodFlags)
-    try:
-        known = flags_as(MethodFlags, first.parse_known_args(argv)[0])
-    except argparse.ArgumentError:
-        return MethodFlags(), {}  # the whole parser will say what is wrong
-    if known.config is None:
-        return known, {}
-    noted = to_repeat(read_noted(known.config)["flags"], argv)
-    deciding = {name: value for name, value in noted.items() if name in ("method", "short")}
-    take_defaults(first, checked(first, deciding, known.config))
-    known = flags_as(MethodFlags, first.parse_known_args(argv)[0])
-    # With another --method, the options that it does not have are left out.
-    theirs = find_method(deciding.get("method", known.method)).Config
-    lost = option_names(theirs) - option_names(find_method(known.method).Config)
-    return known, {name: value for name, value in noted.items() if name not in lost}
-
-
 def run_config(
     command: Command, recipe: Recipe, catalog: Catalog, images: ImageList
 ) -> dict[str, Any]:
@@ -479,15 +332,6 @@ def run_config(
             with_masks=reads_truth(command),
             previous=command.previous,
         ),
-    }
-
-
-def fingerprints(previous: PreviousOutputs, inputs: Sequence[str]) -> dict[str, Any]:
-    """Return what identifies the files of previous stages that the run reads."""
-    return {
-        KINDS[key].plural: str(folder) if (key, folder) == ("mask", TRUTH) else fingerprint(folder)
-        for key, folder in previous.folders.items()
-        if key in inputs
     }
 
 

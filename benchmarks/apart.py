@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from benchmarks.arithmetic import Call
 from benchmarks.timing import Timer, timed_functions
-from network import heads, losses, pixel_correlation
+from network import heads, losses, maps, pixel_correlation
 from network.contrast import background, cells, info_nce, nroi, prototypes, queries
 from network.methods import Method
 from tool.progress import Progress
 from tool.train.engine import to_device, total_loss
 
-LIBRARIES = (background, cells, heads, info_nce, losses, nroi, pixel_correlation, prototypes)
-LIBRARIES += (queries,)
+LIBRARIES = (background, cells, heads, info_nce, losses, maps, nroi, pixel_correlation)
+LIBRARIES += (prototypes, queries)
 UNTIMED = 3  # first steps: the second is the first with a filled bank
 STEPS = 1000  # the length of the run to which the steps pretend to belong
 

@@ -27,7 +27,7 @@ from tool.cli import run_stage
 from tool.flags import flag, parse_flags
 from tool.infer.multiscale import network_input
 from tool.infer.scales import Views
-from tool.parallel.dist import pick_device
+from tool.parallel.device import pick_device
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,7 @@ from tool.flags import flag
 from tool.formats.regions import Regions
 from tool.infer.multiscale import infer_images
 from tool.infer.scales import Views
-from tool.parallel.dist import pick_device
+from tool.parallel.device import pick_device
 from tool.ranges import FACTOR, POSITIVE, SIDE
 
 

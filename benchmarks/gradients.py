@@ -23,7 +23,7 @@ from benchmarks.record import Rows
 from network.methods import Batch, Method
 from tool.cli import run_stage
 from tool.flags import parse_flags
-from tool.parallel.dist import pick_device
+from tool.parallel.device import pick_device
 from tool.progress import Progress
 
 

@@ -42,7 +42,7 @@ from tool.flags import flag
 from tool.infer.multiscale import infer_images, present_rows
 from tool.infer.outputs import Outputs, Plan
 from tool.infer.scales import Views
-from tool.parallel.dist import pick_device
+from tool.parallel.device import pick_device
 from tool.ranges import BATCH, FACTOR, POSITIVE, SIDE, SOME, WORKERS
 
 Sample = dict[str, Any]

@@ -35,12 +35,12 @@ from benchmarks.record import Rows, row
 from network.contrast.cells import Cells, class_ids_of, l2_normalize, view_cells
 from network.contrast.gate import NroiGate, RegionCollector
 from network.contrast.queries import hard_cells
-from network.losses import image_cells, over_maximum, resize, resize_area
+from network.maps import image_cells, over_maximum, resize, resize_area
 from network.methods import Batch
 from tool.cli import run_stage
 from tool.flags import parse_flags
 from tool.formats.regions import Regions
-from tool.parallel.dist import pick_device
+from tool.parallel.device import pick_device
 from tool.progress import Progress
 
 SHARES = ("pseudo", "confident", "hard", "queries")

@@ -25,7 +25,7 @@ from benchmarks.record import JsonFlags, write_record
 from benchmarks.timing import repeated
 from benchmarks.training import parse_with_training
 from tool.cli import run_stage
-from tool.parallel.dist import pick_device
+from tool.parallel.device import pick_device
 
 ROWS = 10  # number of rows of the log
 IMAGES = 96

@@ -30,12 +30,14 @@ from benchmarks.record import TIMES, JsonFlags, write_record
 from benchmarks.timing import repeated, spread
 from benchmarks.training import build, headline, parse_with_training
 from data.colour import DeviceTransform
+from network.optimizer import build_optimizer
 from tool.cli import run_stage
 from tool.flags import flag
-from tool.parallel.dist import pick_device
+from tool.parallel.device import pick_device
 from tool.progress import Progress
 from tool.ranges import POSITIVE, SOME
-from tool.train.engine import History, Settings, take_step, to_device
+from tool.train.engine import Settings, take_step, to_device
+from tool.train.history import History
 
 PARTS = ("load", "to device", "finish", "backbone forward", "heads and terms forward")
 PARTS += ("backward of all terms", "backbone backward", "optimizer", "bank")
@@ -96,7 +98,7 @@ def prepare(command: Command, stage: train_fbr.Command) -> Bench:
     recipe = dataclasses.replace(stage.recipe, steps=2 * (command.repeats + UNTIMED))
     dataset = train_fbr.dataset_from(stage, catalog, images.ids)
     batches = train_fbr.batches_from(dataset, recipe, stage.run, 0, device)
-    optimizer = train_fbr.build_optimizer(method, recipe, device)
+    optimizer = build_optimizer(method, recipe, device)
     transform = DeviceTransform(method.backbone.mean, method.backbone.std, device)
     return Bench(method, optimizer, batches, transform, device, stage.run.amp, command.repeats)
 

@@ -13,6 +13,7 @@ import train_fbr
 from data.catalog import Catalog
 from data.readable import ImageList
 from network.methods import Method, build_method
+from network.start import load_start, start_file
 from tool.cli import Parser
 from tool.flags import add_flags, flags_as
 
@@ -71,7 +72,7 @@ def build(
     """
     config = train_fbr.run_config(stage, stage.recipe, catalog, images)
     method = build_method(config | {"pretrained": True})
-    train_fbr.load_start(method, stage, config, train_fbr.start_file(method, stage.start))
+    load_start(method, stage.start, config, start_file(method, stage.start))
     return train_fbr.prepared(method, stage, device)
 
 

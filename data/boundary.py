@@ -23,6 +23,7 @@ import numpy as np
 
 from data.catalog import Catalog
 from data.readable import ListFlags, open_list
+from data.saliency_maps import require_saliency
 from tool.bar import counted
 from tool.cli import run_stage
 from tool.files import locked, spelled
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     catalog.refuse_own(out, images.ids)
     PreviousOutputs({"seed": seeds}).require(("seed",), images.ids)
     if command.saliency:
-        catalog.require_saliency(images.ids)
+        require_saliency(catalog, images.ids)
     with locked(out):
         work = BoundaryWriter(catalog, seeds, out, command.rules, with_saliency=command.saliency)
         claim(out, work.made_from())

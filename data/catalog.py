@@ -6,33 +6,25 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
 import voc12
-from data.files import IMAGE_SUFFIXES, all_found, check_id, find_file
-from data.labels import read_class_names, read_labels, read_text
-from data.layouts import LAYOUTS, Layout
-from data.lists import id_of_line
-from tool.files import check_same
-from tool.flags import flag
-from tool.formats.image import MAX_PIXELS, allow_pixels, check_size, decode, size_of
+from data.files import IMAGE_SUFFIXES, check_id, find_file
+from data.labels import read_labels, read_text
+from data.layouts import Layout
+from data.lists import find_list, id_of_line
+from tool.formats.image import check_size, decode, size_of
 from tool.formats.predictions import read_mask
-from tool.ranges import POSITIVE
 
 MASK_SUFFIXES = (".png", ".PNG")
 SALIENCY_SUFFIXES = tuple(dict.fromkeys(MASK_SUFFIXES + IMAGE_SUFFIXES))
-HALF = 127  # a saliency map counts as bright if a pixel is above this
-DARK_MAPS = 200  # number of saliency maps among which one must be bright
-TOY_ROOT = Path("out/toy-data")
-AUTO_LISTS = ("train_aug", "train")  # lists to train on; the first one that exists is the default
 
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-    """A dataset on disk. Make one with `open_catalog` or `catalog_from`, which check the root.
+    """A dataset on disk. Make one with the functions of `data.opening`, which check the root.
 
     Every method that takes an image id raises `ValueError` if the id leaves the root, as "../x"
     does.
@@ -81,7 +73,7 @@ class Catalog:
                 path exists both in the working directory and, as another file, in the folder of
                 lists.
         """
-        path = self._list_path(list_name)
+        path = find_list(self.root / self.layout.lists, list_name, made_by=self._made_by("it"))
         lines = (line.strip() for line in read_text(path).split("\n"))
         ids = [self._id_of_line(line) for line in lines if line]
         if not ids:
@@ -112,22 +104,6 @@ class Catalog:
         folder = self.root / self.layout.lists
         there = (name for name in names if (folder / f"{name}.txt").is_file())
         return next(there, names[-1])
-
-    def _list_path(self, list_name: str) -> Path:
-        folder = self.root / self.layout.lists
-        named = folder / (list_name if list_name.endswith(".txt") else f"{list_name}.txt")
-        path = Path(list_name) if list_name.endswith(".txt") else named
-        found = [candidate for candidate in (path, named) if candidate.is_file()]
-        if found:
-            check_same(found, f"list {list_name!r}")
-            return found[0]
-        if Path(list_name).is_dir():
-            raise FileNotFoundError(f"list {list_name} is a folder: give a .txt file (--list)")
-        there = ", ".join(sorted(file.stem for file in folder.glob("*.txt")))
-        hint = "" if there and list_name not in AUTO_LISTS else self._made_by("it")
-        raise FileNotFoundError(
-            f"list {path} does not exist (--list): {folder} has {there or 'none'}{hint}"
-        )
 
     def _made_by(self, what: str) -> str:
         """Return what a message says of a file that a command can make, such as "it"."""
@@ -288,51 +264,6 @@ class Catalog:
         )
         return saliency
 
-    def no_saliency(self, who: str) -> str:
-        """Return an error message for a dataset without a folder of saliency maps.
-
-        Args:
-            who: What needs the maps, such as "method 'fbr'".
-        """
-        return (
-            f"{who} needs saliency, and {self.saliency_root} is no folder: python -m data.saliency "
-            "makes it, --saliency-root says where it is, --method cam (METHOD=cam) needs none"
-        )
-
-    def require_saliency(self, ids: Sequence[str]) -> None:
-        """Check that every image has a saliency map, and that the maps are scaled to 0..255.
-
-        They count as scaled if one of the first `DARK_MAPS` has a pixel above `HALF`.
-
-        Args:
-            ids: The images.
-
-        Raises:
-            FileNotFoundError: Maps are missing; names the first few.
-            ValueError: There is no folder of maps, a map is broken, or they are not scaled.
-        """
-        if not self.has_saliency:
-            raise ValueError(self.no_saliency("this method"))
-        all_found(ids, self.saliency_path)
-        brightest = 0
-        for image_id in ids[:DARK_MAPS]:
-            brightest = max(brightest, self.read_saliency(image_id).getextrema()[1])  # type: ignore
-            if brightest > HALF:
-                return
-        raise ValueError(self.dark_saliency(brightest))
-
-    def dark_saliency(self, brightest: int) -> str:
-        """Return an error message for saliency maps that are not scaled to 0..255.
-
-        Args:
-            brightest: The largest value that was found.
-        """
-        return (
-            f"saliency maps in {self.saliency_root} are not scaled to 0..255: the largest value is "
-            f"{brightest}, and only what is above {HALF} counts as salient; multiply them, so that "
-            "255 is salient"
-        )
-
     def read_mask(self, image_id: str) -> np.ndarray:
         """Read a ground-truth mask.
 
@@ -362,101 +293,3 @@ class Catalog:
             return np.asarray(self.read_saliency(image_id)) if self.has_saliency else None
         except FileNotFoundError:
             return None
-
-
-def open_catalog(
-    name: str, root: Path | str, *, labels: Path | None = None, saliency_root: Path | None = None
-) -> Catalog:
-    """Return the catalog of a dataset. If `name` is "toy" and it does not exist, draw it first.
-
-    Args:
-        name: A key of `LAYOUTS`.
-        root: The folder of the dataset.
-        labels: The image-level labels; None for those in the root.
-        saliency_root: The folder of the saliency maps; None for the layout's.
-
-    Raises:
-        FileNotFoundError: The root, its `classes.txt`, `labels` or `saliency_root` does not exist.
-        ValueError: The name is unknown, or `classes.txt` is invalid.
-    """
-    if name not in LAYOUTS:
-        raise ValueError(f"unknown dataset {name!r}: there are {', '.join(LAYOUTS)}")
-    root, layout = Path(root), LAYOUTS[name]
-    if name == "toy":
-        _make_toy(root)
-    if not root.is_dir():
-        wrong = "is a file, not a folder" if root.is_file() else "does not exist"
-        raise FileNotFoundError(f"dataset root {root} {wrong} (--root)")
-    inner = next((one for one in layout.inside if (root / one / layout.lists).is_dir()), None)
-    if inner and not (root / layout.lists).is_dir():
-        raise FileNotFoundError(
-            f"dataset root {root} has no {layout.lists}: pass --root {root / inner}"
-        )
-    if saliency_root is not None and not Path(saliency_root).is_dir():
-        raise FileNotFoundError(f"saliency folder {saliency_root} does not exist (--saliency-root)")
-    if labels is not None and not Path(labels).exists():
-        raise FileNotFoundError(f"labels {labels} do not exist (--labels)")
-    names = layout.class_names or _class_names(root, layout)
-    return Catalog(
-        name, root, names, layout, labels and Path(labels), saliency_root and Path(saliency_root)
-    )
-
-
-def _class_names(root: Path, layout: Layout) -> tuple[str, ...]:
-    """Return the names in the root's `classes.txt`; raise as `read_class_names`."""
-    path = root / "classes.txt"
-    if not path.is_file() and layout.prepare:
-        raise FileNotFoundError(
-            f"{path} does not exist: it lists the foreground classes, one per line; "
-            f"{layout.prepare} --root {root} makes it"
-        )
-    return read_class_names(path)
-
-
-def _make_toy(root: Path) -> None:
-    from data.toy import is_complete, write_toy
-
-    if not is_complete(root):
-        write_toy(root)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DatasetFlags:
-    """The flags that name a dataset and one of its lists.
-
-    Attributes:
-        dataset: Layout of the folders. Choose folder for your own photographs, and toy for a
-            dataset that is drawn on first use.
-        root: Folder of the dataset. Only toy does without; it is then drawn in out/toy-data.
-        list: Image list: a name in the dataset's folder of lists, or a .txt file. With auto it is
-            train_aug, or train if there is no such list; eval_miou.py takes train, voc12.submit
-            test.
-        labels: Image-level labels, if they are not in the root: a .csv or .npy file, or a folder of
-            VOC's .xml files.
-        saliency_root: Folder of the saliency maps, if they are not in the root's own folder.
-        max_pixels: Refuse an image or a mask of more pixels, which would take much memory.
-    """
-
-    auto: ClassVar[tuple[str, ...]] = AUTO_LISTS  # `--list auto` is the first that exists
-    dataset: str = flag("toy", choices=tuple(LAYOUTS))
-    root: Path | None = None
-    list: str = "auto"
-    labels: Path | None = None
-    saliency_root: Path | None = None
-    max_pixels: int = flag(MAX_PIXELS, type=POSITIVE, metavar="PIXELS")
-
-
-def catalog_from(flags: DatasetFlags) -> tuple[Catalog, str]:
-    """Return the catalog that the flags name, and the name of the list.
-
-    Raises:
-        FileNotFoundError: As `open_catalog`.
-        ValueError: As `open_catalog`, or `--root` is not given and the dataset is not toy.
-    """
-    allow_pixels(flags.max_pixels)
-    if flags.root is None and flags.dataset != "toy":
-        raise ValueError(f"dataset {flags.dataset!r} needs its folder: pass --root")
-    root, labels, saliency = flags.root or TOY_ROOT, flags.labels, flags.saliency_root
-    catalog = open_catalog(flags.dataset, root, labels=labels, saliency_root=saliency)
-    name = catalog.first_list(flags.auto) if flags.list == "auto" else flags.list
-    return catalog.for_list(name), name

@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from data.catalog import DARK_MAPS, HALF, Catalog, DatasetFlags, catalog_from
+from data.catalog import Catalog
+from data.opening import DatasetFlags, catalog_from
+from data.saliency_maps import DARK_MAPS, HALF, dark_saliency
 from tool.bar import counted
 from tool.cli import one_line, printable, run_stage
 from tool.files import write_json
@@ -123,7 +125,7 @@ def check(catalog: Catalog, ids: Sequence[str]) -> dict[str, Any]:
     first = findings[:DARK_MAPS]  # the stages look at no more
     brightest = [finding.brightest for finding in first if finding.brightest is not None]
     if brightest and max(brightest) <= HALF:
-        problems.append(catalog.dark_saliency(max(brightest)))
+        problems.append(dark_saliency(catalog, max(brightest)))
     masks = [finding.pixels for finding in findings if finding.pixels is not None]
     if masks and not any(pixels[1:].any() for pixels in masks):
         problems.append(no_foreground(", ".join(catalog.layout.masks), catalog.num_classes))

@@ -21,6 +21,7 @@ from torchvision import tv_tensors
 
 from data.catalog import Catalog
 from data.files import all_found
+from data.saliency_maps import require_saliency
 from tool.formats.cam import Cam, strided_size
 from tool.infer.previous import CAM_STRIDE, PreviousFlags, PreviousOutputs, class_cells
 
@@ -74,7 +75,7 @@ class Field:
 
 
 def _require_saliency(sources: Sources, ids: Sequence[str]) -> None:
-    sources.catalog.require_saliency(ids)
+    require_saliency(sources.catalog, ids)
 
 
 def _read_saliency(

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data.catalog import HALF
 from data.readable import ListFlags, open_list
+from data.saliency_maps import HALF, require_saliency
 from tool.cli import run_stage
 from tool.flags import parse_flags
 from tool.formats.mask import save_mask
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = parse_flags(Command, argv, example="--out out/toy-fill/mask")
     catalog, images = open_list(command.data, saliency=True, who="method 'fill'")
     catalog.refuse_own(command.out, images.ids)
-    catalog.require_saliency(images.ids)
+    require_saliency(catalog, images.ids)
     for image_id in images.ids:
         saliency = np.asarray(catalog.read_saliency(image_id))
         save_mask(command.out / f"{image_id}.png", fill_mask(saliency, catalog.label(image_id)))

@@ -1,7 +1,7 @@
-"""Hashes of what a run reads of its dataset, so that a run cannot go on with other data.
+"""Hashes of what a run reads of its dataset and of previous stages.
 
-They depend on names and contents, never on dates or on where the dataset is: a run goes on
-with a copy of it.
+A run cannot go on with other data. The hashes depend on names and contents, never on dates or on
+where the dataset is: a run goes on with a copy of it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from data.catalog import Catalog
+from data.fields import TRUTH
 from tool.files import file_hash, spelled
 from tool.infer.previous import KINDS, PreviousOutputs
 from tool.parallel import dist
 from tool.parallel.processes import cores
+from tool.provenance import fingerprint
 
 
 def data_hashes(
@@ -70,6 +73,15 @@ def data_hashes(
 def _of_previous(folder: Path, suffix: str, image_id: str) -> str:
     """Return the facts of the file of an image in a folder of a previous stage."""
     return _of_file(image_id, lambda name: spelled(folder, f"{name}{suffix}"), file_hash)
+
+
+def fingerprints(previous: PreviousOutputs, inputs: Sequence[str]) -> dict[str, Any]:
+    """Return what identifies the files of previous stages that the run reads."""
+    return {
+        KINDS[key].plural: str(folder) if (key, folder) == ("mask", TRUTH) else fingerprint(folder)
+        for key, folder in previous.folders.items()
+        if key in inputs
+    }
 
 
 def _of_file(image_id: str, find: Callable[[str], Path], facts: Callable[[Path], str]) -> str:

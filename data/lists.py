@@ -1,14 +1,47 @@
-"""Lines of an image list: an image id, or one of the longer forms of the field's lists."""
+"""Image lists: where the file of one is, and what its lines mean.
+
+A line is an image id, or one of the longer forms of the field's lists.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from data.files import without_suffix
+from tool.files import check_same
 
+AUTO_LISTS = ("train_aug", "train")  # lists to train on; the first one that exists is the default
 _NUMBER = re.compile(r"\s+-?\d+$")  # a class after the id, or 1 or -1 for one class
 _DIGITS = 12  # of the longest number that is an id: COCO's
+
+
+def find_list(folder: Path, list_name: str, *, made_by: str = "") -> Path:
+    """Return the file of a list.
+
+    Args:
+        folder: The folder of the dataset's lists.
+        list_name: Name of a file in it, or a path that ends in `.txt`.
+        made_by: What a message says of the command that makes the lists.
+
+    Raises:
+        FileNotFoundError: The list does not exist; names the lists that do.
+        ValueError: The path exists both in the working directory and, as another file, in `folder`.
+    """
+    named = folder / (list_name if list_name.endswith(".txt") else f"{list_name}.txt")
+    path = Path(list_name) if list_name.endswith(".txt") else named
+    found = [candidate for candidate in (path, named) if candidate.is_file()]
+    if found:
+        check_same(found, f"list {list_name!r}")
+        return found[0]
+    if Path(list_name).is_dir():
+        raise FileNotFoundError(f"list {list_name} is a folder: give a .txt file (--list)")
+    there = ", ".join(sorted(file.stem for file in folder.glob("*.txt")))
+    hint = "" if there and list_name not in AUTO_LISTS else made_by
+    raise FileNotFoundError(
+        f"list {path} does not exist (--list): {folder} has {there or 'none'}{hint}"
+    )
 
 
 def id_of_line(

@@ -12,6 +12,7 @@ import numpy as np
 from data.fields import Sources, read_labels
 from tool.files import write_json
 from tool.formats.mask import UNKNOWN
+from tool.parallel import dist
 from tool.parallel.processes import default_workers, map_processes
 from tool.score.metrics import count_confusion, scores_of
 
@@ -155,3 +156,22 @@ def survey(sources: Sources, ids: Sequence[str], *, workers: int | None = None) 
 def write_survey(found: Survey, directory: Path) -> None:
     """Write a survey into a run directory."""
     write_json(directory / NAME, found.document())
+
+
+def look_at_masks(sources: Sources, ids: Sequence[str], out: Path) -> None:
+    """Print the share of each class in the masks of the list, and note it in the run directory.
+
+    Args:
+        sources: Where the masks are.
+        ids: The images.
+        out: The run directory.
+
+    Raises:
+        ValueError: A mask is broken, or none has a foreground pixel.
+    """
+    with dist.all_or_none():
+        if dist.is_main():
+            found = survey(sources, ids)
+            for line in found.lines():
+                print(line, flush=True)
+            write_survey(found, out)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from data.catalog import Catalog, DatasetFlags, catalog_from
+from data.catalog import Catalog
+from data.opening import DatasetFlags, catalog_from
+from data.saliency_maps import no_saliency
 from tool.cli import one_line, printable
 from tool.files import list_hash
 from tool.limits import raise_if_limit
@@ -66,7 +68,7 @@ def open_list(
     """
     catalog, name = catalog_from(flags)
     if saliency and not catalog.has_saliency:
-        raise ValueError(catalog.no_saliency(who))
+        raise ValueError(no_saliency(catalog, who))
     ids = catalog.ids(name)
     if not flags.skip_bad_images:
         return catalog, ImageList(name, ids, ids)

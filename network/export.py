@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from network.to_onnx import export_onnx
-from network.weights.restore import check_config, outline_of, restore
+from network.weights.configuration import check_config, outline_of
+from network.weights.restore import restore
 from tool.cli import run_stage
 from tool.flags import flag, parse_flags
 from tool.formats.checkpoint import load_checkpoint, save_exported

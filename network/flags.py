@@ -1,22 +1,26 @@
-"""The flags of `train_fbr.py` that set the network, its first weights and the method's recipe."""
+"""The flags of `train_fbr.py` that set the method, its network, first weights and recipe."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from network.backbones import NORMS, check_stride, stride_of
-from network.methods import Method
+from network.methods import Method, find_method, trained_names
+from network.options import option_names
 from network.recipe import Recipe
 from network.weights.channel_order import PLACES
 from network.weights.pretrained import WHEELS
 from tool.cli import Parser
 from tool.flags import add_flags, flag, flags_as, given
+from tool.noted import checked, read_noted, take_defaults, to_repeat
+from tool.parallel import dist
 
 _SMALL = "timm:tf_efficientnet_lite0"  # what a CPU trains in minutes
 _NETWORK = ("backbone", "output_stride")
@@ -25,6 +29,25 @@ _NO_FLAGS += ("short", "short_options", "post")
 _RECIPE = tuple(
     field.name for field in dataclasses.fields(Recipe) if field.name not in _NETWORK + _NO_FLAGS
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MethodFlags:
+    """The flags that decide which other flags there are.
+
+    Attributes:
+        method: What to train. cam is a plain classifier; eps and ppc are hosts that use saliency;
+            fbr is the main method; sfc, transcam and bao are others from labels alone; amn, irn,
+            fbr_amn, sfc_irn, bes and sbe refine the results of an earlier run; deeplab1 and
+            deeplab2 are networks that are trained on masks.
+        short: Take the method's recipe for a few hundred images on a CPU as the defaults.
+        config: Start the run of this config.json again: its flags are the defaults of all flags but
+            --out and --num-workers. A flag on the command line wins.
+    """
+
+    method: str = flag("fbr", choices=trained_names)
+    short: bool = False
+    config: Path | None = flag(None, metavar="FILE")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,6 +92,31 @@ class StartFlags:
     def pretrained(self) -> bool:
         """Whether the run starts from trained weights."""
         return self.source != "none" or self.init is not None
+
+
+def first_flags(argv: Sequence[str]) -> tuple[MethodFlags, dict[str, Any]]:
+    """Return the flags that decide which other flags there are, and those that `--config` notes.
+
+    Raises:
+        FileNotFoundError: As `read_noted`.
+        ValueError: As `read_noted` and `checked`.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_flags(first, MethodFlags)
+    try:
+        known = flags_as(MethodFlags, first.parse_known_args(argv)[0])
+    except argparse.ArgumentError:
+        return MethodFlags(), {}  # the whole parser will say what is wrong
+    if known.config is None:
+        return known, {}
+    noted = to_repeat(read_noted(known.config)["flags"], argv)
+    deciding = {name: value for name, value in noted.items() if name in ("method", "short")}
+    take_defaults(first, checked(first, deciding, known.config))
+    known = flags_as(MethodFlags, first.parse_known_args(argv)[0])
+    # With another --method, the options that it does not have are left out.
+    theirs = find_method(deciding.get("method", known.method)).Config
+    lost = option_names(theirs) - option_names(find_method(known.method).Config)
+    return known, {name: value for name, value in noted.items() if name not in lost}
 
 
 def default_recipe(method: type[Method], *, short: bool) -> Recipe:
@@ -139,3 +187,23 @@ def start_from(args: argparse.Namespace, backbone: str) -> StartFlags:
             "`imagenet` to fetch published ones, or `none` to train from scratch"
         )
     return start
+
+
+def warn_of_recipe(recipe: Recipe, images: int) -> None:
+    """Print a warning if the learning rate rises for the whole run, or if images are few.
+
+    Args:
+        recipe: The recipe.
+        images: Number of images to train on.
+    """
+    if recipe.batch_size > images:
+        dist.print_once(
+            f"note: --batch-size {recipe.batch_size} is more than the {images} images, so a batch "
+            "has images more than once"
+        )
+    if recipe.warmup >= recipe.steps and recipe.warmup > 1 and dist.is_main():
+        print(
+            f"warning: --warmup {recipe.warmup} is not shorter than the run of {recipe.steps} "
+            "steps, so the learning rate never reaches --lr: lower --warmup, or raise --steps",
+            file=sys.stderr,
+        )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from network.backbones import Tap
 from network.dropout import SeededDropout
-from network.losses import enlarge, resize
+from network.maps import enlarge, resize
 
 _EPS = 1e-5
 

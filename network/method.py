@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from network.backbones import RAW, Backbone, check_squares
 from network.dropout import begin_step
-from network.losses import over_maximum, sum_of_mirrors
+from network.maps import over_maximum, sum_of_mirrors
 from network.recipe import Recipe
 from tool.infer.flags import ViewFlags
 from tool.infer.scales import Views

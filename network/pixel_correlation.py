@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network.losses import over_maximum, resize
+from network.maps import over_maximum, resize
 
 _EPS = 1e-5
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from network.backbones import cosine_affinity
-from network.losses import full_precision, over_maximum
+from network.losses import full_precision
+from network.maps import over_maximum
 
 INITS = ("kaiming", "xavier")
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from method_cases import MIXED, ONE_CLASS, first_steps, make_batch, make_method
 
 from network.heads import Aspp, LabelConditioning
-from network.losses import balanced_cross_entropy, enlarge, resize_cells
+from network.losses import balanced_cross_entropy
+from network.maps import enlarge, resize_cells
 from network.methods.fbr_amn import above_floor
 from tool.progress import Progress
 

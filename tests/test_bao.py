@@ -14,7 +14,8 @@ from runs import assert_refused, run, train_flags
 from torch import Tensor
 
 from network.backbones import AFFINITY
-from network.losses import balanced_cross_entropy, image_cells
+from network.losses import balanced_cross_entropy
+from network.maps import image_cells
 from network.methods import Method
 from network.methods.bao import Bao
 from network.spreading import label_cells, momentum_at

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.catalog import HALF, open_catalog
 from data.check import main
+from data.opening import open_catalog
+from data.saliency_maps import HALF, dark_saliency, require_saliency
 from tool.formats.mask import palette
 from tool.score.truth import no_foreground
 
@@ -189,10 +190,10 @@ def test_what_the_stages_refuse_or_warn_of_is_said(
     catalog = open_catalog("folder", folder_dataset)
     _, report = run(folder_dataset)
     with pytest.raises(ValueError, match="not scaled to 0") as error:
-        catalog.require_saliency(catalog.ids("train"))
+        require_saliency(catalog, catalog.ids("train"))
     assert str(error.value) in report["problems"]
     dark[0].unlink()  # an image without its map takes nothing from the others
-    assert catalog.dark_saliency(HALF) in run(folder_dataset)[1]["problems"]
+    assert dark_saliency(catalog, HALF) in run(folder_dataset)[1]["problems"]
     mask = Image.open(folder_dataset / "masks" / "d6.png")
     values = np.array(mask)
     values[:5] = 1
@@ -212,7 +213,7 @@ def test_maps_beyond_the_first_200_do_not_count(
     folder_dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in the stages, which look at no more."""
-    for module in ("data.check", "data.catalog"):
+    for module in ("data.check", "data.saliency_maps"):
         monkeypatch.setattr(f"{module}.DARK_MAPS", 2)
     for name in ("a1", "2007_000032"):
         path = folder_dataset / "saliency" / f"{name}.png"

@@ -11,17 +11,8 @@ from torch import Tensor, nn
 
 from tool.formats.checkpoint import load_checkpoint, save_checkpoint
 from tool.progress import Progress
-from tool.train import engine
-from tool.train.engine import (
-    Clock,
-    History,
-    Settings,
-    check_finite,
-    fit,
-    set_rates,
-    split,
-    total_loss,
-)
+from tool.train.engine import Settings, check_finite, fit, set_rates, split, total_loss
+from tool.train.history import Clock, History
 from tool.train.log import RunLog
 
 
@@ -92,7 +83,7 @@ def test_a_loss_of_another_rank_that_is_not_finite_ends_this_one(monkeypatch) ->
     history = History()
     history.add(3, {"cls": torch.tensor(1.0)}, ["a"])
     other = torch.full((1, 1, 1), torch.inf)
-    monkeypatch.setattr(engine.dist, "gather", lambda rows: torch.cat([rows, other]))
+    monkeypatch.setattr("tool.parallel.dist.gather", lambda rows: torch.cat([rows, other]))
     with pytest.raises(FloatingPointError, match="the loss is not finite on another rank"):
         history.fetch()
 
@@ -244,7 +235,7 @@ def test_the_log_has_a_row_each_interval_and_one_of_the_last_step(every, steps, 
 
 def test_the_speed_is_of_the_images_since_the_last_call(monkeypatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(engine.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("tool.train.history.time.perf_counter", lambda: now[0])
     pace = Clock(batch_size=8, step=10)
     now[0] += 4
     assert pace.rate(15) == 5 * 8 / 4

@@ -23,7 +23,8 @@ from network.walk.random_walk import pairs_within, path_affinity
 from tool.crf import mean_field
 from tool.infer.multiscale import infer_images
 from tool.progress import Progress
-from tool.train.engine import History, Settings, take_step
+from tool.train.engine import Settings, take_step
+from tool.train.history import History
 
 PRESENT = 2  # classes of the image that is inferred
 SIZE = (48, 64)

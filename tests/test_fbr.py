@@ -21,10 +21,9 @@ from method_cases import (
 from torch import Tensor, nn
 
 from network.contrast import fbr as terms_of_fbr
-from network.contrast import queries
+from network.contrast import prototypes, queries
 from network.contrast.nroi import region_means
-from network.losses import resize
-from network.methods import ppc as ppc_module
+from network.maps import resize
 from tool.progress import Progress
 
 VIEW = ("image", "saliency", "label", "valid")  # what a view is made of
@@ -60,7 +59,7 @@ def test_fbr_contrasts_nothing_where_there_is_nothing_to_contrast() -> None:
 
 @pytest.mark.parametrize(
     ("name", "module", "function"),
-    [("fbr", terms_of_fbr, "info_nce"), ("ppc", ppc_module, "prototype_cross_entropy")],
+    [("fbr", terms_of_fbr, "info_nce"), ("ppc", prototypes, "prototype_cross_entropy")],
 )
 def test_the_contrast_is_not_autocast(
     monkeypatch: pytest.MonkeyPatch, name: str, module, function: str

@@ -20,7 +20,7 @@ from runs import assert_refused, run, run_ranks, train_flags
 
 import infer_cam
 import train_fbr
-from data.catalog import open_catalog
+from data.opening import open_catalog
 from data.regions import sample_ids, training_ids
 from network.backbones import build_backbone
 from network.contrast.gate import NroiGate, RegionCollector
@@ -32,7 +32,7 @@ from network.contrast.gate_steps import (
     gate_of,
     sum_features,
 )
-from network.losses import over_maximum
+from network.maps import over_maximum
 from tool.files import list_hash
 from tool.formats.cam import Cam, load_cam, save_cam
 from tool.formats.regions import Regions, load_regions, read_regions, save_regions

@@ -12,10 +12,11 @@ from conftest import write_folder, write_voc
 from PIL import Image
 from runs import run
 
-from data.catalog import Catalog, open_catalog
+from data.catalog import Catalog
 from data.dataset import InferDataset
 from data.files import _MOST_FOLDERS, IMAGE_SUFFIXES, Listings
 from data.lists import id_of_line
+from data.opening import open_catalog
 from tool.files import spelled
 from tool.formats.cam import Cam, save_cam
 from tool.formats.mask import save_mask

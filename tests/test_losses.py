@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from network import losses
+from network.maps import at_cells, min_max, over_maximum, resize, resize_area
 
 
 def maps(*channels: list[list[float]]) -> Tensor:
@@ -23,17 +24,15 @@ LABEL = torch.tensor([[1.0, 0.0]])
 
 def test_over_maximum_and_min_max_of_one_channel() -> None:
     feature = maps([[-1.0, 1.0], [2.0, 4.0]])
-    assert losses.over_maximum(feature)[0, 0].flatten().tolist() == pytest.approx(
+    assert over_maximum(feature)[0, 0].flatten().tolist() == pytest.approx(
         [0, 0.25, 0.5, 1], abs=1e-4
     )
     shifted = maps([[1.0, 1.0], [3.0, 5.0]])
-    assert losses.min_max(shifted)[0, 0].flatten().tolist() == pytest.approx(
-        [0, 0, 0.5, 1], abs=1e-4
-    )
-    assert losses.min_max(torch.full((1, 1, 2, 2), 3.0)).abs().max() == 0
+    assert min_max(shifted)[0, 0].flatten().tolist() == pytest.approx([0, 0, 0.5, 1], abs=1e-4)
+    assert min_max(torch.full((1, 1, 2, 2), 3.0)).abs().max() == 0
 
 
-@pytest.mark.parametrize("function", [losses.over_maximum, losses.min_max])
+@pytest.mark.parametrize("function", [over_maximum, min_max])
 def test_normalisations_treat_images_and_channels_apart(function) -> None:
     feature = torch.rand(3, 2, 4, 5) * torch.tensor([1.0, 10.0])[None, :, None, None]
     together = function(feature)
@@ -43,7 +42,7 @@ def test_normalisations_treat_images_and_channels_apart(function) -> None:
             assert torch.equal(together[image, channel], alone[0, 0])
 
 
-@pytest.mark.parametrize("function", [losses.over_maximum, losses.min_max])
+@pytest.mark.parametrize("function", [over_maximum, min_max])
 def test_an_empty_map_stays_empty(function) -> None:
     feature = torch.zeros(2, 3, 4, 4, requires_grad=True)
     result = function(feature)
@@ -54,7 +53,7 @@ def test_an_empty_map_stays_empty(function) -> None:
 
 def test_resize_area_averages_the_pixels_of_a_cell() -> None:
     fine = torch.arange(16.0).view(1, 1, 4, 4)
-    assert losses.resize_area(fine, (2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert resize_area(fine, (2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
 
 
 def test_classification_is_the_multi_label_soft_margin() -> None:
@@ -125,8 +124,8 @@ def test_equivariance_is_zero_for_two_sizes_of_one_map_and_looks_at_present_clas
     torch.manual_seed(0)
     cam = torch.randn(2, 3, 8, 8)
     label = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    normal = losses.resize(losses.min_max(cam), (4, 4))
-    stretched = losses.min_max(normal)
+    normal = resize(min_max(cam), (4, 4))
+    stretched = min_max(normal)
     expected = ((normal - stretched)[:, 1:] * label[:, :, None, None]).abs().mean()
     assert losses.equivariance(cam, normal, label).item() == pytest.approx(
         expected.item(), rel=1e-5
@@ -175,10 +174,10 @@ def test_seeds_of_cells_are_those_of_pillows_nearest_resize(stride: int) -> None
     seed = torch.randint(0, 256, (48, 64), generator=torch.Generator().manual_seed(0))
     image = Image.fromarray(seed.numpy().astype("uint8"))
     small = image.resize((64 // stride, 48 // stride), Image.Resampling.NEAREST)
-    found = losses.at_cells(seed[None], stride)
+    found = at_cells(seed[None], stride)
     assert found[0].tolist() == np.asarray(small).tolist()
 
 
 def test_the_last_cell_of_a_seed_may_be_cut() -> None:
     seed = torch.arange(5)[None, None].expand(1, 1, 5)
-    assert losses.at_cells(seed, 4).tolist() == [[[2, 4]]]
+    assert at_cells(seed, 4).tolist() == [[[2, 4]]]

@@ -10,8 +10,10 @@ from conftest import FOLDER_IMAGES, write_voc
 from PIL import Image, ImageOps
 from runs import assert_refused, run
 
-from data.catalog import DARK_MAPS, Catalog, open_catalog
+from data.catalog import Catalog
 from data.dataset import TrainDataset
+from data.opening import open_catalog
+from data.saliency_maps import DARK_MAPS
 from data.transforms import resize_of
 
 

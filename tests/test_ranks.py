@@ -23,6 +23,7 @@ from torch import Tensor, multiprocessing, nn
 
 from network.backbones import build_backbone
 from tool.parallel import dist
+from tool.parallel.device import synchronise_norms
 from tool.progress import Progress
 from tool.train.engine import distributed as distributed_method
 from tool.train.run_directory import weight_names
@@ -201,11 +202,11 @@ def test_ranks_train_without_a_warning(folder_root: Path, tmp_path: Path, method
 def test_norms_from_scratch_are_synchronised_or_refused(monkeypatch) -> None:
     method = make_method("cam")
     cpu = torch.device("cpu")
-    assert dist.synchronise_norms(method, cpu) is method
+    assert synchronise_norms(method, cpu) is method
     monkeypatch.setattr(dist, "world_size", lambda: 2)
     with pytest.raises(ValueError, match="from scratch"):
-        dist.synchronise_norms(method, cpu)
-    synchronised = dist.synchronise_norms(method, torch.device("cuda"))
+        synchronise_norms(method, cpu)
+    synchronised = synchronise_norms(method, torch.device("cuda"))
     assert any(isinstance(module, nn.SyncBatchNorm) for module in synchronised.modules())
     frozen = make_method("cam", pretrained=True)
-    assert dist.synchronise_norms(frozen, cpu) is frozen
+    assert synchronise_norms(frozen, cpu) is frozen

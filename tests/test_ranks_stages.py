@@ -20,6 +20,7 @@ from tool.crf import dense
 from tool.formats.cam import Cam, load_cam, save_cam
 from tool.formats.mask import load_mask, save_mask
 from tool.parallel import dist
+from tool.parallel.device import local_cuda
 from tool.parallel.processes import default_workers
 
 IDS = tuple(FOLDER_IMAGES)
@@ -252,7 +253,7 @@ def test_a_wrong_flag_is_told_by_the_first_rank(monkeypatch, capsys) -> None:
 def test_ranks_on_one_machine_share_its_cores_and_gpus(monkeypatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert (default_workers(), dist.local_cuda()) == (16, "cuda")
+    assert (default_workers(), local_cuda()) == (16, "cuda")
     for ranks, rank, workers, gpu in (
         (4, 1, 4, "cuda:1"),
         (3, 2, 5, "cuda:0"),
@@ -260,7 +261,7 @@ def test_ranks_on_one_machine_share_its_cores_and_gpus(monkeypatch) -> None:
     ):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-        assert (default_workers(), dist.local_cuda()) == (workers, gpu)
+        assert (default_workers(), local_cuda()) == (workers, gpu)
     monkeypatch.setattr(dense, "_has_gpu", lambda: True)
     assert dense.pick_backend("torch") == ("torch", "cuda:1")
 

@@ -17,7 +17,8 @@ from test_engine import Line, batches
 from tool.parallel.processes import FORK, Pool
 from tool.parallel.worker import SIGNALS
 from tool.progress import Progress
-from tool.train.engine import Interrupt, Settings, fit
+from tool.train.engine import Settings, fit
+from tool.train.interrupt import Interrupt
 
 PROGRAMS = sorted(
     path

@@ -10,6 +10,7 @@ from typing import Any
 
 from tool.documents import read_dict
 from tool.files import as_json, file_hash, first_few
+from tool.parallel import dist
 from tool.ranges import Range
 
 NOT_REPEATED = ("out", "num_workers", "config", "traceback")  # of each run or machine its own
@@ -108,6 +109,19 @@ def other_settings(
     if isinstance(start, dict) and weights and start.get("sha256") != file_hash(weights):
         names.append("weights")
     return names
+
+
+def compare_settings(path: Path | None, config: dict[str, Any], weights: Path | None) -> None:
+    """With `--config`, print which settings of this run differ from those in its file.
+
+    Args:
+        path: The file of `--config`; None without the flag, and nothing is printed.
+        config: The settings of this run, as `train_fbr.run_config` returns them.
+        weights: The file of the first weights; None if the run starts from scratch.
+    """
+    if path is not None and dist.is_main():
+        other = other_settings(read_noted(path), config, weights)
+        print(f"as {path}" + (f", but for {', '.join(other)}" if other else ""))
 
 
 def _actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:

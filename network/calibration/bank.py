@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tool.parallel.dist import gather
+from tool.progress import Progress
+from tool.train.batch import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,58 @@ class ImageBank(nn.Module):
         self.register_buffer("written", torch.zeros(num_classes, dtype=torch.long))
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        self._pending: list[Crops] = []  # the crops of this step
+
+    @torch.no_grad()
+    def with_draws(self, batch: Batch, progress: Progress, total: int) -> Batch:
+        """Add images of the bank to a batch.
+
+        The draws are made as if the images of the batch were in the bank already.
+
+        Args:
+            batch: `image_id`, `image` (N, 3, H, W), `valid` (N, 1, H, W) and `label` (N, K).
+            progress: The step, which keys the draws.
+            total: Number of images to add, over all ranks and micro-batches of a step.
+
+        Returns:
+            A batch of the same keys, with this rank's and micro-batch's share of the images.
+
+        Raises:
+            ValueError: The number of ranks times micro-batches does not divide `total`, or the
+                crops are larger than a slot.
+        """
+        # The number of draws of this rank and micro-batch.
+        parts = progress.world_size * progress.accumulate
+        draws, rest = divmod(total, parts)
+        if rest:
+            raise ValueError(
+                f"--bank-draws {total} must divide by the ranks times --accumulate, {parts}"
+            )
+        if progress.micro == 0:
+            self._pending = []
+        if not draws:
+            return batch
+        # Keep the crops of this step, of all ranks, for `keep`.
+        image, valid, label = (batch[key] for key in ("image", "valid", "label"))
+        self._pending.append(self.store(image, valid, label).gathered())
+        # Draw from the bank and these crops. All ranks have the same bank; each makes its own part
+        # of the draws.
+        uniform = progress.uniform_per_image("bank", draws, (), image.device)
+        drawn = self.draw(joined(self._pending), uniform)
+        # Put the drawn images among those of the batch.
+        order = interleaved(len(image), draws, image.device)
+        more = self.restore(drawn, image.shape[-2:])
+        image, valid, label = (
+            torch.cat(pair)[order] for pair in zip((image, valid, label), more, strict=True)
+        )
+        names = [*batch["image_id"], *(f"draw {k + 1} of the image bank" for k in range(draws))]
+        return {"image_id": names, "image": image, "valid": valid, "label": label}
+
+    def keep(self) -> None:
+        """Put the images of the step, of all ranks, into the bank."""
+        if self._pending:
+            self.write(joined(self._pending))
+            self._pending = []
 
     def store(self, image: Tensor, valid: Tensor, label: Tensor) -> Crops:
         """Convert training images to crops; the bank itself does not change.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.losses import over_maximum
+from network.maps import over_maximum
 from tool.parallel.dist import global_mean
 
 _EPS = 1e-5

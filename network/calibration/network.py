@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from network.backbones import AFFINITY, Tap
 from network.calibration.maps import unit_features
-from network.losses import full_precision, image_cells, resize
+from network.losses import full_precision
+from network.maps import image_cells, resize
 from network.pixel_correlation import mean_of_cells, pixel_affinity
 
 WIDTHS = (128, 128, 256, 256)  # channels to which the last four taps are projected, shallow first

@@ -12,7 +12,7 @@ from torch import Tensor
 from network.contrast.cells import Cells
 from network.contrast.nroi import kmeans, region_means
 from network.contrast.nroi_config import NroiConfig
-from network.losses import image_cells, over_maximum
+from network.maps import image_cells, over_maximum
 from tool.parallel.dist import global_mean
 from tool.progress import Progress
 

@@ -19,7 +19,8 @@ from network.contrast.info_nce import class_balanced_mean, class_mean, info_nce,
 from network.contrast.nroi import NROIBank
 from network.contrast.queries import draw_queries, foreground_negatives, hard_cells, query_embedding
 from network.heads import BackgroundSegmentation, projection
-from network.losses import mean_of_views, over_maximum, resize
+from network.losses import mean_of_views
+from network.maps import over_maximum, resize
 from tool.parallel.dist import gather
 from tool.progress import Progress
 from tool.train.batch import Batch, part

@@ -29,7 +29,7 @@ from network.contrast.gate_steps import (
     gate_of,
     sum_features,
 )
-from network.losses import over_maximum, resize
+from network.maps import over_maximum, resize
 from tool.formats.regions import Regions
 from tool.progress import derive_seed
 

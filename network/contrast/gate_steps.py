@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.contrast.nroi import kmeans
-from network.losses import add_up, resize
+from network.losses import add_up
+from network.maps import resize
 
 
 @dataclasses.dataclass(frozen=True)

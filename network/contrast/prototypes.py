@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.contrast.cells import Cells, class_sizes, flatten_cells, l2_normalize
+from network.losses import add_up
+from tool.parallel.dist import global_mean
 from tool.progress import Progress
 
 
@@ -152,3 +154,95 @@ def class_balanced(weight: Tensor, pseudo: Tensor, num_classes: int) -> Tensor:
     total = weight.new_zeros(num_classes + 1).scatter_add(0, pseudo, weight)  # (K+1,)
     classes = (total > 0).sum().clamp(min=1)  # number of classes with a weight
     return weight / total.clamp(min=1e-6)[pseudo] / classes
+
+
+def prototype_losses(
+    embeddings: list[Tensor],
+    cells: list[Cells],
+    progress: Progress,
+    *,
+    temperature: float,
+    background: bool,
+) -> dict[str, Tensor]:
+    """Compute the two terms of the contrast between the views.
+
+    Both are the cross entropy of each cell over its cosines with class prototypes, see
+    `prototype_cross_entropy`. They exchange one thing between the views: `nce_prototype` the
+    prototypes, `nce_pseudo` the pseudo labels, which choose the positive of each cell.
+
+    Args:
+        embeddings: (N, D, g, g) per view; receive the gradient.
+        cells: The cells of the same views.
+        progress: The step, which holds the rank.
+        temperature: Divides the cosines.
+        background: Whether the background has a prototype.
+
+    Returns:
+        {name: scalar}, this rank's shares, each the mean of the views.
+
+    Source: PPC (CVPR 2022), cross-view contrast.
+    """
+    parts: dict[str, list[Tensor]] = {"nce_prototype": [], "nce_pseudo": []}
+    for this, other in ((0, 1), (1, 0)):
+        # The pseudo labels of this rank's cells in both views, which have the same grid.
+        own = cells[this].local(cells[this].pseudo, progress)  # (N g g,)
+        theirs = cells[other].local(cells[other].pseudo, progress)  # (N g g,)
+        # Padding has no positive. Nor have this view's background cells, unless the background
+        # has a prototype.
+        excluded = ~cells[this].local(cells[this].inside, progress)
+        if not background:
+            excluded |= own == 0
+        # Per term, the view whose prototypes are used, and the positive class of each cell.
+        for name, source, positive in (
+            ("nce_prototype", cells[other], own),
+            ("nce_pseudo", cells[this], theirs),
+        ):
+            loss, has_positive = prototype_cross_entropy(
+                embeddings[this],
+                source,
+                positive.masked_fill(excluded, -1),
+                temperature=temperature,
+            )
+            parts[name].append(global_mean(loss.sum(), has_positive.sum()))
+    return {name: add_up(views) / 2 for name, views in parts.items()}
+
+
+def intra_loss(
+    embedding: Tensor,
+    cells: Cells,
+    progress: Progress,
+    name: str,
+    *,
+    temperature: float,
+    num_classes: int,
+) -> Tensor:
+    """Compute PPC's contrast within a view.
+
+    Random and hard cells are contrasted with the prototypes of other classes, of which those of
+    ranks 4 to 13 by similarity are the negatives.
+
+    Args:
+        embedding: (N, D, g, g); receives the gradient.
+        cells: The cells of the view.
+        progress: The step, which keys the draw.
+        name: Name of the draw.
+        temperature: Divides the cosines.
+        num_classes: K, without background.
+
+    Returns:
+        Scalar: this rank's share of the mean over the chosen cells of a class, and then over
+        the classes.
+
+    Source: PPC (CVPR 2022), section 3.4.
+    """
+    loss, _ = prototype_cross_entropy(
+        embedding,
+        cells,
+        cells.local(cells.pseudo, progress),
+        temperature=temperature,
+        ranks=(4, 13),
+    )
+    # How often each cell is chosen, scaled so that each class has the same weight.
+    weight = intra_weights(cells, progress, name) * cells.valid[cells.pseudo]  # (T,)
+    weight = class_balanced(weight, cells.pseudo, num_classes)  # (T,)
+    return (loss * cells.local(weight, progress)).sum() * progress.world_size

@@ -16,16 +16,8 @@ from torch import Tensor
 
 from network.dropout import SeededDropout
 from network.heads import Aspp, LabelConditioning
-from network.losses import (
-    add_up,
-    at_cells,
-    balanced_cross_entropy,
-    min_max,
-    over_maximum,
-    resize,
-    resize_cells,
-    sum_of_mirrors,
-)
+from network.losses import add_up, balanced_cross_entropy
+from network.maps import at_cells, min_max, over_maximum, resize, resize_cells, sum_of_mirrors
 from network.methods import Batch, Method, Recipe
 from tool.crf.post import Post
 from tool.progress import Progress

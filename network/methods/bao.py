@@ -18,13 +18,8 @@ from torch import Tensor, nn
 
 from network.backbones import AFFINITY
 from network.heads import LabelConditioning
-from network.losses import (
-    balanced_cross_entropy,
-    classification,
-    image_cells,
-    min_max,
-    with_background_label,
-)
+from network.losses import balanced_cross_entropy, classification
+from network.maps import image_cells, min_max, with_background_label
 from network.methods import Batch, option
 from network.methods.transcam import TransCam
 from network.options import weights_of

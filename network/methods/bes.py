@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from network.losses import add_up, at_cells
+from network.losses import add_up
+from network.maps import at_cells
 from network.methods import Batch, option
 from network.methods.irn import STRIDE, Irn
 from tool.crf.post import Post, alpha_at

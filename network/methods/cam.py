@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.heads import attention_pool, classifier
-from network.losses import classification, over_maximum
+from network.losses import classification
+from network.maps import over_maximum
 from network.methods import Batch, Method, option
 from tool.progress import Progress
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.backbones import FROZEN
-from network.losses import add_up, sum_of_mirrors
+from network.losses import add_up
+from network.maps import sum_of_mirrors
 from network.methods import Batch, Method, Recipe, option
 from network.segmentation.heads import LargeFov, TwoDilated, dilation_of
 from network.segmentation.losses import LOSSES, foreground_share, mask_loss

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from network.backbones import FROZEN
 from network.heads import Aspp
-from network.losses import resize, sum_of_mirrors
+from network.maps import resize, sum_of_mirrors
 from network.methods import Batch, Method, Recipe, option
 from network.segmentation.heads import ConcatAspp, dilation_of
 from network.segmentation.losses import (

@@ -11,7 +11,8 @@ import dataclasses
 from torch import Tensor
 
 from network.heads import classifier
-from network.losses import classification, over_maximum, saliency_match
+from network.losses import classification, saliency_match
+from network.maps import over_maximum
 from network.methods import Batch, Method
 from network.options import option
 from tool.progress import Progress

@@ -20,15 +20,10 @@ from network.contrast.background import RegionView, segmentation_loss, similarit
 from network.contrast.cells import pseudo_labels
 from network.contrast.fbr import NroiContrast
 from network.contrast.nroi_config import NroiConfig
+from network.contrast.prototypes import prototype_losses
 from network.heads import thresholded_average_pool
-from network.losses import (
-    full_precision,
-    image_cells,
-    mean_of_views,
-    min_max,
-    resize,
-    resize_area,
-)
+from network.losses import full_precision, mean_of_views
+from network.maps import image_cells, min_max, resize, resize_area
 from network.methods.ppc import HostConfig, Ppc, View
 from network.options import option
 from tool.progress import Progress
@@ -185,7 +180,13 @@ class Fbr(NroiContrast, Ppc):
             {name: scalar}, this rank's shares.
         """
         embeddings, cells = self.cells(views, valid)
-        terms = self.prototype_losses(embeddings, cells, progress)
+        terms = prototype_losses(
+            embeddings,
+            cells,
+            progress,
+            temperature=self.config.temperature_ppc,
+            background=self.background_prototype,
+        )
         first = None
         if self.config.nroi_space != "bg":
             first = self.first_region_view(views[0], background[0], valid)

@@ -18,7 +18,8 @@ from network.contrast.cells import Cells, view_cells
 from network.contrast.fbr import NroiContrast
 from network.contrast.nroi_config import NroiConfig
 from network.heads import projection
-from network.losses import full_precision, image_cells, resize_area
+from network.losses import full_precision
+from network.maps import image_cells, resize_area
 from network.methods import Batch
 from network.methods.amn import Amn
 from network.options import option, weights_of

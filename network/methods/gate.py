@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from network.losses import resize
+from network.maps import resize
 from network.methods import Batch, Method
 from network.recipe import Recipe
 

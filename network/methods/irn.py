@@ -20,7 +20,8 @@ from torch import Tensor
 from network.backbones import RAW, TAP_NAMES
 from network.dropout import SeededDropout
 from network.heads import BoundaryHead, DisplacementHead
-from network.losses import add_up, at_cells, full_precision, resize, resize_cells, sum_of_mirrors
+from network.losses import add_up, full_precision
+from network.maps import at_cells, resize, resize_cells, sum_of_mirrors
 from network.methods import Batch, Method, Recipe, option
 from network.walk.affinity import affinity_losses, displacement_losses, pair_labels
 from network.walk.random_walk import pairs_within, path_affinity, random_walk

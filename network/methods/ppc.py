@@ -14,7 +14,7 @@ from torch import Tensor
 
 from network.calibration.maps import contrast_kept
 from network.contrast.cells import Cells, view_cells
-from network.contrast.prototypes import class_balanced, intra_weights, prototype_cross_entropy
+from network.contrast.prototypes import intra_loss, prototype_losses
 from network.heads import projection
 from network.losses import (
     add_up,
@@ -22,18 +22,14 @@ from network.losses import (
     cross_refinement,
     equivariance,
     full_precision,
-    image_cells,
     mean_of_views,
-    min_max,
     min_pool,
-    over_maximum,
-    resize,
 )
+from network.maps import image_cells, min_max, over_maximum, resize
 from network.methods import Batch
 from network.methods.eps import Eps
 from network.options import option, weights_of
 from network.pixel_correlation import PixelCorrelation, normal_cam
-from tool.parallel.dist import global_mean
 from tool.progress import Progress
 from tool.ranges import UNIT
 from tool.train.batch import part
@@ -296,84 +292,26 @@ class Ppc(Eps):
             {name: scalar}, this rank's shares.
         """
         embeddings, cells = self.cells(views, valid)
-        terms = self.prototype_losses(embeddings, cells, progress)
+        temperature = self.config.temperature_ppc
+        terms = prototype_losses(
+            embeddings,
+            cells,
+            progress,
+            temperature=temperature,
+            background=self.background_prototype,
+        )
         intra = [
-            self.intra_loss(embeddings[i], cells[i], progress, f"nce_intra.{i}") for i in (0, 1)
+            intra_loss(
+                embeddings[i],
+                cells[i],
+                progress,
+                f"nce_intra.{i}",
+                temperature=temperature,
+                num_classes=self.num_classes,
+            )
+            for i in (0, 1)
         ]
         return terms | {"nce_intra": add_up(intra) / 2}
-
-    def prototype_losses(
-        self, embeddings: list[Tensor], cells: list[Cells], progress: Progress
-    ) -> dict[str, Tensor]:
-        """Compute the two terms of the contrast between the views.
-
-        Both are the cross entropy of each cell over its cosines with class prototypes, see
-        `prototype_cross_entropy`. They exchange one thing between the views: `nce_prototype` the
-        prototypes, `nce_pseudo` the pseudo labels, which choose the positive of each cell.
-
-        Args:
-            embeddings: (N, D, g, g) per view; receive the gradient.
-            cells: The cells of the same views.
-            progress: The step, which holds the rank.
-
-        Returns:
-            {name: scalar}, this rank's shares, each the mean of the views.
-
-        Source: PPC (CVPR 2022), cross-view contrast.
-        """
-        parts: dict[str, list[Tensor]] = {"nce_prototype": [], "nce_pseudo": []}
-        for this, other in ((0, 1), (1, 0)):
-            # The pseudo labels of this rank's cells in both views, which have the same grid.
-            own = cells[this].local(cells[this].pseudo, progress)  # (N g g,)
-            theirs = cells[other].local(cells[other].pseudo, progress)  # (N g g,)
-            # Padding has no positive. Nor have this view's background cells, unless the background
-            # has a prototype.
-            excluded = ~cells[this].local(cells[this].inside, progress)
-            if not self.background_prototype:
-                excluded |= own == 0
-            # Per term, the view whose prototypes are used, and the positive class of each cell.
-            for name, source, positive in (
-                ("nce_prototype", cells[other], own),
-                ("nce_pseudo", cells[this], theirs),
-            ):
-                loss, has_positive = prototype_cross_entropy(
-                    embeddings[this],
-                    source,
-                    positive.masked_fill(excluded, -1),
-                    temperature=self.config.temperature_ppc,
-                )
-                parts[name].append(global_mean(loss.sum(), has_positive.sum()))
-        return {name: add_up(views) / 2 for name, views in parts.items()}
-
-    def intra_loss(self, embedding: Tensor, cells: Cells, progress: Progress, name: str) -> Tensor:
-        """Compute PPC's contrast within a view.
-
-        Random and hard cells are contrasted with the prototypes of other classes, of which those of
-        ranks 4 to 13 by similarity are the negatives.
-
-        Args:
-            embedding: (N, D, g, g); receives the gradient.
-            cells: The cells of the view.
-            progress: The step, which keys the draw.
-            name: Name of the draw.
-
-        Returns:
-            Scalar: this rank's share of the mean over the chosen cells of a class, and then over
-            the classes.
-
-        Source: PPC (CVPR 2022), section 3.4.
-        """
-        loss, _ = prototype_cross_entropy(
-            embedding,
-            cells,
-            cells.local(cells.pseudo, progress),
-            temperature=self.config.temperature_ppc,
-            ranks=(4, 13),
-        )
-        # How often each cell is chosen, scaled so that each class has the same weight.
-        weight = intra_weights(cells, progress, name) * cells.valid[cells.pseudo]  # (T,)
-        weight = class_balanced(weight, cells.pseudo, self.num_classes)  # (T,)
-        return (loss * cells.local(weight, progress)).sum() * progress.world_size
 
     def pictures(self, batch: Batch) -> dict[str, Tensor]:
         """Return the CAM and the refined CAM of the first image, (K, h, w) in [0, 1] each."""

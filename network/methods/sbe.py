@@ -12,7 +12,7 @@ import dataclasses
 
 from torch import Tensor
 
-from network.losses import resize
+from network.maps import resize
 from network.methods import Batch
 from network.methods.bes import Bes, post
 from tool.formats.boundary import CLASSES, OBJECT, SALIENT

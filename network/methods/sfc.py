@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from network.calibration.bank import Crops, ImageBank, interleaved, joined
+from network.calibration.bank import ImageBank
 from network.calibration.maps import (
     aligned,
     contrast_kept,
@@ -32,15 +32,8 @@ from network.calibration.maps import (
     with_peaks,
 )
 from network.calibration.network import DeepCorrelation, SideFeatures
-from network.losses import (
-    add_up,
-    classification,
-    full_precision,
-    image_cells,
-    over_maximum,
-    sum_of_mirrors,
-    with_background_label,
-)
+from network.losses import add_up, classification, full_precision
+from network.maps import image_cells, over_maximum, sum_of_mirrors, with_background_label
 from network.methods import Batch, Recipe, option
 from network.methods.cam import Cam
 from network.options import weights_of
@@ -168,7 +161,6 @@ class Sfc(Cam):
             self.num_classes, config.bank_side, mean=backbone.mean, std=backbone.std
         )
         self.register_buffer("coefficient", torch.ones(self.num_classes), persistent=False)
-        self._pending: list[Crops] = []
 
     def study(self, labels: Tensor) -> None:
         """Compute the distribution coefficient of each class from the training labels.
@@ -180,51 +172,9 @@ class Sfc(Cam):
         offset = self.config.replay * len(labels) / max(1, int((counts > 0).sum()))
         self.coefficient.copy_(distribution_coefficient(counts, offset=offset))
 
-    @torch.no_grad()
     def before_losses(self, batch: Batch, progress: Progress) -> Batch:
-        """Add images of the bank to the batch.
-
-        The draws are made as if the images of the batch were in the bank already.
-
-        Args:
-            batch: `image_id`, `image` (N, 3, H, W), `valid` (N, 1, H, W) and `label` (N, K).
-            progress: The step, which keys the draws.
-
-        Returns:
-            A batch of the same keys, with `bank_draws` more images over all ranks and micro-batches
-            of a step.
-
-        Raises:
-            ValueError: The number of ranks times micro-batches does not divide `bank_draws`, or the
-                crops are larger than a slot.
-        """
-        # The number of draws of this rank and micro-batch.
-        parts = progress.world_size * progress.accumulate
-        draws, rest = divmod(self.config.bank_draws, parts)
-        if rest:
-            raise ValueError(
-                f"--bank-draws {self.config.bank_draws} must divide by the ranks times "
-                f"--accumulate, {parts}"
-            )
-        if progress.micro == 0:
-            self._pending = []
-        if not draws:
-            return batch
-        # Keep the crops of this step, of all ranks, for `after_step`.
-        image, valid, label = (batch[key] for key in ("image", "valid", "label"))
-        self._pending.append(self.bank.store(image, valid, label).gathered())
-        # Draw from the bank and these crops. All ranks have the same bank; each makes its own part
-        # of the draws.
-        uniform = progress.uniform_per_image("bank", draws, (), image.device)
-        drawn = self.bank.draw(joined(self._pending), uniform)
-        # Put the drawn images among those of the batch.
-        order = interleaved(len(image), draws, image.device)
-        more = self.bank.restore(drawn, image.shape[-2:])
-        image, valid, label = (
-            torch.cat(pair)[order] for pair in zip((image, valid, label), more, strict=True)
-        )
-        names = [*batch["image_id"], *(f"draw {k + 1} of the image bank" for k in range(draws))]
-        return {"image_id": names, "image": image, "valid": valid, "label": label}
+        """Add images of the bank to the batch; see `ImageBank.with_draws`."""
+        return self.bank.with_draws(batch, progress, self.config.bank_draws)
 
     def losses(self, batch: Batch, progress: Progress) -> dict[str, Tensor]:
         """Compute `cls`, `prototype` and `views` on images and on copies of half the size.
@@ -284,9 +234,7 @@ class Sfc(Cam):
     def after_step(self, progress: Progress) -> None:
         """Put the images of the step, of all ranks, into the bank."""
         del progress
-        if self._pending:
-            self.bank.write(joined(self._pending))
-            self._pending = []
+        self.bank.keep()
 
     def view(self, high: Tensor, image: Tensor, valid: Tensor, label: Tensor) -> View:
         """Compute the classifier's CAM and its refinement by the pixel correlation.

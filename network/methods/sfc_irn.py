@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.losses import resize, resize_cells
+from network.maps import resize, resize_cells
 from network.methods import Batch, option
 from network.methods.irn import STRIDE, Irn
 from network.walk.random_walk import random_walk

@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from network.backbones import AFFINITY
-from network.losses import classification, min_max, resize, sum_of_mirrors
+from network.losses import classification
+from network.maps import min_max, resize, sum_of_mirrors
 from network.methods import Batch, Method, Recipe, option
 from network.spreading import INITS, centred_affinity, score_head, spread
 from tool.crf.post import Post, alpha_at

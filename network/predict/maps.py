@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from network.contrast.gate import NroiGate
-from network.losses import resize
+from network.maps import resize
 from network.methods import Method
 from tool.formats.cam import Cam, as_stored
 from tool.infer.multiscale import infer_images, present_rows

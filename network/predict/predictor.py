@@ -42,7 +42,7 @@ from tool.formats.image import reduced
 from tool.formats.mask import resized
 from tool.infer.previous import INFERABLE, PreviousOutputs, takes_previous_outputs
 from tool.infer.scales import Views
-from tool.parallel.dist import pick_device
+from tool.parallel.device import pick_device
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

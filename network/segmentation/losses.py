@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.losses import image_cells, resize
+from network.maps import image_cells, resize
 from tool.parallel.dist import global_mean
 
 LOSSES = ("plain", "balanced")

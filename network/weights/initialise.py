@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from network.methods import Method
+from network.weights.contents import quoted
 from network.weights.foreign_heads import CLASSIFIER, as_maps, fitted_classifier, split_heads
 from network.weights.pretrained import open_weights
-from network.weights.unwrap import OURS, quoted
+from network.weights.unwrap import OURS
 from tool.train.run_directory import COUNTER, weight_names
 
 

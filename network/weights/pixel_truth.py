@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from network.methods import method_names, released_heads
-from network.weights.unwrap import Found, containers_of
+from network.weights.contents import containers_of
+from network.weights.unwrap import Found
 from tool.infer.previous import KINDS
 
 FACT = "init_saw_masks"  # in the configuration of a run

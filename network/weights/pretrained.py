@@ -12,11 +12,13 @@ import torch
 
 from network.backbones import Backbone
 from network.backbones.resnet38d import name_from_mxnet
+from network.weights.contents import plain_name
 from network.weights.pixel_truth import refuse_pixel_truth
 from network.weights.published import published_file
-from network.weights.unwrap import NEEDED, OURS, Found, find_backbone, plain_name
+from network.weights.unwrap import NEEDED, OURS, Found, find_backbone
 from tool.files import first_few
-from tool.formats.checkpoint import are_names, load_safetensors, load_tensors
+from tool.formats.checkpoint import load_safetensors, load_tensors
+from tool.formats.checkpoint_content import are_names
 from tool.formats.mxnet import read_params
 from tool.train.run_directory import COUNTER
 

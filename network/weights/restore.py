@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +13,14 @@ from torch import Tensor
 from network.backbones import build_backbone, stride_of
 from network.methods import Method, build_method, find_method
 from network.options import inference_options
+from network.weights.configuration import built, check_config, outline_of
+from network.weights.contents import described, plain_name, quoted
 from network.weights.foreign_heads import CLASSIFIER, fitted_classifier, split_heads
-from network.weights.unwrap import Found, described, find_backbone, plain_name, quoted
-from tool.cli import one_line
+from network.weights.unwrap import Found, find_backbone
 from tool.files import first_few
-from tool.formats.checkpoint import as_checkpoint, load_checkpoint, load_safetensors, load_tensors
-from tool.train.run_directory import COUNTER, check_sizes, load_state, state_names
-
-_CONFIG = {
-    "method": str,
-    "backbone": str,
-    "output_stride": int,
-    "num_classes": int,
-    "class_names": list,
-    "pretrained": bool,
-    "method_config": dict,
-}
+from tool.formats.checkpoint import load_checkpoint, load_safetensors, load_tensors
+from tool.formats.checkpoint_content import as_checkpoint
+from tool.train.run_directory import COUNTER, load_state, state_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +101,7 @@ def restore(
     config = checkpoint["config"]
     check_config(config, path)
     wanted.check(config, path)
-    restored = _built(config, checkpoint["model"], path)
+    restored = built(config, checkpoint["model"], path)
     if options:
         changed = inference_options(type(restored).Config, options)
         config = config | {"method_config": config["method_config"] | changed}
@@ -122,70 +113,6 @@ def restore(
         may_lack = state_names(restored) if checkpoint.get("may_lack") else ()
     load_state(restored, checkpoint["model"], path, may_lack=may_lack)
     return restored, config
-
-
-def check_config(config: dict[str, Any], path: Path | str) -> None:
-    """Check that a configuration describes a network: it has the entries of `_CONFIG`.
-
-    Args:
-        config: The configuration in a file.
-        path: The file, for messages.
-
-    Raises:
-        ValueError: An entry is missing, or has another type; names the file and the entry.
-    """
-    lacking = [key for key, kind in _CONFIG.items() if type(config.get(key)) is not kind]
-    if type(config.get("seed", 0)) is not int:
-        lacking.append("seed")
-    if lacking:
-        raise ValueError(f"{path} has an incomplete configuration: no right {', '.join(lacking)}")
-    if config["output_stride"] < 1:
-        raise ValueError(f"{path} has an output stride of {config['output_stride']}")
-
-
-def _built(config: dict[str, Any], model: dict[str, Tensor], path: Path | str) -> Method:
-    """Build the method of a file's configuration, after checking that the file's tensors fit.
-
-    Args:
-        config: The configuration.
-        model: The file's state dict.
-        path: The file, for messages.
-
-    Returns:
-        The method, with random weights.
-
-    Raises:
-        ValueError: The method cannot be built or a tensor has another shape; names the file.
-    """
-    check_sizes(outline_of(config, path), model, path)
-    with _naming(path):
-        return build_method(config)
-
-
-def outline_of(config: dict[str, Any], path: Path | str) -> Method:
-    """Build the method of a file's configuration on the meta device, for its names and shapes.
-
-    `pretrained` is set to False. It changes no shape, and to freeze a backbone its values are
-    needed, which the meta device does not have.
-
-    Args:
-        config: The configuration.
-        path: The file, for messages.
-
-    Raises:
-        ValueError: The method cannot be built; names the file.
-    """
-    with _naming(path), torch.device("meta"):
-        return build_method(config | {"pretrained": False})
-
-
-@contextlib.contextmanager
-def _naming(path: Path | str) -> Iterator[None]:
-    """Put the name of the file before the message of a `ValueError` of the block."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{path}: {one_line(error).removeprefix(f'{path} ')}") from error
 
 
 def open_checkpoint(

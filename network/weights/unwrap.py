@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,15 +18,13 @@ from torch import Tensor
 
 from network.backbones import Backbone
 from network.weights.caffe import in_our_form, is_caffes, our_name
-from tool.files import first_few
-from tool.formats.beside import Skipped
-from tool.formats.checkpoint import plain_tensors
+from network.weights.contents import containers_of, described, plain_name, starts, unflattened
+from tool.formats.checkpoint_content import plain_tensors
 from tool.train.run_directory import COUNTER
 
 NEEDED = 0.9  # a file must have this share of a backbone's tensors
 OURS = "backbone.net."  # the prefix of a backbone's tensors in the files of this codebase
 _AVERAGES = ("ema", "teacher", "average")  # preferred if several places fit equally well
-_DEEPEST = 4  # levels of nested dictionaries that are searched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,52 +167,6 @@ def _refitted(taken: dict[str, Tensor], given: dict[str, Tensor], prefix: str) -
     return f"resampled: {', '.join(names)}" if names else ""
 
 
-def plain_name(name: str) -> str:
-    """Return the name that a tensor of a `Backbone` has in the network's original codebase."""
-    return _unflattened(name.removeprefix("net."))
-
-
-def _unflattened(name: str) -> str:
-    """Return the name before timm's `features_only`, which turns `stages.0` into `stages_0`."""
-    return re.sub(r"^(stages|layers|blocks|features)_(\d+)\.", r"\1.\2.", name)
-
-
-def containers_of(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Yield the tensors of each dictionary in a file that has some.
-
-    Args:
-        content: The content of the file.
-
-    Yields:
-        The keys that lead to a dictionary, and {name: tensor} of its tensors.
-    """
-    for keys, named in _dictionaries(content):
-        tensors = {n: item for n, item in named.items() if isinstance(item, Tensor)}
-        if tensors:
-            yield keys, tensors
-
-
-def _dictionaries(content: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Yield every dictionary in a file, outer ones first.
-
-    Args:
-        content: The content of the file.
-
-    Yields:
-        The keys that lead to a dictionary, and its entries whose keys are strings.
-    """
-    remaining: list[tuple[tuple[str, ...], dict]] = [((), content)]
-    seen = {id(content)}
-    while remaining:
-        keys, value = remaining.pop(0)
-        named = {n: item for n, item in value.items() if isinstance(n, str)}
-        yield keys, named
-        for name, item in named.items() if len(keys) < _DEEPEST else ():
-            if isinstance(item, dict) and id(item) not in seen:
-                seen.add(id(item))
-                remaining.append(((*keys, name), item))
-
-
 def _places(containers: list, own: dict[str, tuple[str, Any]]) -> list[_Place]:
     """Return every place where some tensor of the backbone fits, in the order of the file.
 
@@ -243,19 +194,14 @@ def _prefixes(tensors: dict[str, Tensor], own: dict[str, tuple[str, Any]]) -> Co
     """
     counts: Counter[str] = Counter()
     for name, tensor in tensors.items():
-        for start in _starts(name):
+        for start in starts(name):
             if _fits(name[start:], tensor, own):
                 counts[name[:start]] += 1
     return counts
 
 
-def _starts(name: str) -> list[int]:
-    """Return the indices at which the parts of a dotted name begin: 0, and after each dot."""
-    return [0, *(match.end() for match in re.finditer(r"\.", name))]
-
-
 def _fits(name: str, tensor: Tensor, own: dict[str, tuple[str, Any]]) -> bool:
-    known = own.get(_unflattened(name))
+    known = own.get(unflattened(name))
     return known is not None and not tensor.is_nested and tensor.shape == known[1]
 
 
@@ -284,7 +230,7 @@ def _split(
     for name, tensor in tensors.items():
         bare = name.removeprefix(prefix)
         if name.startswith(prefix) and _fits(bare, tensor, own):
-            backbone[own[_unflattened(bare)][0]] = tensor
+            backbone[own[unflattened(bare)][0]] = tensor
             continue
         closeness = _closeness(name, prefix)
         if all(_closeness(name, other) <= closeness for other in near):
@@ -302,7 +248,7 @@ def _closeness(name: str, prefix: str) -> tuple[int, int]:
         The number of leading characters that both share, counted in whole parts; and minus the
         number of parts of the prefix that the name lacks.
     """
-    ends = _starts(prefix)
+    ends = starts(prefix)
     shared = max(end for end in ends if name.startswith(prefix[:end]))
     return shared, -sum(end > shared for end in ends)
 
@@ -311,44 +257,3 @@ def _named(place: _Place) -> str:
     parts = [repr("/".join(place.keys))] * bool(place.keys)
     parts += [f"prefix {place.prefix!r}"] * bool(place.prefix)
     return ", ".join(parts)[:80] or "the top level"
-
-
-def described(content: dict[str, Any], own: Collection[str] = ()) -> str:
-    """Return a description of a file for a message: its first entries, and its first tensors.
-
-    The tensors are those of the largest container.
-
-    Args:
-        content: The content of the file.
-        own: Plain names of the backbone's tensors. The description tells how many values under
-            these names are not tensors.
-    """
-    _, tensors = max(containers_of(content), key=lambda item: len(item[1]), default=((), {}))
-    parts = [quoted(content)]
-    if tensors and not set(tensors) <= set(content):
-        parts.append(f"tensors {quoted(tensors)}")
-    arrays = max(_count_arrays(named, own) for _, named in _dictionaries(content))
-    if arrays:
-        parts.append(f"its {arrays} values are NumPy arrays, not tensors: save them with torch")
-    return "; ".join(parts)
-
-
-def _count_arrays(named: dict[str, Any], own: Collection[str]) -> int:
-    """Count the entries under the backbone's names that the reader skipped, as they are no tensors.
-
-    Args:
-        named: The entries of a dictionary.
-        own: Plain names of the backbone's tensors.
-    """
-    skipped = [name for name, value in named.items() if isinstance(value, Skipped)]
-    return sum(any(_unflattened(n[i:]) in own for i in _starts(n)) for n in skipped)
-
-
-def quoted(names: Collection[str], shown: int = 3) -> str:
-    """Return the first names of a file for a message, each cut to 80 characters.
-
-    Args:
-        names: The names.
-        shown: How many of them to name.
-    """
-    return first_few([repr(name)[:80] for name in names], shown) or "nothing"

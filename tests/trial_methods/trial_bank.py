@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from network.backbones import Backbone
 from network.heads import classifier
-from network.losses import classification, over_maximum
+from network.losses import classification
+from network.maps import over_maximum
 from network.methods import Batch, Method, Recipe, option
 from tool.parallel.dist import gather
 from tool.progress import Progress

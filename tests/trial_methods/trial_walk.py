@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.heads import classifier
-from network.losses import over_maximum
+from network.maps import over_maximum
 from network.methods import Batch, Method, Recipe, option
 from network.walk.random_walk import random_walk
 from tool.crf.post import Post

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tool.parallel import dist
+from tool.parallel.device import local_cuda
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ def pick_backend(name: str) -> tuple[str, str]:
     gpu = name != "pydensecrf" and _has_gpu()
     if name == "pydensecrf" or (name == "auto" and installed and not gpu):
         return "pydensecrf", "cpu"
-    return "torch", dist.local_cuda() if gpu else "cpu"
+    return "torch", local_cuda() if gpu else "cpu"
 
 
 def _has_gpu() -> bool:

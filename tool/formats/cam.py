@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from tool.files import write_npy
+from tool.formats.cam_layouts import TOLERANCE, Label, numbers, rows_of
 from tool.formats.image import check_size, reduced_size
 from tool.formats.npy import load_npy
-
-TOLERANCE = 1e-2  # how far a value may lie outside [0, 1], for the rounding of other code
-_LAYOUTS = "; python -m data.convert_cams --help describes the layouts that are read"
-Label = np.ndarray | Callable[[], np.ndarray] | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -173,8 +170,8 @@ def load_cam(path: Path | str, *, label: Label = None) -> Cam:
     """
     content = load_npy(path)
     try:
-        index, maps = _rows(content, label)
-        maps = _numbers(maps)
+        index, maps = rows_of(content, label)
+        maps = numbers(maps)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a CAM file: {error}") from error
     except ValueError as error:
@@ -194,119 +191,6 @@ def _check_range(path: Path | str, maps: np.ndarray) -> None:
         )
 
 
-def _numbers(values: object) -> np.ndarray:
-    """Return maps as float32.
-
-    Raises:
-        ValueError: The type is not one of real numbers; it is text or complex, for example.
-    """
-    array = np.asarray(values)
-    if array.dtype.kind not in "fiub":
-        raise ValueError(f"maps of the type {array.dtype} are no CAM: its numbers are real")
-    with np.errstate(over="ignore"):  # beyond float32 it is infinite, which `_check` refuses
-        return array.astype(np.float32, copy=False)
-
-
-def _rows(content: np.ndarray | dict, label: Label) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mask values and the maps of a file's content in any layout.
-
-    Args:
-        content: What `load_npy` returned.
-        label: As for `load_cam`.
-
-    Returns:
-        (P,) uint8, and the maps, not checked yet.
-
-    Raises:
-        ValueError: The layout is unknown or does not fit the label.
-    """
-    # The native layout is a structured array.
-    if isinstance(content, np.ndarray):
-        if content.dtype.names != ("class_index", "cam") or content.ndim != 1:
-            raise ValueError(
-                f"an array {content.shape} of {content.dtype} is not a CAM file: it does not say "
-                f"of which classes its maps are{_LAYOUTS}"
-            )
-        return _class_index(content["class_index"]), content["cam"]
-    # CAM-C has mask values as keys, and CAM-A has 0-based foreground classes.
-    if "keys" in content and "IS_CAM" in content:
-        return _class_index(content["keys"]), content["IS_CAM"]
-    if "keys" in content and "high_res" in content:
-        return _irn_rows(np.asarray(content["keys"]), np.asarray(content["high_res"]))
-    # CAM-B and the CRF's dictionary have integer keys. A bool is an int in Python and is no class.
-    if all(isinstance(key, int | np.integer) and not isinstance(key, bool) for key in content):
-        return _integer_rows({int(key): item for key, item in content.items()}, label)
-    raise ValueError(f"a dictionary with {_first_keys(content)} is no CAM{_LAYOUTS}")
-
-
-def _irn_rows(keys: np.ndarray, maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mask values and the maps of CAM-A, which has 0-based foreground keys.
-
-    AMN's maps begin with the background, which its keys leave out, so there is one map more.
-    """
-    index = _class_index(_class_index(keys).astype(np.int64) + 1)
-    if maps.ndim == 3 and len(maps) == len(index) + 1:
-        index = np.concatenate([np.zeros(1, np.uint8), index])
-    return index, maps
-
-
-def _integer_rows(content: dict[int, np.ndarray], label: Label) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mask values and the maps of CAM-B or of the CRF's dictionary.
-
-    CAM-B is 0-based and has no background, so its keys are shifted by 1. In the CRF's dictionary 0
-    is the background.
-    """
-    keys = sorted(content)
-    maps = [_numbers(content[key]) for key in keys]
-    if any(item.ndim != 2 or item.shape != maps[0].shape for item in maps):
-        raise ValueError("the maps are not (H, W), all of one size")
-    stacked = np.stack(maps) if maps else np.zeros((0, 0, 0), np.float32)
-    shift = 1 - int(_is_crf_layout(keys, label, stacked))
-    return _class_index(np.array(keys, np.int64) + shift), stacked
-
-
-def _is_crf_layout(keys: list[int], label: Label, maps: np.ndarray) -> bool:
-    """Return whether the integer keys of a dictionary are mask values, where 0 is the background.
-
-    Args:
-        keys: The keys, ascending.
-        label: As for `load_cam`.
-        maps: (P, H, W). They decide if the keys fit both layouts, as 0 and 1 do for an image of the
-            first of two classes: the probabilities of a CRF sum to 1 at every pixel.
-
-    Raises:
-        ValueError: The label is needed and missing, or the keys do not fit it.
-    """
-    if 0 not in keys:
-        return False
-    if label is None:
-        raise ValueError(
-            f"integer keys {keys} are a CAM or a CRF dictionary: only the image's label can tell"
-        )
-    label = label() if callable(label) else label
-    present = np.flatnonzero(label).tolist()
-    # Both layouts have either the present classes or all classes.
-    is_cam = keys in (present, list(range(len(label))))
-    is_crf = keys in ([0, *(k + 1 for k in present)], list(range(len(label) + 1)))
-    if is_cam and is_crf:
-        return bool(np.allclose(maps.sum(0), 1, atol=TOLERANCE))
-    if not (is_cam or is_crf):
-        raise ValueError(f"integer keys {keys} do not fit the image's label, classes {present}")
-    return is_crf
-
-
-def _class_index(values: np.ndarray) -> np.ndarray:
-    """Return mask values as uint8.
-
-    Raises:
-        ValueError: A value is not an integer in 0..254 (255 is "unknown").
-    """
-    values = np.asarray(values).reshape(-1)
-    if values.size and (values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 254):
-        raise ValueError(f"class indices {values.tolist()[:8]} are not integers in 0..254")
-    return values.astype(np.uint8)
-
-
 def _check(path: Path | str, index: np.ndarray, maps: np.ndarray) -> None:
     """Check that there is one map per class, that classes ascend, and that values are finite."""
     if maps.ndim != 3 or len(index) != len(maps):
@@ -317,12 +201,6 @@ def _check(path: Path | str, index: np.ndarray, maps: np.ndarray) -> None:
         raise ValueError(
             f"{path}: a CAM has NaN or infinite values: its network is damaged or diverged"
         )
-
-
-def _first_keys(content: dict) -> str:
-    """Return the first keys of a dictionary as text for a message."""
-    names = [repr(key) for key in list(content)[:4]]
-    return f"keys {', '.join(names)}{', ...' if len(content) > 4 else ''}"
 
 
 def best_foreground(cam: Cam) -> tuple[np.ndarray, np.ndarray]:

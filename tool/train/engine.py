@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import signal
-import time
 from collections.abc import Callable, Iterable, Iterator
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -18,9 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tool.bar import Bar, clock
 from tool.parallel import dist
 from tool.parallel.machine import peak_memory
-from tool.parallel.worker import SIGNALS
 from tool.progress import Progress
 from tool.train.batch import Batch, Trainable, part
+from tool.train.history import Clock, History, grouped
+from tool.train.interrupt import Interrupt, stop_requested, stopped_by
 from tool.train.log import RunLog
 
 
@@ -56,86 +54,6 @@ class Settings:
     save_every: int = 200
     picture_every: int = 0
     amp: bool = False
-
-
-class Interrupt:
-    """A context that remembers a SIGINT, SIGTERM or SIGHUP instead of ending the process.
-
-    A second signal of the same kind ends the process as usual. A SIGHUP that is ignored, as nohup
-    has it, stays ignored.
-
-    Attributes:
-        signal: The last signal that was remembered; None if there was none.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Interrupt:
-        for number in SIGNALS:
-            if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                continue
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, self._before[number])
-
-
-class History:
-    """The values of the terms since the last fetch, kept on the device.
-
-    Only `fetch` waits for the device.
-    """
-
-    def __init__(self) -> None:
-        self._rows: list[tuple[int, Tensor, list[str]]] = []
-        self._names: list[str] = []
-
-    def add(self, step: int, values: dict[str, Tensor], image_ids: list[str]) -> None:
-        """Remember the scalars of one step, or of one micro-batch of it, without gradient.
-
-        Args:
-            step: The optimizer step.
-            values: The scalars by name, with the same names in each call.
-            image_ids: The images of the batch, for an error message.
-        """
-        self._names = list(values)
-        row = torch.stack([value.detach().float() for value in values.values()])
-        self._rows.append((step, row, image_ids))
-
-    def fetch(self) -> dict[str, float]:
-        """Return the mean of each scalar since the last call, over all ranks.
-
-        Raises:
-            FloatingPointError: A scalar of any rank is not finite. On a rank that has such a
-                scalar, the message names the step, every term and the images.
-        """
-        if not self._rows:
-            return {}
-        rows = torch.stack([row for _, row, _ in self._rows])
-        ranks = dist.gather(rows[None]).cpu()
-        images = [image_ids for _, _, image_ids in self._rows]
-        bad = (~ranks[dist.rank()].isfinite()).any(dim=1).nonzero()
-        anywhere = (~ranks.isfinite()).flatten(0, 1).any()
-        if len(bad):
-            index = int(bad[0])
-            terms = zip(self._names, ranks[dist.rank(), index].tolist(), strict=True)
-            raise FloatingPointError(
-                f"step {self._rows[index][0]}: the loss is not finite: "
-                + ", ".join(f"{name} {value:.4g}" for name, value in terms)
-                + f"; images {', '.join(images[index])}"
-            )
-        if anywhere:
-            raise FloatingPointError("the loss is not finite on another rank")
-        self._rows = []
-        return dict(zip(self._names, ranks.mean(dim=(0, 1)).tolist(), strict=True))
 
 
 def total_loss(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
@@ -239,7 +157,7 @@ def fit(
             if log and settings.picture_every and (done % settings.picture_every == 0 or last):
                 log.picture(done, method)
             bar.update()
-            ended = stop_requested(interrupt, done, settings)
+            ended = stop_requested(interrupt, done, settings.log_every)
             if done % settings.save_every == 0 or last or ended:
                 history.fetch()
                 check_finite(method, optimizer, done)
@@ -248,13 +166,6 @@ def fit(
                 break
         # A signal of the last save counts too: the script that runs this must not go on.
         return stopped_by(interrupt)
-
-
-def grouped(means: dict[str, float], terms: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Return the values of the log by group: the loss and its terms, then what else is measured."""
-    names = {"loss", *terms}
-    loss = {name: value for name, value in means.items() if name in names}
-    return {"loss": loss, "contrast": {n: v for n, v in means.items() if n not in names}}
 
 
 def show(bar: Bar, done: int, values: dict[str, dict[str, float]], settings: Settings) -> None:
@@ -348,41 +259,3 @@ def check_finite(method: Trainable, optimizer: torch.optim.Optimizer, done: int)
             f"step {done}: the weights are not finite any more, and are not saved: what helps is a "
             "smaller --lr, a --warmup, or --clip"
         )
-
-
-def stop_requested(interrupt: Interrupt, done: int, settings: Settings) -> bool:
-    """Return whether to stop now; several ranks agree on it every `log_every` steps."""
-    if dist.world_size() == 1:
-        return interrupt.signal is not None
-    return done % settings.log_every == 0 and dist.any_rank(interrupt.signal is not None)
-
-
-def stopped_by(interrupt: Interrupt) -> int | None:
-    """Return the signal that came to any rank; None if there was none."""
-    if dist.world_size() == 1 or not dist.any_rank(interrupt.signal is not None):
-        return interrupt.signal
-    return interrupt.signal or signal.SIGTERM
-
-
-class Clock:
-    """A clock that measures images per second.
-
-    Args:
-        batch_size: Images per step.
-        step: Number of steps done at the start.
-    """
-
-    def __init__(self, batch_size: int, step: int) -> None:
-        self.batch_size = batch_size
-        self._time, self._step = time.perf_counter(), step
-
-    def rate(self, step: int) -> float:
-        """Return the images per second since the last call, or since the start.
-
-        Args:
-            step: Number of steps done now.
-        """
-        now = time.perf_counter()
-        rate = (step - self._step) * self.batch_size / (now - self._time)
-        self._time, self._step = now, step
-        return rate

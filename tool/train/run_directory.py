@@ -14,7 +14,8 @@ import torch
 
 from tool.documents import read_dict
 from tool.files import as_json, file_hash, first_few, write_json
-from tool.formats.checkpoint import LARGEST_INT, load_checkpoint, plain_tensors, save_checkpoint
+from tool.formats.checkpoint import load_checkpoint, save_checkpoint
+from tool.formats.checkpoint_content import LARGEST_INT, plain_tensors
 from tool.parallel import dist
 from tool.provenance import commit, cpu_model, version
 
