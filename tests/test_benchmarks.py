@@ -317,6 +317,22 @@ def test_mechanism_prints_shares_and_areas_of_fbr(folder_root: Path, tmp_path: P
     assert value > found["terms"]["cls"][0] + found["terms"]["sal"][0] > 0, "their weights are 1"
 
 
+def test_calibration_shows_what_sfc_makes_of_a_cam(folder_root: Path, tmp_path: Path) -> None:
+    data = ["--dataset", "folder", "--root", folder_root]
+    flags = [*SLIM, "--weights", "none", "--steps", 2, "--crop", 64, "--batch-size", 2]
+    trained = run("train_fbr.py", "--method", "sfc", *data, *flags, "--out", tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    figures = tmp_path / "figures.json"
+    flags = ["--checkpoint", tmp_path / "checkpoint.pth", "--batches", 2, "--json", figures]
+    result = run("benchmarks/calibration.py", *data, *flags)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(figures.read_text(encoding="utf-8"))["rows"]
+    assert [row["map"] for row in rows][::3] == ["CAM", "prototypes"]
+    assert len({row["truth"] for row in rows}) == 1
+    assert all(0 <= row["miou"] <= 100 and 0 <= row["area"] <= 1 for row in rows)
+    assert_refused(run("benchmarks/mechanism.py", *data, *flags), "is of sfc: give checkpoints of")
+
+
 def test_predict_times_masks_alone_and_together(folder_root: Path, tmp_path: Path) -> None:
     checkpoint = untrained("cam", folder_root, tmp_path / "checkpoint.pth")
     images, figures = sorted((folder_root / "images").iterdir())[:4], tmp_path / "figures.json"

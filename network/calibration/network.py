@@ -103,9 +103,18 @@ class DeepCorrelation(nn.Module):
         Returns:
             (N, C, h, w).
         """
+        affinity = self.affinity(high, image, inside)
+        with full_precision(affinity):
+            return (cam.flatten(2) @ affinity @ affinity).unflatten(2, cam.shape[-2:])
+
+    def affinity(self, high: Tensor, image: Tensor, inside: Tensor | None = None) -> Tensor:
+        """Compute by how much each cell takes part in the new value of each other, as `forward`.
+
+        Returns:
+            (N, h w, h w), not negative, as of `pixel_affinity`.
+        """
         embedding = self.embed(torch.cat([image, high], dim=1)).float()
         with full_precision(embedding):
             if self.centred:
                 embedding = embedding - mean_of_cells(embedding, inside)
-            affinity = pixel_affinity(embedding)
-            return (cam.flatten(2) @ affinity @ affinity).unflatten(2, cam.shape[-2:])
+            return pixel_affinity(embedding)
