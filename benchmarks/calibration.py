@@ -40,7 +40,10 @@ THRESHOLDS = np.arange(20) / 20
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a row of figures per checkpoint and map."""
     command = parse_flags(
-        CropFlags, argv, example="--checkpoint out/toy-sfc-seed0/1-sfc/checkpoint.pth"
+        CropFlags,
+        argv,
+        example="--checkpoint out/toy-sfc-seed0/1-sfc/checkpoint.pth",
+        module=__name__,
     )
     line = (
         "{name}",
