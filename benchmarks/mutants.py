@@ -54,7 +54,12 @@ TESTS = {
     "tool/train/engine.py": ("test_engine", "test_signals"),
     "tool/train/history.py": ("test_engine",),
     "tool/train/log.py": ("test_engine", "test_documents"),
-    "tool/train/run_directory.py": ("test_hostile_resume", "test_train_stage", "test_state"),
+    "tool/train/run_directory.py": (
+        "test_hostile_resume",
+        "test_train_stage",
+        "test_state",
+        "test_messages",
+    ),
     "voc12/submit.py": ("test_submit",),
 }
 

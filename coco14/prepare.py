@@ -17,10 +17,9 @@ import numpy as np
 
 import coco14
 from coco14.annotations import OVERLAPS, ImageObjects, draw_mask, read_annotations
-from data.catalog import Catalog
+from data.catalog import Catalog, open_catalog
 from data.files import list_bytes
 from data.labels import label_files
-from data.opening import open_catalog
 from data.prepare import PrepareFlags, check_lists, recorded
 from tool.bar import counted
 from tool.cli import run_stage

@@ -12,8 +12,8 @@ from PIL import Image
 
 import voc12
 from data.files import IMAGE_SUFFIXES, check_id, find_file
-from data.labels import read_labels, read_text
-from data.layouts import Layout
+from data.labels import read_class_names, read_labels, read_text
+from data.layouts import LAYOUTS, Layout
 from data.lists import find_list, id_of_line
 from tool.formats.image import check_size, decode, size_of
 from tool.formats.predictions import read_mask
@@ -24,7 +24,7 @@ SALIENCY_SUFFIXES = tuple(dict.fromkeys(MASK_SUFFIXES + IMAGE_SUFFIXES))
 
 @dataclasses.dataclass(frozen=True)
 class Catalog:
-    """A dataset on disk. Make one with the functions of `data.opening`, which check the root.
+    """A dataset on disk. Make one with `open_catalog`, which checks the root.
 
     Every method that takes an image id raises `ValueError` if the id leaves the root, as "../x"
     does.
@@ -293,3 +293,59 @@ class Catalog:
             return np.asarray(self.read_saliency(image_id)) if self.has_saliency else None
         except FileNotFoundError:
             return None
+
+
+def open_catalog(
+    name: str, root: Path | str, *, labels: Path | None = None, saliency_root: Path | None = None
+) -> Catalog:
+    """Return the catalog of a dataset. If `name` is "toy" and it does not exist, draw it first.
+
+    Args:
+        name: A key of `LAYOUTS`.
+        root: The folder of the dataset.
+        labels: The image-level labels; None for those in the root.
+        saliency_root: The folder of the saliency maps; None for the layout's.
+
+    Raises:
+        FileNotFoundError: The root, its `classes.txt`, `labels` or `saliency_root` does not exist.
+        ValueError: The name is unknown, or `classes.txt` is invalid.
+    """
+    if name not in LAYOUTS:
+        raise ValueError(f"unknown dataset {name!r}: there are {', '.join(LAYOUTS)}")
+    root, layout = Path(root), LAYOUTS[name]
+    if name == "toy":
+        _make_toy(root)
+    if not root.is_dir():
+        wrong = "is a file, not a folder" if root.is_file() else "does not exist"
+        raise FileNotFoundError(f"dataset root {root} {wrong} (--root)")
+    inner = next((one for one in layout.inside if (root / one / layout.lists).is_dir()), None)
+    if inner and not (root / layout.lists).is_dir():
+        raise FileNotFoundError(
+            f"dataset root {root} has no {layout.lists}: pass --root {root / inner}"
+        )
+    if saliency_root is not None and not Path(saliency_root).is_dir():
+        raise FileNotFoundError(f"saliency folder {saliency_root} does not exist (--saliency-root)")
+    if labels is not None and not Path(labels).exists():
+        raise FileNotFoundError(f"labels {labels} do not exist (--labels)")
+    names = layout.class_names or _class_names(root, layout)
+    return Catalog(
+        name, root, names, layout, labels and Path(labels), saliency_root and Path(saliency_root)
+    )
+
+
+def _class_names(root: Path, layout: Layout) -> tuple[str, ...]:
+    """Return the names in the root's `classes.txt`; raise as `read_class_names`."""
+    path = root / "classes.txt"
+    if not path.is_file() and layout.prepare:
+        raise FileNotFoundError(
+            f"{path} does not exist: it lists the foreground classes, one per line; "
+            f"{layout.prepare} --root {root} makes it"
+        )
+    return read_class_names(path)
+
+
+def _make_toy(root: Path) -> None:
+    from data.toy import is_complete, write_toy
+
+    if not is_complete(root):
+        write_toy(root)

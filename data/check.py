@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from data.catalog import Catalog
-from data.opening import DatasetFlags, catalog_from
+from data.flags import DatasetFlags, catalog_from
 from data.saliency_maps import DARK_MAPS, HALF, dark_saliency
 from tool.bar import counted
 from tool.cli import one_line, printable, run_stage

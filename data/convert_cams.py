@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from data.opening import DatasetFlags, catalog_from
+from data.flags import DatasetFlags, catalog_from
 from tool.bar import counted
 from tool.cli import run_stage
 from tool.crf.post import post_of

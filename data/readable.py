@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from data.catalog import Catalog
-from data.opening import DatasetFlags, catalog_from
+from data.flags import DatasetFlags, catalog_from
 from data.saliency_maps import no_saliency
 from tool.cli import one_line, printable
 from tool.files import list_hash

@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 from conftest import FOLDER_IMAGES
 
-from data.catalog import Catalog
-from data.opening import open_catalog
+from data.catalog import Catalog, open_catalog
 from tool.formats.cam import Cam, save_cam
 from tool.formats.mask import save_mask
 

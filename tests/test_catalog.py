@@ -15,8 +15,8 @@ import pytest
 from conftest import FOLDER_CLASSES, FOLDER_IMAGES, write_voc
 from PIL import Image
 
-from data.catalog import Catalog
-from data.opening import DatasetFlags, catalog_from, open_catalog
+from data.catalog import Catalog, open_catalog
+from data.flags import DatasetFlags, catalog_from
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("WSSS_DATA", REPOSITORY.parent / "shared" / "data"))

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.catalog import open_catalog
 from data.check import main
-from data.opening import open_catalog
 from data.saliency_maps import HALF, dark_saliency, require_saliency
 from tool.formats.mask import palette
 from tool.score.truth import no_foreground

@@ -8,10 +8,16 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from tool.formats import checkpoint
-from tool.formats.checkpoint import load_checkpoint, load_tensors, save_checkpoint
+from tool.formats.checkpoint import (
+    load_checkpoint,
+    load_safetensors,
+    load_tensors,
+    save_checkpoint,
+)
 
 CONTENT = {
     "method": "cam",
@@ -140,3 +146,12 @@ def test_a_compressed_file_is_refused_before_torch_opens_it(path: Path, monkeypa
     with pytest.raises(ValueError, match=r"small\.pth is not a readable checkpoint.*compressed"):
         load_tensors(small)
     assert not opened
+
+
+@pytest.mark.parametrize("about", ["[1]", "3", '"fbr"', "null"])
+def test_metadata_of_another_shape_is_not_of_an_export(about: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    metadata = {checkpoint._ABOUT: about}
+    safetensors.torch.save_file({"classifier.weight": torch.zeros(2, 3)}, path, metadata)
+    with pytest.raises(ValueError, match=r"its metadata is not of network\.export"):
+        load_safetensors(path)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from runs import assert_refused, run
 
-from data.opening import open_catalog
+from data.catalog import open_catalog
 from tool.formats.cam import Cam, load_cam, save_cam
 
 MAPS = np.random.default_rng(0).random((3, 9, 14)).astype(np.float16).astype(np.float32)

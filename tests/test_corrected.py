@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 from runs import SMALL, assert_refused, run
 
-from data.opening import open_catalog
+from data.catalog import open_catalog
 from tool.formats.labelme import load_labelme
 from tool.formats.mask import UNKNOWN, load_mask, save_mask
 from tool.formats.polygons import outlines, paint

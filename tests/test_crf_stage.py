@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import crf_postprocess
-from data.opening import open_catalog
+from data.catalog import open_catalog
 from tool.crf.dense import preset_of
 from tool.crf.stage import PostProcess
 from tool.formats.cam import Cam, cam_mask, load_cam, save_cam

@@ -12,10 +12,9 @@ from conftest import FOLDER_IMAGES
 from PIL import Image
 from torch.utils.data import default_collate
 
-from data.catalog import Catalog
+from data.catalog import Catalog, open_catalog
 from data.colour import DeviceTransform
 from data.dataset import InferDataset, TrainDataset
-from data.opening import open_catalog
 from data.transforms import RandomLongSide
 from tool.infer.scales import Views, scaled_size
 

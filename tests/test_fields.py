@@ -10,11 +10,10 @@ import torch
 from PIL import Image
 from torch.utils.data import default_collate
 
-from data.catalog import Catalog
+from data.catalog import Catalog, open_catalog
 from data.colour import DeviceTransform
 from data.dataset import TrainDataset
 from data.fields import FIELDS, TRUTH
-from data.opening import open_catalog
 from data.transforms import RandomScale, ScaleChoice, resize_of
 from tool.formats.cam import Cam, save_cam
 from tool.formats.mask import save_mask

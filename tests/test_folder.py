@@ -11,8 +11,8 @@ from conftest import FOLDER_CLASSES, FOLDER_IMAGES
 from PIL import Image
 from runs import assert_refused, run
 
+from data.catalog import open_catalog
 from data.labels import csv_bytes, csv_rows
-from data.opening import open_catalog
 from tool.files import write_json
 from tool.provenance import MADE_FROM
 

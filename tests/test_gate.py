@@ -20,7 +20,7 @@ from runs import assert_refused, run, run_ranks, train_flags
 
 import infer_cam
 import train_fbr
-from data.opening import open_catalog
+from data.catalog import open_catalog
 from data.regions import sample_ids, training_ids
 from network.backbones import build_backbone
 from network.contrast.gate import NroiGate, RegionCollector

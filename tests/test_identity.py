@@ -12,9 +12,9 @@ from conftest import write_folder
 from PIL import Image
 from runs import assert_refused, run, train_flags
 
+from data.catalog import open_catalog
 from data.fields import TRUTH
 from data.identity import data_hashes
-from data.opening import open_catalog
 from tool.formats.checkpoint import load_checkpoint, save_checkpoint
 from tool.infer.previous import PreviousOutputs
 from tool.train.run_directory import DATA

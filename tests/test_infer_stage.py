@@ -11,8 +11,8 @@ from PIL import Image
 from runs import assert_refused, run, run_ranks, train_flags
 
 import infer_cam
+from data.catalog import open_catalog
 from data.dataset import InferDataset
-from data.opening import open_catalog
 from network.methods import build_method
 from tool.formats.cam import Cam, at_size, load_cam
 from tool.formats.checkpoint import load_checkpoint

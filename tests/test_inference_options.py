@@ -10,7 +10,7 @@ from method_cases import make_method
 from PIL import Image
 from runs import Result, assert_refused, run
 
-from data.opening import open_catalog
+from data.catalog import open_catalog
 from network.methods import find_method
 from network.options import inference_options
 from tool.formats.cam import Cam, load_cam, save_cam

@@ -12,9 +12,8 @@ from conftest import write_voc
 from PIL import Image
 
 import voc12
-from data.catalog import Catalog
+from data.catalog import Catalog, open_catalog
 from data.labels import read_labels
-from data.opening import open_catalog
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 REAL_DATA = Path(os.environ.get("WSSS_DATA", REPOSITORY.parent / "shared" / "data"))

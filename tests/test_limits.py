@@ -135,7 +135,7 @@ def test_errors_of_ours_keep_their_traceback(folder_root, tmp_path, monkeypatch)
 
 def test_a_file_is_not_called_broken_when_no_more_can_be_open(folder_root) -> None:
     """With --skip-bad-images, whole images would be left out."""
-    from data.opening import open_catalog
+    from data.catalog import open_catalog
 
     catalog = open_catalog("folder", folder_root)
     image, mask = catalog.image_path("a1"), catalog.mask_path("a1")

@@ -12,11 +12,10 @@ from conftest import write_folder, write_voc
 from PIL import Image
 from runs import run
 
-from data.catalog import Catalog
+from data.catalog import Catalog, open_catalog
 from data.dataset import InferDataset
-from data.files import _MOST_FOLDERS, IMAGE_SUFFIXES, Listings
+from data.files import _MOST_FOLDERS, IMAGE_SUFFIXES, Listings, all_found
 from data.lists import id_of_line
-from data.opening import open_catalog
 from tool.files import spelled
 from tool.formats.cam import Cam, save_cam
 from tool.formats.mask import save_mask
@@ -171,6 +170,16 @@ def test_an_id_with_a_suffix_leads_on(folder_dataset: Path) -> None:
         catalog.image_path("a1.jpg")
     with pytest.raises(FileNotFoundError, match=r"'q9\.jpg' does .* that of 'q9': .*/q9\.jpg \("):
         catalog.image_path("q9.jpg")
+
+
+def test_missing_images_are_named_and_counted_before_anything_is_read(
+    folder_dataset: Path,
+) -> None:
+    catalog = open_catalog("folder", folder_dataset)
+    ids = catalog.ids("train")
+    all_found(ids, catalog.image_path)
+    with pytest.raises(FileNotFoundError, match=r"'x'.*missing in all: 3, also 'y', 'z'"):
+        all_found([*ids, "x", "y", "z"], catalog.image_path)
 
 
 def test_two_files_of_labels_must_agree(folder_dataset: Path) -> None:

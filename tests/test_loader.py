@@ -11,10 +11,9 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from data.catalog import Catalog
+from data.catalog import Catalog, open_catalog
 from data.dataset import InferDataset, TrainDataset
 from data.loader import infer_loader, step_batches
-from data.opening import open_catalog
 from data.transforms import RandomLongSide
 from tool.infer.scales import Views
 

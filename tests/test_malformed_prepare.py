@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from runs import Result
 
-from data.opening import open_catalog
+from data.catalog import open_catalog
 
 CASES = settings(
     max_examples=40,

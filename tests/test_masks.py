@@ -10,9 +10,9 @@ import pytest
 from conftest import write_folder
 from runs import assert_refused, run, train_flags
 
+from data.catalog import open_catalog
 from data.fields import TRUTH, Sources
 from data.masks import survey
-from data.opening import open_catalog
 from tool.formats.mask import load_mask, save_mask
 from tool.infer.previous import PreviousOutputs
 from tool.score.evaluation import Evaluation

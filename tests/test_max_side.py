@@ -15,9 +15,9 @@ from runs import Result, assert_refused, run
 from test_argmax import CRF, data, files, given, infer
 from untrained import SEGMENT
 
+from data.catalog import open_catalog
 from data.dataset import InferDataset
 from data.layouts import LAYOUTS
-from data.opening import open_catalog
 from network.methods import build_method
 from tool.crf.post import max_side_of
 from tool.formats.cam import (

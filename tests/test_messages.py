@@ -15,7 +15,7 @@ from conftest import write_voc
 from PIL import Image
 from runs import REPOSITORY, SMALL, environment, run
 
-from data.opening import open_catalog
+from data.catalog import open_catalog
 from network.predict.choose import chosen_classes
 from tool.crf.flags import CrfFlags, crf_settings
 from tool.crf.masking import MaskMaker

@@ -10,9 +10,8 @@ from conftest import FOLDER_IMAGES, write_voc
 from PIL import Image, ImageOps
 from runs import assert_refused, run
 
-from data.catalog import Catalog
+from data.catalog import Catalog, open_catalog
 from data.dataset import TrainDataset
-from data.opening import open_catalog
 from data.saliency_maps import DARK_MAPS
 from data.transforms import resize_of
 

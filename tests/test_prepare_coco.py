@@ -15,7 +15,7 @@ from runs import SMALL, assert_refused, run
 
 import coco14
 from coco14.annotations import draw_mask, read_annotations
-from data.opening import open_catalog
+from data.catalog import open_catalog
 from tool.formats.mask import load_mask
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -10,8 +10,8 @@ import pytest
 from devkits import IMAGES, SBD, prepare_voc, write_devkit
 from runs import assert_refused
 
+from data.catalog import open_catalog
 from data.labels import AnnotationLabels
-from data.opening import open_catalog
 
 
 @pytest.fixture

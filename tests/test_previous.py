@@ -14,10 +14,9 @@ from runs import assert_refused, command, environment, run, train_flags
 from test_train_stage import assert_same_state, wait_for_step
 from torch.utils.data import default_collate
 
-from data.catalog import Catalog
+from data.catalog import Catalog, open_catalog
 from data.colour import DeviceTransform
 from data.dataset import InferDataset, TrainDataset
-from data.opening import open_catalog
 from data.transforms import RandomScale
 from tool.formats.cam import Cam, save_cam
 from tool.formats.checkpoint import load_checkpoint

@@ -14,7 +14,7 @@ from PIL import Image
 from runs import assert_refused, run, train_flags
 from torch import Tensor
 
-from data.opening import open_catalog
+from data.catalog import open_catalog
 from network.backbones import build_backbone
 from network.methods import build_method
 from network.weights.initialise import class_weights, initialise

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from runs import assert_refused, run
 
-from data.opening import open_catalog
+from data.catalog import open_catalog
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")

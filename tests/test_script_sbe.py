@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_script_seg import SMALL, script
 
-from data.opening import open_catalog
+from data.catalog import open_catalog
 from data.toy.drawing.scene import SIDES
 from network.methods import find_method
 from tool.crf.area import Areas, threshold_of

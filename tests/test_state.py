@@ -15,7 +15,7 @@ from network.contrast.nroi import NROIBank
 from network.methods import Method
 from network.weights.initialise import initialise
 from tool.progress import Progress
-from tool.train.run_directory import state_names, weight_names
+from tool.train.run_directory import check_sizes, state_names, weight_names
 
 NORMS = (nn.BatchNorm2d, *FROZEN, Folded)
 
@@ -54,6 +54,16 @@ def test_what_training_changes_is_trained_or_a_norms_or_declared(
     assert not state & (trained | norms)
     assert sorted([*state, *weight_names(method)]) == sorted(before)
     assert {n for n in before if n.startswith("bank.")} <= state
+
+
+def test_a_tensor_of_another_shape_is_named_and_one_that_is_lacking_is_not(tmp_path: Path) -> None:
+    method = make_method("cam")
+    state = method.state_dict()
+    check_sizes(method, state, tmp_path)
+    name = "classifier.weight"
+    check_sizes(method, {key: value for key, value in state.items() if key != name}, tmp_path)
+    with pytest.raises(ValueError, match=f"1 tensors differ, first '?{name}"):
+        check_sizes(method, state | {name: state[name][:-1]}, tmp_path)
 
 
 def test_frozen_scale_and_shift_are_weights() -> None:

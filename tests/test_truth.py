@@ -11,7 +11,7 @@ from conftest import write_voc
 from PIL import Image
 from runs import assert_refused, run
 
-from data.opening import DatasetFlags, catalog_from
+from data.flags import DatasetFlags, catalog_from
 from data.readable import ListFlags, open_list
 from tool.files import list_hash
 from tool.formats.mask import palette, save_mask

@@ -63,7 +63,17 @@ def test_a_pickle_inside_a_tensor_is_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "size", "stride"),
-    [(0, (4, 4), (4, 1)), (3, (4,), (1,)), (0, (2,), (10**9,)), (0, (10**9,), (0,)), (0, (2,), ())],
+    [
+        (0, (4, 4), (4, 1)),
+        (3, (4,), (1,)),
+        (0, (2,), (10**9,)),
+        (0, (10**9,), (0,)),
+        (0, (2,), ()),
+        (0, (2,), (-1,)),  # before its start
+        (-1, (1,), (1,)),
+        (0, (-2,), (1,)),
+        (0, (True,), (1,)),
+    ],
 )
 def test_a_tensor_may_not_leave_its_storage(
     tmp_path: Path, offset: int, size: tuple, stride: tuple

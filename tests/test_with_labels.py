@@ -9,7 +9,7 @@ import pytest
 from runs import assert_refused, run
 from untrained import SEGMENT, untrained
 
-from data.opening import open_catalog
+from data.catalog import open_catalog
 from tool.formats.cam import load_cam
 from tool.formats.mask import load_mask
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from method_cases import make_method
 
-from data.opening import open_catalog
+from data.catalog import open_catalog
 from tool.formats.checkpoint import save_checkpoint
 
 SEGMENT = "trial_segment"  # infers without labels, K+1 rows

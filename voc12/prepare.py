@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 
 import voc12
-from data.catalog import Catalog
+from data.catalog import Catalog, open_catalog
 from data.files import all_found, list_bytes
 from data.labels import AnnotationLabels, label_files
-from data.opening import open_catalog
 from data.prepare import PrepareFlags, check_lists, recorded
 from tool.cli import run_stage
 from tool.files import first_few

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from data.catalog import Catalog
-from data.opening import DatasetFlags, catalog_from
+from data.flags import DatasetFlags, catalog_from
 from tool.bar import counted
 from tool.cli import printable, run_stage
 from tool.files import atomic_path, spelled
