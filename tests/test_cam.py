@@ -89,12 +89,23 @@ def test_cam_b_and_the_crf_dictionary_are_told_apart_by_the_label(tmp_path: Path
 
 def test_integer_keys_without_0_need_no_label(tmp_path: Path) -> None:
     def label() -> np.ndarray:
-        raise AssertionError("the label was asked for")
+        raise FileNotFoundError("there are no labels")
 
     path = write(tmp_path / "b.npy", {np.int64(2): MAPS[0], np.int64(7): MAPS[1]})
-    assert load_cam(path, label=label).class_index.tolist() == [3, 8]
+    for given in (label, None, LABEL):
+        assert load_cam(path, label=given).class_index.tolist() == [3, 8]
     save_cam(tmp_path / "n.npy", cam_of([3], MAPS[:1]))
     assert load_cam(tmp_path / "n.npy", label=label).class_index.tolist() == [3]
+
+
+def test_integer_keys_counted_from_1_are_refused_if_the_label_shows_it(tmp_path: Path) -> None:
+    path = write(tmp_path / "b.npy", {3: MAPS[0], 8: MAPS[1]})
+    with pytest.raises(ValueError, match="counted from 1"):
+        load_cam(path, label=lambda: LABEL)
+    every = write(tmp_path / "e.npy", dict.fromkeys(range(1, len(LABEL) + 1), MAPS[0]))
+    with pytest.raises(ValueError, match="counted from 1"):
+        load_cam(every, label=LABEL)
+    assert load_cam(write(tmp_path / "0.npy", {}), label=0 * LABEL).class_index.size == 0
 
 
 @pytest.mark.parametrize(("count", "shift"), [(20, 1), (21, 0)])

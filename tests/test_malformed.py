@@ -32,7 +32,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, folder_root: Path) -> Path:
     (root / "list.txt").write_text(f"{IMAGE}\n")
     cam = Cam(np.array([1], np.uint8), np.full((1, 64, 80), 0.5, np.float32))
     save_cam(root / "cam.npy", cam)
-    psa = np.array({1: cam.cam[0].astype(np.float16)}, dtype=object)
+    psa = np.array({0: cam.cam[0].astype(np.float16)}, dtype=object)
     np.save(root / "psa.npy", psa, allow_pickle=True)
     shutil.copy(root / "data" / "masks" / f"{IMAGE}.png", root / "mask.png")
     return root

@@ -75,6 +75,9 @@ def _integer_rows(content: dict[int, np.ndarray], label: Label) -> tuple[np.ndar
 
     CAM-B is 0-based and has no background, so its keys are shifted by 1. In the CRF's dictionary 0
     is the background.
+
+    Raises:
+        ValueError: The layout does not fit the label, or the maps differ in size.
     """
     keys = sorted(content)
     maps = [numbers(content[key]) for key in keys]
@@ -98,6 +101,7 @@ def _is_crf_layout(keys: list[int], label: Label, maps: np.ndarray) -> bool:
         ValueError: The label is needed and missing, or the keys do not fit it.
     """
     if 0 not in keys:
+        _refuse_counted_from_1(keys, label)
         return False
     if label is None:
         raise ValueError(
@@ -113,6 +117,29 @@ def _is_crf_layout(keys: list[int], label: Label, maps: np.ndarray) -> bool:
     if not (is_cam or is_crf):
         raise ValueError(f"integer keys {keys} do not fit the image's label, classes {present}")
     return is_crf
+
+
+def _refuse_counted_from_1(keys: list[int], label: Label) -> None:
+    """Raise `ValueError` if keys without a 0 are the label's classes counted from 1.
+
+    Every one of them would be taken for the class after it. Without a label nobody can tell.
+
+    Args:
+        keys: The keys, ascending.
+        label: As for `load_cam`; labels that do not exist count as none.
+    """
+    try:
+        label = label() if callable(label) else label
+    except FileNotFoundError:
+        return
+    if label is None or not keys:
+        return
+    present = np.flatnonzero(label).tolist()
+    if keys in ([k + 1 for k in present], list(range(1, len(label) + 1))):
+        raise ValueError(
+            f"integer keys {keys} are classes counted from 1, the image's label has {present} "
+            "counted from 0: count them from 0, or add the background as 0"
+        )
 
 
 def _class_index(values: np.ndarray) -> np.ndarray:
