@@ -76,9 +76,7 @@ def figures(command: CropFlags, path: Path, device: torch.device) -> dict[str, d
     Raises:
         ValueError: The checkpoint is not of `sfc`.
     """
-    method, config, batches = open_run(command, path, device, masks=True)
-    if config["method"] != "sfc":
-        raise ValueError(f"{path} is of {config['method']}: give checkpoints of sfc")
+    method, _, batches = open_run(command, path, device, masks=True, only="sfc")
     method.eval()
     counted: dict[str, Counted] = {}
     for batch in batches:

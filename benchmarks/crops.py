@@ -41,7 +41,12 @@ class CropFlags(JsonFlags):
 
 
 def open_run(
-    command: CropFlags, path: Path, device: torch.device, *, masks: bool = False
+    command: CropFlags,
+    path: Path,
+    device: torch.device,
+    *,
+    masks: bool = False,
+    only: str | None = None,
 ) -> tuple[Method, Mapping[str, Any], Iterator[Batch]]:
     """Open a checkpoint and the crops on which its terms are examined.
 
@@ -50,6 +55,7 @@ def open_run(
         path: The checkpoint.
         device: The device of the method and the batches.
         masks: Whether each batch has the ground-truth masks, under the key `mask`.
+        only: The only method whose checkpoints are taken; None for any.
 
     Returns:
         The method with its weights; the configuration of its run; and an iterator over
@@ -59,10 +65,13 @@ def open_run(
 
     Raises:
         FileNotFoundError: The checkpoint, the list, an image or one of its maps is missing.
-        ValueError: The checkpoint cannot be read, or its classes are not those of the dataset.
+        ValueError: The checkpoint cannot be read, is not of the method `only`, or its classes are
+            not those of the dataset.
     """
     catalog, images = open_list(command.data, saliency=True, masks=masks)
     method, config = restore(path, class_names=catalog.class_names, report=print)
+    if only not in (None, config["method"]):
+        raise ValueError(f"{path} is of {config['method']}: give checkpoints of {only}")
     method.to(device)
     dataset = TrainDataset(
         catalog,

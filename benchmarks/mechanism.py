@@ -106,9 +106,7 @@ def seen_batches(command: CropFlags, path: Path, device: torch.device) -> Iterat
     Raises:
         ValueError: The checkpoint is not of `fbr`.
     """
-    method, config, batches = open_run(command, path, device, masks=True)
-    if config["method"] != "fbr":
-        raise ValueError(f"{path} is of {config['method']}: give checkpoints of fbr")
+    method, _, batches = open_run(command, path, device, masks=True, only="fbr")
     method.eval()
     for number, batch in enumerate(batches):
         yield seen(method, batch, number)
