@@ -91,8 +91,11 @@ def test_integer_keys_without_0_need_no_label(tmp_path: Path) -> None:
     def label() -> np.ndarray:
         raise FileNotFoundError("there are no labels")
 
+    def unlabelled() -> np.ndarray:
+        raise ValueError("the image has no label")
+
     path = write(tmp_path / "b.npy", {np.int64(2): MAPS[0], np.int64(7): MAPS[1]})
-    for given in (label, None, LABEL):
+    for given in (label, unlabelled, None, LABEL):
         assert load_cam(path, label=given).class_index.tolist() == [3, 8]
     save_cam(tmp_path / "n.npy", cam_of([3], MAPS[:1]))
     assert load_cam(tmp_path / "n.npy", label=label).class_index.tolist() == [3]

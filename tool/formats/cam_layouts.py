@@ -126,11 +126,11 @@ def _refuse_counted_from_1(keys: list[int], label: Label) -> None:
 
     Args:
         keys: The keys, ascending.
-        label: As for `load_cam`; labels that do not exist count as none.
+        label: As for `load_cam`; one that does not exist or cannot be read counts as none.
     """
     try:
         label = label() if callable(label) else label
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return
     if label is None or not keys:
         return
