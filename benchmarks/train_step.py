@@ -34,6 +34,7 @@ from network.optimizer import build_optimizer
 from tool.cli import run_stage
 from tool.flags import flag
 from tool.parallel.device import pick_device
+from tool.parallel.machine import keep_freed_memory
 from tool.progress import Progress
 from tool.ranges import POSITIVE, SOME
 from tool.train.engine import Settings, take_step, to_device
@@ -51,10 +52,12 @@ class Command(JsonFlags):
     Attributes:
         repeats: Number of timed steps.
         peak_tflops: Peak of the device in TFLOP/s. By default that of a known card.
+        keep_memory: Keep freed memory, as train_fbr.py does on a CPU.
     """
 
     repeats: int = flag(10, type=POSITIVE, metavar="N")
     peak_tflops: float | None = flag(None, type=SOME, metavar="T")
+    keep_memory: bool = flag(True, help="--no-keep-memory: give freed memory back to the system")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,6 +95,8 @@ def parse(argv: Sequence[str] | None) -> tuple[Command, train_fbr.Command]:
 def prepare(command: Command, stage: train_fbr.Command) -> Bench:
     """Return the method, the optimizer and the batches as train_fbr.py makes them."""
     device = pick_device(stage.run.device)
+    if command.keep_memory:
+        keep_freed_memory(device)
     catalog, images = train_fbr.open_images(stage)
     method = build(stage, catalog, images, device).train()
     train_fbr.study(method, catalog, images, device)

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tool.bar import Bar, clock
 from tool.parallel import dist
-from tool.parallel.machine import peak_memory
+from tool.parallel.machine import keep_freed_memory, peak_memory
 from tool.progress import Progress
 from tool.train.batch import Batch, Trainable, part
 from tool.train.history import Clock, History, grouped
@@ -135,6 +135,7 @@ def fit(
     """
     model = distributed(method) if dist.world_size() > 1 else method
     method.train()
+    keep_freed_memory(device)
     history, pace = History(), Clock(settings.batch_size, start.step)
     bar = Bar(
         settings.steps, "train", unit="step", initial=start.step, quiet=log is None, lines=False
@@ -145,6 +146,8 @@ def fit(
             batch = transform(to_device(batch, device))
             factor = set_rates(optimizer, progress, settings)
             take_step(model, method, optimizer, batch, progress, settings, history)
+            if step == start.step:  # now the process has taken what a step takes: decide again
+                keep_freed_memory(device)
             done = step + 1
             last = done == settings.steps
             if done % settings.log_every == 0 or last:
