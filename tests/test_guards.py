@@ -7,6 +7,7 @@ ask for the words, where those of the readers' own test files ask for the refusa
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import pickle
 import struct
@@ -22,6 +23,7 @@ from test_params import params_bytes
 
 from data.labels import read_class_names, read_labels
 from tool.download.archive import unpack
+from tool.files import zip_errors
 from tool.formats import checkpoint, npy_standins
 from tool.formats.cam import Cam, as_stored, at_size, load_cam
 from tool.formats.mask import named_values
@@ -74,6 +76,17 @@ def test_a_type_in_a_pickle_is_plain(state: tuple) -> None:
 def test_an_array_in_a_pickle_has_a_type() -> None:
     with pytest.raises(ValueError, match="an array without a type"):
         npy_standins.ArrayStandIn().set_state((1, (2,), "f4", False, b""))
+
+
+def test_a_pickle_names_what_it_may_not_call(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"it names posix\.getpid, which is never run"):
+        load_npy(write(tmp_path / "a.npy", npy_of_pickle(b"cposix\ngetpid\n.")))
+
+
+def test_bytes_of_a_pickle_that_are_cut(tmp_path: Path) -> None:
+    payload = b"\x80\x05\x96" + struct.pack("<Q", 100) + b"short."
+    with pytest.raises(ValueError, match="bytes cut off"):
+        load_npy(write(tmp_path / "a.npy", npy_of_pickle(payload)))
 
 
 # --- what the calls of a pickle make ---
@@ -148,6 +161,12 @@ def test_a_zip_file_with_a_name_twice(tmp_path: Path) -> None:
             archive.writestr("list.txt", content)
     with pytest.raises(ValueError, match=r"'list\.txt' is in it twice"):
         unpack(tmp_path / "a.zip", tmp_path / "unpacked")
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EINVAL, ValueError), (errno.EIO, OSError)])
+def test_a_failing_disk_is_no_damaged_zip_file(number: int, kind: type[Exception]) -> None:
+    with pytest.raises(kind), zip_errors():
+        raise OSError(number, "words")
 
 
 # --- files of regions ---
