@@ -73,6 +73,17 @@ def test_a_type_in_a_pickle_is_plain(state: tuple) -> None:
         npy_standins.DtypeStandIn("f4").set_state((*state, *[None] * (5 - len(state))))
 
 
+@pytest.mark.parametrize("items", [({"a": 1},), ([("a", 1)], 2), ("ab",)])
+def test_an_ordered_dictionary_is_made_of_pairs(items: tuple) -> None:
+    with pytest.raises(ValueError, match="something else than a list of pairs"):
+        npy_standins.ordered_dict(*items)
+
+
+def test_an_array_in_a_pickle_has_values() -> None:
+    with pytest.raises(ValueError, match="an array without its values"):
+        npy_standins.ArrayStandIn().value()
+
+
 def test_an_array_in_a_pickle_has_a_type() -> None:
     with pytest.raises(ValueError, match="an array without a type"):
         npy_standins.ArrayStandIn().set_state((1, (2,), "f4", False, b""))
@@ -148,6 +159,21 @@ def test_names_and_labels(tmp_path: Path) -> None:
         labels["nobody"]
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("<annotation/>", "it has no object"),
+        ("<annotation><object/></annotation>", "an object without one name"),
+        ("<list/>", "its root is <list>"),
+        ("text", "is not an XML file"),
+    ],
+)
+def test_annotations(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "a.xml").write_text(content)
+    with pytest.raises(ValueError, match=rf"a\.xml .*{words}"):
+        read_labels(tmp_path, NAMES)["a"]
+
+
 @pytest.mark.parametrize(("name", "what"), [("__ignore__", "unknown"), ("_background_", "backgr")])
 def test_a_class_with_a_name_of_the_layout(name: str, what: str) -> None:
     with pytest.raises(ValueError, match=rf"the class '{name}' has this layout's name of .*{what}"):
@@ -207,6 +233,12 @@ def test_packed_regions(tmp_path: Path) -> None:
 
 
 # --- checkpoints ---
+
+
+def test_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    for path, words in ((tmp_path / "no.pth", "does not exist"), (tmp_path, "is a folder")):
+        with pytest.raises(FileNotFoundError, match=words):
+            checkpoint.load_tensors(path)
 
 
 def test_a_file_that_lacks_most_of_a_network() -> None:

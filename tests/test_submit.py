@@ -134,6 +134,33 @@ def test_a_damaged_archive_is_refused(voc, what: str) -> None:
     assert_refused(submit(voc), "comp6.tar")
 
 
+@pytest.mark.parametrize("kind", [tarfile.FIFOTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_member_that_is_no_file_is_refused(voc, kind: bytes) -> None:
+    submit(voc, "--pred-dir", voc / "mask")
+    path = voc / "out" / "comp6.tar"
+    with tarfile.open(path) as archive:
+        names = archive.getnames()
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "elsewhere"
+            archive.addfile(member)
+    assert_refused(submit(voc), "comp6.tar", "is no mask file")
+
+
+def test_a_huge_member_is_not_read(voc) -> None:
+    submit(voc, "--pred-dir", voc / "mask")
+    path = voc / "out" / "comp6.tar"
+    with tarfile.open(path) as archive:
+        names = archive.getnames()
+    with open(path, "wb") as file:  # the header of 60 GB, without them
+        member = tarfile.TarInfo(names[0])
+        member.size = 60 * 10**9
+        file.write(member.tobuf(tarfile.GNU_FORMAT))
+        file.write(b"\0" * 10240)
+    assert_refused(submit(voc), "comp6.tar", "is no mask file")
+
+
 def test_an_archive_made_by_hand_with_a_leading_dot_is_fine(voc) -> None:
     submit(voc, "--pred-dir", voc / "mask")
     path = voc / "out" / "comp6.tar"

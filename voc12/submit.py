@@ -149,7 +149,7 @@ def check_archive(path: Path, catalog: Catalog, ids: Sequence[str], *, name: str
                 image_id = missing.pop(member.name.removeprefix("./"), None)
                 if image_id is None:
                     raise ValueError(f"{member.name} does not belong in it, or is in it twice")
-                file = archive.extractfile(member)
+                file = archive.extractfile(member) if member.isfile() else None  # no links
                 if file is None or member.size > _LARGEST:
                     raise ValueError(f"{member.name} is no mask file")
                 check_mask(file.read(), catalog, image_id)
