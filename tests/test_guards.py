@@ -49,6 +49,8 @@ def write(path: Path, content: bytes) -> Path:
     [
         (params_bytes({"a": np.ones(1), "b": np.ones(1)}, form="V2", named=False)[:-8]
          + struct.pack("<QQ", 1, 1) + b"a", "1 names for 2 arrays"),
+        (struct.pack("<QQQ", 0x113, 0, 0), "it begins with 0x113, 0x0"),
+        (struct.pack("<QQQ", 0x112, 0, 2**40), "it has 1099511627776 arrays, more than"),
         (struct.pack("<QQQ", 0x112, 0, 1000), "1000 items announced, 0 bytes left"),
     ],
 )  # fmt: skip
