@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
+import json
 import pickle
 import struct
 import zipfile
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from pickled import npy_of_pickle
 from test_params import params_bytes
@@ -154,6 +156,8 @@ def test_maps_of_a_dictionary_have_one_size(tmp_path: Path) -> None:
 def test_names_and_labels(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="it lists the foreground classes"):
         read_class_names(tmp_path / "classes.txt")
+    with pytest.raises(FileNotFoundError, match=r"a folder without \.xml files"):
+        read_labels(tmp_path, NAMES)
     (tmp_path / "a.xml").write_text("<annotation><object><name>cat</name></object></annotation>")
     labels = read_labels(tmp_path, NAMES)
     assert labels["a"].tolist() == [1, 0]
@@ -250,12 +254,15 @@ def test_a_file_that_lacks_most_of_a_network() -> None:
         check_sizes(huge, {}, "a.pth")
 
 
-def test_an_export_without_scale_and_shift_of_its_norms() -> None:
-    tensors = {"bn.running_mean": torch.zeros(2)}
-    about = {"may_lack": ["bn.weight", "bn.bias"]}
-    with pytest.raises(ValueError, match="without the norms' scale and shift"):
-        checkpoint._refuse_lost_norms(tensors, about, "a.safetensors")
-    checkpoint._refuse_lost_norms({}, about, "a.safetensors")
+def test_an_export_without_scale_and_shift_of_its_norms(tmp_path: Path) -> None:
+    path, about = tmp_path / "a.safetensors", json.dumps({"may_lack": ["bn.weight", "bn.bias"]})
+    for name, fine in (("bn.running_mean", False), ("other.running_mean", True)):
+        safetensors.torch.save_file({name: torch.zeros(2)}, path, {checkpoint._ABOUT: about})
+        if fine:
+            assert list(checkpoint.load_safetensors(path)[0]) == [name]
+        else:
+            with pytest.raises(ValueError, match="without the norms' scale and shift"):
+                checkpoint.load_safetensors(path)
 
 
 def test_a_checkpoint_is_complete_and_has_no_more() -> None:
