@@ -12,6 +12,7 @@ import io
 import json
 import pickle
 import struct
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -187,12 +188,16 @@ def test_a_class_with_a_name_of_the_layout(name: str, what: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_zip_file_with_a_name_twice(tmp_path: Path) -> None:
+def test_an_archive_with_a_name_twice(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         for content in ("one", "two"):
             archive.writestr("list.txt", content)
-    with pytest.raises(ValueError, match=r"'list\.txt' is in it twice"):
-        unpack(tmp_path / "a.zip", tmp_path / "unpacked")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for _ in range(2):
+            archive.addfile(tarfile.TarInfo("list.txt"))
+    for name in ("a.zip", "a.tar"):
+        with pytest.raises(ValueError, match=r"'list\.txt' is in it twice"):
+            unpack(tmp_path / name, tmp_path / "unpacked")
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.EINVAL, ValueError), (errno.EIO, OSError)])
