@@ -84,6 +84,12 @@ def test_an_ordered_dictionary_is_made_of_pairs(items: tuple) -> None:
         npy_standins.ordered_dict(*items)
 
 
+def test_bytes_are_no_objects() -> None:
+    spec = npy_standins.DtypeStandIn("O8")
+    with pytest.raises(ValueError, match="an object array from bytes"):
+        npy_standins.from_buffer(b"\0" * 8, spec, (1,), "C")
+
+
 def test_an_array_in_a_pickle_has_values() -> None:
     with pytest.raises(ValueError, match="an array without its values"):
         npy_standins.ArrayStandIn().value()
