@@ -60,6 +60,7 @@ TESTS = {
         "test_train_stage",
         "test_state",
         "test_messages",
+        "test_identity",
     ),
     "voc12/submit.py": ("test_submit",),
 }
