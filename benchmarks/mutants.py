@@ -51,7 +51,7 @@ TESTS = {
     "tool/formats/npy.py": ("test_unpickle", "test_unpickle_tensors", "test_bombs"),
     "tool/formats/npy_standins.py": ("test_unpickle", "test_unpickle_tensors", "test_bombs"),
     "tool/formats/pickle_cost.py": ("test_bombs",),
-    "tool/formats/regions.py": ("test_gate", "test_bombs", "test_documents"),
+    "tool/formats/regions.py": ("test_gate", "test_gate_stage", "test_bombs", "test_documents"),
     "tool/train/engine.py": ("test_engine", "test_signals"),
     "tool/train/history.py": ("test_engine",),
     "tool/train/log.py": ("test_engine", "test_documents"),
