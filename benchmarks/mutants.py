@@ -29,7 +29,7 @@ from tool.ranges import POSITIVE, SEED
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = (".git", ".venv", "out", "shared", "__pycache__", ".pytest_cache", ".hypothesis")
 # file -> the tests that guard it, beside those of the words of refusals
-WORDS = "test_guards"
+WORDS = ("test_guards", "test_refusals")
 TESTS = {
     "data/files.py": ("test_lists", "test_leftovers", "test_catalog"),
     "data/labels.py": ("test_labels", "test_lists", "test_catalog"),
@@ -155,7 +155,7 @@ def notices(mutant: Mutant, copy: Path, seconds: int) -> str | None:
     path = copy / mutant.file
     path.write_text(mutant.source, encoding="utf-8")
     try:
-        found = (failure(test, copy, seconds) for test in (WORDS, *TESTS[mutant.file]))
+        found = (failure(test, copy, seconds) for test in (*WORDS, *TESTS[mutant.file]))
         return next((told for told in found if told), None)
     finally:
         shutil.copy(ROOT / mutant.file, path)
@@ -167,7 +167,7 @@ def check_copy(files: Iterable[str], copy: Path, seconds: int) -> None:
     Raises:
         ValueError: A test fails or hangs.
     """
-    for test in sorted({WORDS} | {test for file in files for test in TESTS[file]}):
+    for test in sorted({*WORDS} | {test for file in files for test in TESTS[file]}):
         if told := failure(test, copy, seconds):
             raise ValueError(f"without any mutant, {told} fails in a copy of this folder")
 
