@@ -57,7 +57,7 @@ class Command(JsonFlags):
 
     repeats: int = flag(10, type=POSITIVE, metavar="N")
     peak_tflops: float | None = flag(None, type=SOME, metavar="T")
-    keep_memory: bool = flag(True, help="--no-keep-memory: give freed memory back to the system")
+    keep_memory: bool = flag(True)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
