@@ -256,7 +256,8 @@ def interrupt(case: Case, out: Path, delay: float) -> None:
     left = {*workers, *family(process.pid)}
     os.killpg(process.pid, signal.SIGINT)
     errors, seconds = ended(process)
-    assert process.returncode == 130, (process.returncode, errors)
+    # A fast machine may be at the end by then: the signal ends the process, which is 130 in a shell.
+    assert process.returncode in (130, -signal.SIGINT), (process.returncode, errors)
     assert "Traceback" not in errors
     assert "Error" not in errors
     assert seconds < PATIENCE, errors
