@@ -256,7 +256,7 @@ def interrupt(case: Case, out: Path, delay: float) -> None:
     left = {*workers, *family(process.pid)}
     os.killpg(process.pid, signal.SIGINT)
     errors, seconds = ended(process)
-    # A fast machine may be at the end by then: the signal ends the process, which is 130 in a shell.
+    # A fast machine may be at the end by then: the signal ends the process, 130 in a shell.
     assert process.returncode in (130, -signal.SIGINT), (process.returncode, errors)
     assert "Traceback" not in errors
     assert "Error" not in errors
