@@ -256,8 +256,7 @@ def interrupt(case: Case, out: Path, delay: float) -> None:
     left = {*workers, *family(process.pid)}
     os.killpg(process.pid, signal.SIGINT)
     errors, seconds = ended(process)
-    # A fast machine may be at the end by then: the signal ends the process, 130 in a shell.
-    assert process.returncode in (130, -signal.SIGINT), (process.returncode, errors)
+    assert process.returncode == 130, (process.returncode, errors)
     assert "Traceback" not in errors
     assert "Error" not in errors
     assert seconds < PATIENCE, errors
@@ -267,6 +266,9 @@ def interrupt(case: Case, out: Path, delay: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["train", "cam", "masks", "crf"])
 def test_ctrl_c_while_workers_start(cases, tmp_path, name: str) -> None:
+    if name == "cam":  # at one scale a fast machine would be done before the last of the signals
+        flags = [*cases[name].flags, "--scales", 0.5, 1, 1.5, 2]
+        cases = cases | {name: dataclasses.replace(cases[name], flags=flags)}
     for number, delay in enumerate((0.0, 0.02, 0.1, 0.3)):
         interrupt(cases[name], tmp_path / f"{number}", delay)
 
