@@ -28,9 +28,10 @@ from tool.files import locked
 from tool.flags import flag, parse_flags
 from tool.formats.regions import load_regions, save_regions
 from tool.infer.flags import OutputFlags, RunFlags, ViewFlags
+from tool.infer.kinds import PREVIOUS
 from tool.infer.multiscale import Refine, infer_images
 from tool.infer.outputs import Outputs, Plan, keeping_plain
-from tool.infer.previous import PREVIOUS, PreviousFlags
+from tool.infer.previous import PreviousFlags
 from tool.infer.scales import Views
 from tool.limits import is_out_of_memory
 from tool.parallel import dist

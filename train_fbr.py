@@ -50,7 +50,8 @@ from network.start import load_start, start_file
 from tool.cli import Parser, run_stage
 from tool.files import file_hash, locked
 from tool.flags import add_flags, flags_as
-from tool.infer.previous import PREVIOUS, PreviousOutputs
+from tool.infer.kinds import PREVIOUS
+from tool.infer.previous import PreviousOutputs
 from tool.noted import checked, compare_settings, take_defaults
 from tool.parallel import dist
 from tool.parallel.device import pick_device, synchronise_norms

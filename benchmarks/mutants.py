@@ -31,6 +31,7 @@ LEFT_OUT = (".git", ".venv", "out", "shared", "__pycache__", ".pytest_cache", ".
 # file -> the tests that guard it, beside those of the words of refusals
 WORDS = ("test_guards", "test_refusals")
 TESTS = {
+    "data/class_names.py": ("test_labels", "test_catalog", "test_folder"),
     "data/files.py": ("test_lists", "test_leftovers", "test_catalog"),
     "data/labels.py": ("test_labels", "test_lists", "test_catalog"),
     "tool/documents.py": ("test_documents",),
@@ -50,7 +51,9 @@ TESTS = {
     "tool/formats/mxnet.py": ("test_params", "test_bombs"),
     "tool/formats/npy.py": ("test_unpickle", "test_unpickle_tensors", "test_bombs"),
     "tool/formats/npy_standins.py": ("test_unpickle", "test_unpickle_tensors", "test_bombs"),
+    "tool/formats/npy_plain.py": ("test_unpickle", "test_unpickle_tensors", "test_bombs"),
     "tool/formats/pickle_cost.py": ("test_bombs",),
+    "tool/formats/pixels.py": ("test_pixels", "test_bombs", "test_dataset"),
     "tool/formats/regions.py": ("test_gate", "test_gate_stage", "test_bombs", "test_documents"),
     "tool/train/engine.py": ("test_engine", "test_signals"),
     "tool/train/history.py": ("test_engine",),

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 import voc12
+from data.class_names import class_names_of, read_text
 from data.files import IMAGE_SUFFIXES, check_id, find_file
-from data.labels import read_class_names, read_labels, read_text
+from data.labels import read_agreeing_labels
 from data.layouts import LAYOUTS, Layout
 from data.lists import find_list, id_of_line
 from tool.formats.image import check_size, decode, size_of
@@ -157,31 +158,9 @@ class Catalog:
     @functools.cached_property
     def _labels(self) -> Mapping[str, np.ndarray]:
         path = self.labels_path
-        labels = read_labels(path, self.class_names, self.layout.ids_of_int)
         files = [self.root / name for name in self.layout.labels if Path(name).suffix]
-        for other in files if self.labels_file is None else ():
-            if other != path and other.is_file():
-                self._check_agree(labels, path, other)
-        return labels
-
-    def _check_agree(self, labels: Mapping[str, np.ndarray], path: Path, other: Path) -> None:
-        """Check that a second labels file gives no image another label.
-
-        Args:
-            labels: The labels in use.
-            path: Their file.
-            other: The second file, which is not used.
-
-        Raises:
-            ValueError: It gives an image another label; names both files and the image.
-        """
-        others = read_labels(other, self.class_names, self.layout.ids_of_int)
-        for image_id, label in labels.items():
-            if image_id in others and not np.array_equal(others[image_id], label):
-                raise ValueError(
-                    f"{path} and {other} give {image_id!r} different labels: remove one of them, "
-                    "or pass --labels"
-                )
+        others = [other for other in files if self.labels_file is None and other != path]
+        return read_agreeing_labels(path, others, self.class_names, self.layout.ids_of_int)
 
     def has_label(self, image_id: str) -> bool:
         """Return whether an image has a label."""
@@ -327,21 +306,10 @@ def open_catalog(
         raise FileNotFoundError(f"saliency folder {saliency_root} does not exist (--saliency-root)")
     if labels is not None and not Path(labels).exists():
         raise FileNotFoundError(f"labels {labels} do not exist (--labels)")
-    names = layout.class_names or _class_names(root, layout)
+    names = layout.class_names or class_names_of(root, made_by=layout.prepare)
     return Catalog(
         name, root, names, layout, labels and Path(labels), saliency_root and Path(saliency_root)
     )
-
-
-def _class_names(root: Path, layout: Layout) -> tuple[str, ...]:
-    """Return the names in the root's `classes.txt`; raise as `read_class_names`."""
-    path = root / "classes.txt"
-    if not path.is_file() and layout.prepare:
-        raise FileNotFoundError(
-            f"{path} does not exist: it lists the foreground classes, one per line; "
-            f"{layout.prepare} --root {root} makes it"
-        )
-    return read_class_names(path)
 
 
 def _make_toy(root: Path) -> None:

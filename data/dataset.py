@@ -14,7 +14,8 @@ from data.files import all_found
 from data.transforms import RandomLongSide, Resize, TrainTransform
 from tool.files import first_few
 from tool.formats.image import batches_of_one_size
-from tool.infer.previous import INFERABLE, PreviousOutputs, takes_previous_outputs
+from tool.infer.kinds import INFERABLE, takes_previous_outputs
+from tool.infer.previous import PreviousOutputs
 from tool.infer.scales import Views
 from tool.progress import derive_seed
 

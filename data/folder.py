@@ -20,8 +20,9 @@ from pathlib import Path
 
 from data.catalog import Catalog
 from data.class_folders import IMAGES, class_folders, read_folders, with_rows
+from data.class_names import check_class_names, read_class_names
 from data.files import all_found, list_bytes
-from data.labels import check_class_names, csv_bytes, csv_rows, read_class_names
+from data.labels import csv_bytes, csv_rows
 from data.layouts import LAYOUTS
 from data.prepare import put_files
 from data.readable import bad_images

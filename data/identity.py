@@ -16,7 +16,8 @@ from typing import Any
 from data.catalog import Catalog
 from data.fields import TRUTH
 from tool.files import file_hash, spelled
-from tool.infer.previous import KINDS, PreviousOutputs
+from tool.infer.kinds import KINDS
+from tool.infer.previous import PreviousOutputs
 from tool.parallel import dist
 from tool.parallel.processes import cores
 from tool.provenance import fingerprint

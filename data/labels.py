@@ -11,59 +11,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from data.class_names import read_text
 from data.files import check_id, find_file
 from tool.files import meant, spelled
 
 HEADER = ["image_id", "classes"]
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file without a byte-order mark, its accents composed (NFC).
-
-    Raises:
-        ValueError: The file is not UTF-8.
-    """
-    try:
-        return unicodedata.normalize("NFC", path.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8"
-        ) from error
-
-
-def read_class_names(path: Path) -> tuple[str, ...]:
-    """Return the foreground class names of a `classes.txt`: one per line, at most 254.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: There is no name, a name twice, "background", a name with ";", or more than 254.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: it lists the foreground classes")
-    names = tuple(line.strip() for line in read_text(path).split("\n") if line.strip())
-    check_class_names(names, path)
-    return names
-
-
-def check_class_names(names: Sequence[str], where: Path) -> None:
-    """Check that the names of foreground classes can stand in a `classes.txt`.
-
-    Raises:
-        ValueError: As `read_class_names`; names the file that has them.
-    """
-    if not 1 <= len(names) <= 254:
-        raise ValueError(
-            f"{where} lists {len(names)} classes: 1 to 254 are possible, one name per line"
-        )
-    if len(set(names)) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{where} lists a class twice: {', '.join(twice)}")
-    for name in names:
-        if name.lower() == "background" or ";" in name:
-            raise ValueError(
-                f"{where}: {name!r} is not a possible name of a foreground class: choose one "
-                "without ; that is not background"
-            )
 
 
 def number_as_id(number: int) -> tuple[str, ...]:
@@ -102,6 +54,40 @@ def read_labels(
         rows = csv_rows(path)
         return {one: _one_label(names, class_names, f"{path}: {one!r}") for one, names in rows}
     raise ValueError(f"labels {path} are neither .csv nor .npy nor a folder of .xml (--labels)")
+
+
+def read_agreeing_labels(
+    path: Path,
+    others: Iterable[Path],
+    class_names: tuple[str, ...],
+    ids_of_int: Callable[[int], tuple[str, ...]] = number_as_id,
+) -> Mapping[str, np.ndarray]:
+    """Return the labels of a file, and check that no other file gives an image another label.
+
+    Args:
+        path: The file or folder, as for `read_labels`.
+        others: Other files of labels; those that do not exist are left out.
+        class_names: The K foreground classes.
+        ids_of_int: As for `read_labels`.
+
+    Returns:
+        Image id -> (K,) float32 {0, 1}, of `path`.
+
+    Raises:
+        FileNotFoundError: As `read_labels`.
+        ValueError: As `read_labels`, or another file gives an image of `path` another label; names
+            both files and the image.
+    """
+    labels = read_labels(path, class_names, ids_of_int)
+    for other in filter(Path.is_file, others):
+        compared = read_labels(other, class_names, ids_of_int)
+        for image_id, label in labels.items():
+            if image_id in compared and not np.array_equal(compared[image_id], label):
+                raise ValueError(
+                    f"{path} and {other} give {image_id!r} different labels: remove one of them, "
+                    "or pass --labels"
+                )
+    return labels
 
 
 class AnnotationLabels(Mapping[str, np.ndarray]):

@@ -17,7 +17,8 @@ from data.fields import FIELDS, TRUTH
 from data.transforms import RandomScale, ScaleChoice, resize_of
 from tool.formats.cam import Cam, save_cam
 from tool.formats.mask import save_mask
-from tool.infer.previous import KINDS, PreviousOutputs
+from tool.infer.kinds import KINDS
+from tool.infer.previous import PreviousOutputs
 from tool.infer.scales import Views
 
 CROP = 96

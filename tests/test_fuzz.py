@@ -26,7 +26,8 @@ from test_malformed import damaged
 
 from coco14.annotations import draw_mask, read_annotations
 from data.catalog import open_catalog
-from data.labels import read_class_names, read_labels
+from data.class_names import read_class_names
+from data.labels import read_labels
 from tool.cli import one_line
 from tool.formats.boundary import load_boundary
 from tool.formats.cam import Cam, load_cam, save_cam

@@ -24,7 +24,8 @@ import torch
 from pickled import npy_of_pickle
 from test_params import params_bytes
 
-from data.labels import read_class_names, read_labels
+from data.class_names import read_class_names
+from data.labels import read_labels
 from tool.download.archive import unpack
 from tool.files import zip_errors
 from tool.formats import checkpoint, npy_standins

@@ -17,7 +17,8 @@ from data.toy import write_toy
 from tool import files
 from tool.cli import one_line
 from tool.download.archive import unpack
-from tool.files import atomic_path, locked, remove_left, temporary_folder
+from tool.files import atomic_path, locked, temporary_folder
+from tool.leftovers import part_of, remove_left
 
 KILLED = """
 import os, sys
@@ -67,7 +68,7 @@ def test_a_dataset_that_was_not_finished_goes_with_the_next_one(killed: Path) ->
 
 def test_what_was_left_under_the_number_of_this_process_goes(tmp_path: Path) -> None:
     """As in a container that was killed and started again."""
-    host = files._part_of().split("-")[1]
+    host = part_of().split("-")[1]
     left = tmp_path / f".part-{host}-{os.getpid()}-0123abcd-xyz.npy"
     left.touch()
     with atomic_path(tmp_path / "a.npy") as first:

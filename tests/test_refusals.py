@@ -15,7 +15,8 @@ from PIL import Image
 import eval_miou
 from coco14.annotations import read_annotations
 from data import boundary, convert_cams, folder, masks_to, saliency
-from data.labels import check_class_names, csv_rows
+from data.class_names import check_class_names
+from data.labels import csv_rows
 from data.transforms import RandomScale, TrainTransform
 from network import export
 from network.walk.random_walk import random_walk

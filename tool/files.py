@@ -8,12 +8,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
-import functools
 import hashlib
 import io
 import json
 import os
-import platform
 import shutil
 import struct
 import tempfile
@@ -25,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tool.leftovers import part_of, remove_left
 
 try:
     import fcntl
@@ -77,7 +77,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_left(path.parent)
     try:
-        handle, name = tempfile.mkstemp(prefix=_part_of(), suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=part_of(), suffix=path.suffix, dir=path.parent)
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
     os.close(handle)
@@ -103,54 +103,11 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
     What killed processes left in `parent` is removed.
     """
     remove_left(parent)
-    folder = Path(tempfile.mkdtemp(prefix=_part_of(), dir=parent))
+    folder = Path(tempfile.mkdtemp(prefix=part_of(), dir=parent))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-_PART = ".part"  # how temporary names begin: .part-HOST-PROCESS-RUN-RANDOM
-_RUN = os.urandom(4).hex()  # a container that is started again has the same host and processes
-
-
-def _host() -> str:
-    """Return a short name of this machine, because another one may write into the same folder."""
-    return f"{zlib.crc32(platform.node().encode()):08x}"
-
-
-def _part_of() -> str:
-    """Return how the temporary names of this process begin."""
-    return f"{_PART}-{_host()}-{os.getpid()}-{_RUN}-"
-
-
-@functools.lru_cache(maxsize=4096)  # once per folder and process, which a fork inherits
-def remove_left(folder: Path) -> None:
-    """Remove the temporary files and folders in `folder` whose processes have ended."""
-    mine = f"{_PART}-{_host()}-"
-    for entry in os.scandir(folder):
-        process = entry.name.removeprefix(mine).partition("-")[0]
-        if not entry.name.startswith(mine) or not process.isdecimal():
-            continue
-        others = int(process) != os.getpid()
-        if _runs(int(process)) if others else entry.name.startswith(_part_of()):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
-        else:
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                os.unlink(entry.path)
-
-
-def _runs(process: int) -> bool:
-    """Return whether there is a process of this number."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # it is another user's, or no number of a process
-        return True
-    return True
 
 
 def write_npy(path: Path | str, array: np.ndarray, *, allow_pickle: bool = False) -> None:

@@ -28,7 +28,8 @@ from tool.files import atomic_path, spelled
 from tool.flags import flag, parse_flags
 from tool.formats.image import MAX_PIXELS, allow_pixels
 from tool.formats.mask import resized, save_mask
-from tool.infer.previous import KINDS, PREVIOUS, PreviousFlags, PreviousOutputs
+from tool.infer.kinds import KINDS, PREVIOUS
+from tool.infer.previous import PreviousFlags, PreviousOutputs
 from tool.ranges import POSITIVE, SIDE, UNIT
 from tool.report.picture import heat, label_colours, strip
 

@@ -40,7 +40,8 @@ from tool.crf.flags import CrfFlags, crf_settings
 from tool.crf.masking import MaskMaker
 from tool.formats.image import reduced
 from tool.formats.mask import resized
-from tool.infer.previous import INFERABLE, PreviousOutputs, takes_previous_outputs
+from tool.infer.kinds import INFERABLE, takes_previous_outputs
+from tool.infer.previous import PreviousOutputs
 from tool.infer.scales import Views
 from tool.parallel.device import pick_device
 

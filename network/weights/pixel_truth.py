@@ -13,7 +13,7 @@ from torch import Tensor
 from network.methods import method_names, released_heads
 from network.weights.contents import containers_of
 from network.weights.unwrap import Found
-from tool.infer.previous import KINDS
+from tool.infer.kinds import KINDS
 
 FACT = "init_saw_masks"  # in the configuration of a run
 _HEAD_PARTS = {"aspp", "decode_head"}  # parts of the names of DeepLab's and mmsegmentation's heads

@@ -10,10 +10,10 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tool.cli import BROKEN_IMAGE
+from tool.formats.pixels import UnfitError, as_map, as_photograph
 from tool.limits import raise_if_limit
 
 Item = TypeVar("Item")
@@ -50,8 +50,6 @@ _TURNS = dict(
     )
 )
 _SIDEWAYS = 5  # from this orientation on, width and height are exchanged
-_DARK = 64  # of 256: a 16-bit image that stays below has fewer bits in use, and looks black
-_COLOURED = 32  # of 255: a larger difference between the channels of a pixel is no JPEG loss
 # Per channel of an RGB image in [0, 1]: the normalisation of networks trained on ImageNet.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -85,11 +83,11 @@ def opened(
         most = most_pixels()
         if image.width * image.height > most:
             size = f"{image.width}x{image.height}"
-            raise _UnfitError(f"it has {size} pixels, more than {most} (--max-pixels)")
+            raise UnfitError(f"it has {size} pixels, more than {most} (--max-pixels)")
         if image.format == "JPEG" and not header:
             scans = _scans(image)
             if scans * image.width * image.height > MAX_SCANS * most:
-                raise _UnfitError(f"it has {scans} scans, which would take minutes")
+                raise UnfitError(f"it has {scans} scans, which would take minutes")
         yield image
 
 
@@ -132,14 +130,10 @@ def decode(
             # Pillow reduces 16-bit RGB to 8 bits in `load`. Before that the tile names the depth.
             is_deep = "16" in str(image.tile[:1])
             image.load()
-            decoded = _as_map(image) if mode == "L" else _as_photograph(image, is_deep=is_deep)
+            decoded = as_map(image) if mode == "L" else as_photograph(image, is_deep=is_deep)
             return decoded if turn is None else decoded.transpose(turn)
     except BROKEN as error:
         raise _broken(path, error) from error
-
-
-class _UnfitError(ValueError):
-    """An image that is whole but has values of another kind than it should."""
 
 
 def photograph_of(image: Image.Image) -> Image.Image:
@@ -151,7 +145,7 @@ def photograph_of(image: Image.Image) -> Image.Image:
     try:
         turn = _TURNS.get(_orientation(image))
         image.load()
-        decoded = _as_photograph(image, is_deep=False)
+        decoded = as_photograph(image, is_deep=False)
         return decoded if turn is None else decoded.transpose(turn)
     except BROKEN as error:
         raise ValueError(f"the photograph cannot be used: {error}") from error
@@ -166,73 +160,6 @@ def _orientation(image: Image.Image) -> int:
         return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except BROKEN:  # only the EXIF data are broken; the image itself is readable
         return 1
-
-
-def _as_photograph(image: Image.Image, *, is_deep: bool) -> Image.Image:
-    """Return an image of any mode as RGB.
-
-    Args:
-        image: The decoded image.
-        is_deep: Whether its file has 16 bits per channel.
-
-    Raises:
-        _UnfitError: Its values are no 8-bit colours, or use a small part of their 16 bits only.
-    """
-    image = _eight_bits(image)
-    # Put transparent parts on white.
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    if is_deep:
-        brightest = max(high for _, high in image.getextrema())
-        if 0 < brightest < _DARK:
-            raise _UnfitError(
-                f"its 16-bit values stay below {256 * (brightest + 1)} of 65536, so it would be "
-                "almost black: scale them to the full range, or save 8 bits"
-            )
-    return image
-
-
-def _as_map(image: Image.Image) -> Image.Image:
-    """Return a map as a grey image, in which 255 is the largest value.
-
-    Args:
-        image: The decoded image. If it is a cut-out, its alpha channel is the map.
-
-    Raises:
-        _UnfitError: Its values are no 8-bit values, or it has colours.
-    """
-    # A cut-out has an alpha channel that is not opaque everywhere.
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-        if alpha.getextrema()[0] < 255:
-            return alpha
-    image = _eight_bits(image)
-    # Grey saved as RGB has three nearly equal channels. A picture has not, and is no map.
-    if image.mode not in ("1", "L"):
-        colours = np.asarray(image.convert("RGB"), np.int16)  # (H, W, 3)
-        if (colours.max(2) - colours.min(2)).max() > _COLOURED:
-            raise _UnfitError("it has colours: a map is a grey image, 255 is the most")
-    return image.convert("L")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Return an image with 8 bits per channel; of 16-bit grey the upper 8 bits are kept.
-
-    Raises:
-        _UnfitError: The values are floating-point numbers, or integers beyond 16 bits.
-    """
-    # Pillow's own `convert` would clip 16-bit grey at 255.
-    if image.mode == "F":
-        raise _UnfitError("its values are floating-point numbers: save 8 bits")
-    if not image.mode.startswith("I"):
-        return image
-    values = np.asarray(image)
-    if values.size and not 0 <= values.min() <= values.max() < 2**16:
-        raise _UnfitError(f"its values reach from {values.min()} to {values.max()}: save 8 bits")
-    return Image.fromarray((values >> 8).astype(np.uint8))
 
 
 def reduced_size(size: tuple[int, int], longest: int | None) -> tuple[int, int]:
@@ -321,7 +248,7 @@ def _broken(path: Path, error: Exception) -> ValueError:
     raise_if_limit(error)
     if isinstance(error, FileNotFoundError):
         return ValueError(f"image {path} does not exist")
-    if isinstance(error, _UnfitError):
+    if isinstance(error, UnfitError):
         return ValueError(f"{path}: {error}")
     if isinstance(error, OSError) and error.errno is not None:
         return ValueError(f"{path} cannot be read: {error.strerror}")

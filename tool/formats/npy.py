@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tool.formats import npy_standins
+from tool.formats.npy_plain import plain
 
 _TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 _TORCH_VERSION = 1001
@@ -112,7 +113,7 @@ def parse(data: bytes) -> np.ndarray | dict:
     if dtype != np.dtype("O"):
         raise ValueError(f"type {dtype}")
     # With objects the rest of the file is a pickle.
-    value = _plain(_Unpickler(file, _ARRAY_NAMES).load(), limit=len(data))
+    value = plain(_Unpickler(file, _ARRAY_NAMES).load(), limit=len(data))
     if not isinstance(value, dict | np.ndarray):
         raise ValueError(f"it holds a {type(value).__name__}, not a dictionary or an array")
     return value
@@ -254,60 +255,3 @@ class _Unpickler(pickle._Unpickler):
         if self.names is not _STORAGE_NAMES:
             raise ValueError("a reference to something outside the pickle")
         return pid
-
-
-def _plain(value: object, *, limit: int) -> object:
-    """Return `value` with every stand-in replaced by its array.
-
-    A part that is referred to twice is converted once. Nested references could still say
-    exponentially many values in a small file, and a reader would write them out.
-
-    Args:
-        value: The content of a pickle.
-        limit: The most values that it may have when it is written out: the bytes of its file.
-
-    Raises:
-        ValueError: A part is not plain data, or there are too many values.
-        RecursionError: A container contains itself.
-    """
-    return _converted(value, {}, limit)[0]
-
-
-def _converted(
-    value: object, done: dict[int, tuple[object, int]], limit: int
-) -> tuple[object, int]:
-    """Return a part as `_plain` does, and how many values it has when it is written out.
-
-    Args:
-        value: The part.
-        done: What was returned so far, by the identity of the part.
-        limit: As for `_plain`.
-    """
-    if id(value) in done:
-        return done[id(value)]
-    parts: list[tuple[object, int]] = []
-
-    def inner(part: object) -> object:
-        parts.append(_converted(part, done, limit))
-        return parts[-1][0]
-
-    # An array, or the one object of an object array, which may hold stand-ins itself.
-    if isinstance(value, npy_standins.ArrayStandIn):
-        element = value.value()
-        result = element if isinstance(element, np.ndarray) else inner(element)
-    # Containers of exactly these types, and plain values. Anything else is refused.
-    elif type(value) is dict:
-        result = {inner(key): inner(item) for key, item in value.items()}
-    elif type(value) in (list, tuple, set, frozenset):
-        result = type(value)([inner(item) for item in value])
-    elif value is None or isinstance(
-        value, str | bytes | bytearray | bool | int | float | complex | np.ndarray | np.generic
-    ):
-        result = value
-    else:
-        raise ValueError(f"a {type(value).__name__} in the pickle")
-    count = 1 + sum(size for _, size in parts)
-    if count > limit:
-        raise ValueError(f"more than {limit} values in {limit} bytes")
-    done[id(value)] = result, count
-    return result, count
