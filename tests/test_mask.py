@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,39 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
             load_mask(path)
     with pytest.raises(FileNotFoundError):
         load_mask(tmp_path / "none.png")
+
+
+def grey_png(path: Path, values: np.ndarray, bits: int) -> None:
+    """Write values (H, W) below 2**bits as grey of this depth, which Pillow itself cannot."""
+    rows = [np.unpackbits(row[:, None], axis=1)[:, 8 - bits :].ravel() for row in values]
+    lines = b"".join(b"\0" + np.packbits(row).tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", *values.shape[::-1], bits, 0, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in parts
+        )
+    )
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_grey_of_fewer_bits_has_the_stored_values(tmp_path: Path, bits: int) -> None:
+    """Pillow spreads grey values of 2 and 4 bits over 0..255: class 1 would be class 17 or 85."""
+    mask = (np.arange(7 * 5).reshape(7, 5) % 2**bits).astype(np.uint8)
+    grey_png(tmp_path / "m.png", mask, bits)
+    np.testing.assert_array_equal(load_mask(tmp_path / "m.png"), mask)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_grey_in_which_0_is_white_is_refused(tmp_path: Path, compression: str | None) -> None:
+    mask, white_is_zero = Image.fromarray(np.full((4, 6), 3, np.uint8)), {262: 0}
+    mask.save(tmp_path / "m.tif", compression=compression, tiffinfo=white_is_zero)
+    with pytest.raises(ValueError, match=r"m\.tif.*0 is white"):
+        load_mask(tmp_path / "m.tif")
+    mask.save(tmp_path / "m.tif", compression=compression)
+    assert load_mask(tmp_path / "m.tif").tolist() == np.asarray(mask).tolist()
 
 
 @pytest.mark.parametrize("form", ["JPEG", "WEBP"])

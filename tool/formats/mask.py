@@ -80,20 +80,25 @@ def write_mask(file: BinaryIO, mask: np.ndarray) -> None:
 
 
 def resized(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a mask (h, w) uint8 at the size (H, W): each pixel takes the value at its centre."""
+    """Return a mask (h, w) uint8 at the size (H, W), by the nearest pixel; itself if it fits."""
     if mask.shape == size:
         return mask
     return np.array(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
 
 
 def load_mask(path: Path | str) -> np.ndarray:
-    """Read a mask (H, W) uint8 of class indices.
+    """Read a mask (H, W) uint8 of class indices; 255 is unknown.
+
+    The values of the pixels count, not the colours of the palette. They are not compared with a
+    number of classes.
+
+    Args:
+        path: A PNG, BMP or TIFF, palette or grey, of at most 8 bits per pixel.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        ValueError: The file is not an image, is truncated, is not an 8-bit palette or grey image,
-            or has a format that changes class indices (JPEG, MPO, WebP), or one that is not read at
-            all; names it.
+        ValueError: The file cannot be read, is no such image, is truncated, has more pixels than
+            `allow_pixels` allows, or is a JPEG, MPO or WebP, which change class indices; names it.
     """
     try:
         with opened(path) as image:
@@ -104,7 +109,8 @@ def load_mask(path: Path | str) -> np.ndarray:
                     f"its pixels are of mode {image.mode}, those of a mask are class indices in a "
                     "palette (P) or grey (L) PNG of 8 bits"
                 )
-            return np.array(image)
+            factor = _factor(image)
+            return np.array(image) // factor
     except FileNotFoundError:
         raise
     except BROKEN as error:
@@ -112,8 +118,26 @@ def load_mask(path: Path | str) -> np.ndarray:
         raise ValueError(f"{path}: not a whole mask image: {reason_of(error, path)}") from error
 
 
+def _factor(image: Image.Image) -> int:
+    """Return by what Pillow multiplies the stored values of an opened mask when it decodes them.
+
+    Grey values of 2 or 4 bits are spread over 0..255, so that 15 of 15 becomes 255.
+
+    Raises:
+        ValueError: The values are stored as differences from white.
+    """
+    if image.mode == "P":
+        return 1
+    # "L", "L;2" or "L;4", with an I if 0 is white; alone, or first of the decoder's arguments.
+    arguments = image.tile[0][3]
+    layout = (arguments if isinstance(arguments, str) else arguments[0]).partition(";")[2]
+    if "I" in layout:
+        raise ValueError("0 is white in it, so its values are no class indices: save a PNG")
+    return {"2": 85, "4": 17}.get(layout[:1], 1)
+
+
 def misplaced_colour(path: Path | str) -> tuple[int, int] | None:
-    """Return a value of a mask whose colour is that of another class in the benchmarks' palette.
+    """Find a value of a mask that has the colour of another class in the benchmarks' palette.
 
     Software that reduces the number of colours may sort the palette anew. The mask then looks the
     same, but its values are no longer class indices.
@@ -126,8 +150,8 @@ def misplaced_colour(path: Path | str) -> tuple[int, int] | None:
         Grey entries do not count, because grey palettes are common.
 
     Raises:
-        ValueError: As `load_mask`.
         FileNotFoundError: The file does not exist.
+        ValueError: As `load_mask`.
     """
     mask = load_mask(path)
     with opened(path) as image:
