@@ -113,7 +113,8 @@ def test_a_classifier_says_of_which_classes_it_is_sure(folder_root, tmp_path, mo
             4,
         ),
         ((0.1, 0.4, 0.3), [], "square 0.40 (the likeliest: none has a score of 0.5)", 3),
-        ((0.1, 0.4, 0.3), ["--top", 2], "square 0.40, sky lark 0.30 (the likeliest", 4),
+        ((0.1, 0.4, 0.3), ["--top", 2], "square 0.40, sky lark 0.30 (the likeliest: --top 2)", 4),
+        ((0.9, 0.2, 0.6), ["--top", 1], "disc 0.90 (the likeliest: --top 1)", 3),
     ):
         monkeypatch.setattr(
             "network.methods.cam.Cam.classify", lambda *_, found=found: torch.tensor([found])

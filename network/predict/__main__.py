@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     folder = command.out or Path("out/predict")
     for path, found in zip(command.image, predictions(command, predictor), strict=True):
-        print(printable(f"{path}: {said(found, predictor)}"), flush=True)
+        print(printable(f"{path}: {said(found, predictor, command.top)}"), flush=True)
         image = found.maps.image
         if command.mask is not None:
             save_mask(command.mask, found.mask)
@@ -188,26 +188,58 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def files_of(previous: PreviousOutputs, inputs: Sequence[str], name: str) -> dict[str, Path]:
-    """Return the files of previous stages that a method reads of a photograph, by batch key."""
+    """Return the files of previous stages that a method reads for a photograph.
+
+    Args:
+        previous: The folders of the previous stages.
+        inputs: The batch keys that the method needs in inference.
+        name: The file name of the photograph, without its suffix.
+
+    Returns:
+        {batch key: path}. The files need not exist.
+
+    Raises:
+        ValueError: Two files have the name, in different Unicode forms.
+    """
     read = {key: folder for key, folder in previous.folders.items() if key in inputs}
     return {key: spelled(folder, f"{name}{KINDS[key].suffix}") for key, folder in read.items()}
 
 
-def said(found: Prediction, predictor: Predictor) -> str:
-    """Return a line that names the classes of a mask, and tells why it may have these."""
+def said(found: Prediction, predictor: Predictor, top: int | None) -> str:
+    """Return the line to print about a mask: its classes, and why these.
+
+    Args:
+        found: The prediction.
+        predictor: The network that made it.
+        top: The number of likeliest classes that the caller wanted; None if it did not say.
+
+    Returns:
+        The classes that the caller gave. Else, of a segmentation network, those in the mask, or
+        "background only"; of other methods those that were chosen, with their scores and the rule.
+    """
     if found.given:
         return f"{', '.join(found.classes)}, as given"
     if is_segmentation_network(predictor.method):
         names = [found.class_names[index] for index in largest_classes(found.mask, None)]
         return ", ".join(names) or "background only"
     names = [f"{name} {found.scores[name]:.2f}" for name in found.classes]
+    if top is not None:
+        return f"{', '.join(names)} (the likeliest: --top {top})"
     if all(found.scores[name] >= SURE for name in found.classes):
         return f"{', '.join(names)} (the classes with a score of {SURE:g} or more)"
     return f"{', '.join(names)} (the likeliest: none has a score of {SURE:g})"
 
 
 def shown_classes(found: Prediction, top: int | None) -> list[int]:
-    """Return the 0-based classes whose maps a picture shows, ascending."""
+    """Return the 0-based classes whose maps a picture shows, ascending.
+
+    These are the classes of the prediction. A segmentation network that was given none shows those
+    in the mask.
+
+    Args:
+        found: The prediction.
+        top: How many of the classes in the mask are shown, the largest ones; None for all.
+    """
     if found.given or found.scores:
         return [found.class_names.index(name) for name in found.classes]
     return largest_classes(found.mask, top)
