@@ -14,7 +14,7 @@ from runs import REPOSITORY, assert_refused, environment, run
 
 from data.files import check_id, list_bytes
 from data.toy import write_toy
-from tool import files
+from tool import leftovers
 from tool.cli import one_line
 from tool.download.archive import unpack
 from tool.files import atomic_path, locked, temporary_folder
@@ -82,7 +82,7 @@ def test_what_was_left_under_the_number_of_this_process_goes(tmp_path: Path) -> 
 
 def test_what_others_are_writing_stays(tmp_path: Path, monkeypatch) -> None:
     with atomic_path(tmp_path / "a.npy") as mine, temporary_folder(tmp_path) as inside:
-        monkeypatch.setattr(files, "_host", lambda: "elsewhere")
+        monkeypatch.setattr(leftovers, "_host", lambda: "elsewhere")
         with atomic_path(tmp_path / "b.npy") as theirs:
             monkeypatch.undo()
             (tmp_path / ".part-mine").touch()
