@@ -135,7 +135,21 @@ class BoundaryWriter:
     with_saliency: bool
 
     def __call__(self, image_id: str) -> bool:
-        """Write the label of an image unless it is there; return whether it was written."""
+        """Write the label of an image if it is missing, broken, of another size, or out of date.
+
+        A label is out of date if it is older than its seed or its saliency map.
+
+        Args:
+            image_id: The image.
+
+        Returns:
+            Whether the label was written.
+
+        Raises:
+            FileNotFoundError: The seed or the saliency map does not exist.
+            ValueError: A file is broken, or the seed has another size than the image or a class
+                above K; names it.
+        """
         seed_path, path = spelled(self.seed_dir, f"{image_id}.png"), self.out / f"{image_id}.png"
         sources = [seed_path]
         if self.with_saliency:
@@ -154,7 +168,15 @@ class BoundaryWriter:
         return True
 
     def made_from(self) -> dict[str, object]:
-        """Return what the labels are made from, in plain types."""
+        """Return what the labels are made from, for the note in their folder.
+
+        Returns:
+            {`RULES`: {name: value} of the rules that apply, "seeds": the fingerprint of the seeds,
+            "saliency": that of the saliency maps, None for the rules of BES}.
+
+        Raises:
+            ValueError: The note in one of the folders is broken; names the file.
+        """
         rules = dataclasses.asdict(self.rules)
         if not self.with_saliency:
             rules = {name: rules[name] for name in ("window", "theta_s", "theta_d")}

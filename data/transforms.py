@@ -57,7 +57,11 @@ class RandomLongSide(Resize):
         self.longest_side = high
 
     def make_params(self, flat_inputs: list[object]) -> dict[str, list[int]]:
-        """Draw the longer side; return {"size": [height, width]} for all fields of the sample."""
+        """Draw the longer side in low..high; return {"size": [height, width]} for all fields.
+
+        Raises:
+            ValueError: The fields have different sizes.
+        """
         height, width = v2.query_size(flat_inputs)
         drawn = int(torch.randint(self.low, self.high + 1, ()))
         return {"size": list(scaled_size(height, width, drawn / max(height, width)))}
@@ -81,7 +85,11 @@ class RandomScale(Resize):
         self.low, self.high = low, high
 
     def make_params(self, flat_inputs: list[object]) -> dict[str, list[int]]:
-        """Draw the factor; return {"size": [height, width]} for all fields of the sample."""
+        """Draw the factor in [low, high); return {"size": [height, width]} for all fields.
+
+        Raises:
+            ValueError: The fields have different sizes.
+        """
         drawn = self.low + (self.high - self.low) * float(torch.rand(()))
         return {"size": list(scaled_size(*v2.query_size(flat_inputs), drawn))}
 

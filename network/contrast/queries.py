@@ -195,13 +195,14 @@ def query_embedding(
     """Return the embeddings of this rank's queries as unit vectors, with gradient.
 
     Args:
-        embedding: (N, D, g, g) of this rank; receives the gradient.
-        queries: The queries of all ranks.
-        progress: The step, which holds the rank.
+        embedding: (N, D, g, g) of this rank, with the same N on all ranks; receives the gradient.
+        queries: The queries of all ranks, up to M for each of P classes.
+        progress: The step. Its `rank` says which cells of the global batch are those of
+            `embedding`.
 
     Returns:
-        (P, M, D) vectors, and (P, M) bool: which of them are queries of this rank. The other
-        vectors mean nothing.
+        (P, M, D) float32 vectors, and (P, M) bool: which of them are queries of this rank. The
+        others are vectors of arbitrary cells, to be left out.
     """
     flat = flatten_cells(embedding.float())  # (N g g, D)
     local = queries.cell - progress.rank * len(flat)  # index in this rank's cells

@@ -87,7 +87,7 @@ class Amn(Method):
         return {"pixel": self.pixel_loss(self.classifier(feature).float(), batch["seed"])}
 
     def weights(self) -> dict[str, float]:
-        """Return the weight of the only term, 1."""
+        """Return {"pixel": 1}: there is one term."""
         return {"pixel": 1.0}
 
     def conditioned_features(self, image: Tensor, label: Tensor) -> Tensor:

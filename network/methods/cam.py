@@ -54,7 +54,7 @@ class Cam(Method):
         return {"cls": classification(self._logit(batch["image"]), batch["label"])}
 
     def weights(self) -> dict[str, float]:
-        """Return the weight of the only term, 1."""
+        """Return {"cls": 1}: there is one term."""
         return {"cls": 1.0}
 
     def score(self, batch: Batch) -> Tensor:

@@ -97,7 +97,7 @@ class Deeplab1(Method):
         return {"seg": mask_loss(enlarged, batch["mask"], kind=self.config.loss)}
 
     def weights(self) -> dict[str, float]:
-        """Return the weight of the only term, 1."""
+        """Return {"seg": 1}: there is one term."""
         return {"seg": 1.0}
 
     def score(self, batch: Batch) -> Tensor:

@@ -28,14 +28,16 @@ from tool.ranges import POSITIVE, UNIT
 
 
 def above_floor(prob: Tensor, inside: Tensor) -> Tensor:
-    """Subtract from each class of an image its smallest probability in the image.
+    """Subtract from the map of each class its smallest value in the image.
 
-    AMN's label smoothing gives every class eps / K in every cell. At K = 8 and eps = 0.4 this is
-    8 % of a class's maximum, above the 5 % below which `bg_seg` counts a cell as background.
+    AMN's label smoothing spreads the share eps of a cell's target over the K other classes. So a
+    fitted network gives a class about eps / K or more in every cell: 5 % at K = 8 and eps = 0.4,
+    which is 8 % of its maximum, 1 - eps. But `bg_seg` counts a cell as background only if its
+    classes, each over its maximum, sum to less than 5 %. It would find no background.
 
     Args:
-        prob: (N, K, h, w) in [0, 1].
-        inside: (N, 1, h, w) bool, False on padding.
+        prob: (N, K, h, w) in [0, 1], without the background.
+        inside: (N, 1, h, w) bool, False on padding, which does not count for the smallest value.
 
     Returns:
         (N, K, h, w) in [0, 1]; 0 on padding.

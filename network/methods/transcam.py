@@ -95,15 +95,23 @@ class TransCam(Method):
         return {"cls": classification(self.logit(self.taps(batch["image"])), batch["label"])}
 
     def weights(self) -> dict[str, float]:
-        """Return the weight of the only term, 1."""
+        """Return {"cls": 1}: there is one term."""
         return {"cls": 1.0}
 
     def taps(self, image: Tensor, *, affinity: bool = False) -> dict[str, Tensor]:
-        """Return what the heads need of images (N, 3, H, W).
+        """Compute the taps that the heads read, and the affinity that spreads their maps.
 
         Args:
-            image: The images.
-            affinity: Return the affinity A*, (N, p, p), too.
+            image: (N, 3, H, W), normalised.
+            affinity: Whether to return the affinity too.
+
+        Returns:
+            {tap: tensor}: `high` (N, D, h, w), `token` (N, D) if the backbone has a class token,
+            and `affinity` (N, p, p) with p = h w if it is wanted. That is A*, not negative: the
+            summed attention of the backbone, or how alike its cells are if it has no attention.
+
+        Raises:
+            ValueError: The backbone takes only squares, and the images are none.
         """
         names = ["high", *([_TOKEN] if self.has_token else [])]
         centred = self.config.centred and AFFINITY not in self.backbone.taps

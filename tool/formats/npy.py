@@ -80,7 +80,7 @@ def load_npy(path: Path | str) -> np.ndarray | dict:
 
 
 def _other_kind(data: bytes) -> str | None:
-    """Return what bytes are that do not begin as a `.npy` file does; None if they do."""
+    """Return what bytes are that are no `.npy` file, for a message; None if they begin as one."""
     if data.startswith(_MAGIC):
         return None
     if not data:
@@ -90,10 +90,16 @@ def _other_kind(data: bytes) -> str | None:
 
 
 def parse(data: bytes) -> np.ndarray | dict:
-    """Return the array or the dictionary in the bytes of a `.npy` file.
+    """Return the array or the dictionary in the bytes of a `.npy` file; nothing in it is run.
+
+    Args:
+        data: The whole file. Bytes after its content are ignored.
+
+    Returns:
+        As `load_npy`. Most of the arrays are read-only; some are views of `data`.
 
     Raises:
-        Exception: One of `MALFORMED`.
+        Exception: One of `MALFORMED`, where `load_npy` raises `ValueError`.
     """
     # NumPy's own functions read the header: the version, the shape, the order and the type.
     file = io.BytesIO(data)
@@ -120,16 +126,19 @@ def parse(data: bytes) -> np.ndarray | dict:
 
 
 def _storage(data: bytes) -> np.ndarray:
-    """Return the values (n,) of a torch storage in the form that a pickled tensor carries.
+    """Return the values (n,) of a torch storage that a pickled tensor carries.
 
-    The form is five pickles (magic number, version, system, storage, keys), then n as int64, then
-    the raw values. This is the stand-in for `torch.storage._load_from_bytes`.
+    This is the stand-in for `torch.storage._load_from_bytes`. The bytes are five pickles (magic
+    number, version, system, storage, keys), then n as int64, then the raw values.
 
     Args:
-        data: The bytes of the form; a string if Python 2 wrote them.
+        data: The bytes; a string if Python 2 wrote them.
+
+    Returns:
+        Values of the storage's type; float32 for bfloat16.
 
     Raises:
-        ValueError: The form is another one, or the values are cut off.
+        ValueError: The bytes have another layout, or not exactly n values.
         Exception: Another one of `MALFORMED`.
     """
     # Read the five pickles, in which only the types of storages are names.

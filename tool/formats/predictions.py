@@ -17,17 +17,20 @@ from tool.formats.mask import UNKNOWN, load_mask, misplaced_colour
 def require_files(
     directory: Path, image_ids: Sequence[str], suffix: str, *, what: str, stage: str
 ) -> None:
-    """Check that `directory` has the file ID + `suffix` for every image.
+    """Check that `directory` has the file `ID` + `suffix` of every image.
 
     Args:
-        directory: The folder of the files, whose names may be spelled in another form of Unicode.
+        directory: The folder of the files. Their names may be in another Unicode form (NFC or NFD)
+            than the ids.
         image_ids: The ids of the images.
         suffix: The end of the file names, with its dot.
         what: The kind of file, in the plural, for the message.
         stage: The program that makes the files, for the message.
 
     Raises:
-        FileNotFoundError: The folder or files are missing; names the first few files, and how many.
+        FileNotFoundError: The folder does not exist, or files are missing; says how many, and names
+            the ids of the first few.
+        ValueError: Two files have the name of one image, in different Unicode forms.
     """
     if not directory.is_dir():
         raise FileNotFoundError(f"folder of {what} {directory} does not exist: run {stage} first")
@@ -63,7 +66,7 @@ class Predictions:
         Raises:
             FileNotFoundError: The folder or predictions are missing; names the first few
                 predictions, and how many.
-            ValueError: The folder holds both kinds.
+            ValueError: The folder holds both kinds, or two files of one image.
         """
         has_cam, has_mask = (
             any(spelled(directory, f"{name}{suffix}").is_file() for name in image_ids)
@@ -79,7 +82,11 @@ class Predictions:
         return cls(directory, "cam" if has_cam else "mask")
 
     def path(self, image_id: str) -> Path:
-        """Return the path of the prediction of one image."""
+        """Return the path of the prediction of one image.
+
+        Raises:
+            ValueError: Two files have the name, in different Unicode forms.
+        """
         return spelled(self.directory, f"{image_id}{'.npy' if self.kind == 'cam' else '.png'}")
 
     def read(self, image_id: str, *, num_classes: int, label: Label = None) -> np.ndarray | Cam:

@@ -120,14 +120,18 @@ def print_differences(
 
 
 def of_run(run: Path) -> dict[str, Any]:
-    """Return the figures of a run directory, and what the run was.
+    """Read the figures of a run directory, and what the run was.
+
+    Args:
+        run: The run directory, with `gate-none/` and `gate-nroi/`.
 
     Returns:
-        `results` {gate: {exponent: {"miou", "leak"}}}, and `config`, `commit` and `cpu` of the
-        run's `config.json`.
+        `results` {gate: {exponent: {"miou", "leak"}}} in percent, and `config`, `commit` and `cpu`
+        of the run's `config.json`, each None if it is not there.
 
     Raises:
         FileNotFoundError: There is no result for the default exponent.
+        ValueError: A JSON file is broken; names it.
     """
     noted = read(run / "config.json", CONFIG)
     record: dict[str, Any] = {name: noted.get(name) for name in ("commit", "cpu", "config")}
@@ -147,7 +151,16 @@ def of_run(run: Path) -> dict[str, Any]:
 
 
 def figures(plain: Results, gated: Results) -> list[float | None]:
-    """Return the figures of a run, in the order of `HEADINGS`; None for a leak that it lacks."""
+    """Return the six figures of a run in percent, in the order of `HEADINGS`.
+
+    Args:
+        plain: The results without the gate, by exponent; one of these is `DEFAULT`.
+        gated: The results with the gate, likewise.
+
+    Returns:
+        The mIoU at `DEFAULT`, the mIoU at the exponent that is best on ground truth, and the leak
+        at `DEFAULT`: of each first the plain one, then the gated one. None if a figure is unknown.
+    """
     both = (plain, gated)
     found = [results[DEFAULT]["miou"] for results in both]
     found += [results[best_exponent(results)]["miou"] for results in both]
@@ -155,7 +168,11 @@ def figures(plain: Results, gated: Results) -> list[float | None]:
 
 
 def best_exponent(results: Results) -> str:
-    """Return the exponent that is best on ground truth."""
+    """Return the exponent with the highest mIoU on ground truth; of equal ones the first.
+
+    Args:
+        results: At least one result. An mIoU of None counts as 0.
+    """
     return max(results, key=lambda alpha: results[alpha]["miou"] or 0)
 
 

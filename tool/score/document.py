@@ -22,8 +22,9 @@ def document_of(evaluation: Evaluation, class_names: Sequence[str], protocol: di
     Args:
         evaluation: The evaluation after its pass over the images.
         class_names: The K foreground names.
-        protocol: Facts of the run: what was scored, and how. It has at least `images` and
-            `threshold`. The document gets a copy of it with the counts of the pass.
+        protocol: Facts of the run: what was scored, and how. It has `images`, and for `table_of`
+            and `write_curve` also `kind`, `threshold`, `bg_threshold`, `ground_truth` and
+            `ground_truth_sha256`. The document gets a copy of it with the counts of the pass.
 
     Returns:
         {"miou", "iou", "precision", "recall", "images", "protocol"}, where `iou`, `precision` and
@@ -161,11 +162,15 @@ def _cell(percent: float | None) -> str:
 
 
 def write_curve(path: Path, document: dict) -> None:
-    """Write the picture of the threshold curve, with the threshold in use and the oracle marked.
+    """Draw the mIoU over the threshold, and mark the threshold in use and the oracle.
 
     Args:
         path: The PNG file. A PDF for a paper is written beside it.
-        document: A document that has "sweep" and "oracle".
+        document: As `document_of` returns it, with "sweep" and "oracle". The threshold in use is
+            the `bg_threshold` of its protocol, a number.
+
+    Raises:
+        OSError: A file could not be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -85,11 +85,21 @@ def save_run(
     optimizer: torch.optim.Optimizer,
     config: dict[str, Any],
 ) -> None:
-    """Write `checkpoint.pth`: model with its bank, optimizer, and the number of steps done.
+    """Write `checkpoint.pth`, from which `resume_run` goes on; only the main rank writes.
 
-    Only the rank that writes shared files does.
+    The file holds the state of the method and of the optimizer, the configuration and `step`. It
+    needs no state of random generators or of the loader, because all draws depend on the seed and
+    the step alone.
 
-    Every draw is keyed by the step. So the step is the state of the data and of the randomness.
+    Args:
+        directory: The run directory.
+        step: The number of steps done.
+        method: The method. Its state includes what is not weights, such as a bank.
+        optimizer: Its optimizer.
+        config: The configuration of the run.
+
+    Raises:
+        OSError: The file could not be written. An earlier checkpoint is then still whole.
     """
     if not dist.is_main():
         return
@@ -114,16 +124,16 @@ def resume_run(
 
     Args:
         directory: The run directory.
-        method: Receives the saved model.
-        optimizer: Receives the saved state; its groups stay.
+        method: Receives the saved state.
+        optimizer: Receives the saved state. Its groups keep their settings, such as the rate.
         config: The configuration of this run.
 
     Returns:
         The number of steps that the checkpoint has done, 0 without a checkpoint.
 
     Raises:
-        ValueError: The checkpoint is corrupt, or belongs to a run with other settings; names them.
-            Nothing is lost.
+        ValueError: The checkpoint is corrupt, belongs to a run with other settings or data, or has
+            more steps than this run; says what differs. The file stays as it is.
     """
     path = directory / CHECKPOINT
     if not path.exists():

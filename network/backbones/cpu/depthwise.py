@@ -46,10 +46,13 @@ def depthwise(feature: Tensor, weight: Tensor, bias: Tensor | None, *, dilation:
 
 
 def replace_depthwise(module: nn.Module) -> None:
-    """Replace the depthwise convolutions inside `module` whose gradients are slow.
+    """Replace convolutions inside `module` by `DepthwiseConv2d`, in place.
 
-    These are the ones of stride 1 that keep the size and are dilated or larger than 3x3. Names and
-    weights stay.
+    Those are replaced whose gradients are slow on a CPU: depthwise ones of stride 1 that keep the
+    size, and are dilated or larger than 3x3. Their names and parameters stay.
+
+    Args:
+        module: Its submodules are replaced, at any depth. It is not replaced itself.
     """
     for name, child in module.named_children():
         if type(child) is nn.Conv2d and _eligible(child):

@@ -35,9 +35,15 @@ class FoldedConv2d(nn.Conv2d):
     strides_safely = True
 
     def take(self, conv: nn.Conv2d, norm: nn.Module) -> FoldedConv2d:
-        """Take over the weight of `conv` and the statistics of `norm`.
+        """Become `conv` followed by `norm`; nothing is copied.
 
-        The weight is shared. `norm` is not registered as a child: its parent has it already.
+        The weight is the parameter of `conv`. `norm` is not registered as a child here, because it
+        stays a child of the parent of `conv`; each call reads its buffers.
+
+        Args:
+            conv: One of `FOLDABLE`, without bias. This module has its sizes, stride, padding,
+                dilation and groups.
+            norm: The frozen norm as a `Folded`, with as many channels as `conv` returns.
 
         Returns:
             This module.
@@ -50,7 +56,11 @@ class FoldedConv2d(nn.Conv2d):
         return self
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Return weight and bias: the norm as a scale and shift of each output channel."""
+        """Return the weight and the bias of the convolution and the norm in one.
+
+        Returns:
+            The weight (C, D / groups, k, k) and the bias (C,), for D input and C output channels.
+        """
         norm = self.norm
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         return self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
