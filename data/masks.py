@@ -15,6 +15,7 @@ from tool.formats.mask import UNKNOWN
 from tool.parallel import dist
 from tool.parallel.processes import default_workers, map_processes
 from tool.score.metrics import count_confusion, scores_of
+from tool.score.truth import no_foreground
 
 NAME = "masks.json"  # in the run directory
 
@@ -67,8 +68,9 @@ class Survey:
         images: Number of masks.
         empty: Number of masks without any foreground pixel.
         scored: Number of masks of which there is ground truth.
-        miou: Of those masks against it, in [0, 1]; None without any.
-        is_truth: All of these masks equal the ground truth.
+        miou: Of those masks against it, in [0, 1]; None without any, or if it has no foreground.
+        is_truth: All of these masks equal the ground truth, which has foreground.
+        truth: The folders of the ground truth, for a message.
     """
 
     class_names: tuple[str, ...]
@@ -78,6 +80,7 @@ class Survey:
     scored: int
     miou: float | None
     is_truth: bool
+    truth: str
 
     def lines(self) -> list[str]:
         """Return what is printed."""
@@ -96,6 +99,8 @@ class Survey:
                 f"masks: mIoU {100 * self.miou:.1f} against the ground truth of {self.scored} "
                 "images, which training does not see"
             )
+        elif self.scored:
+            lines.append(f"masks: no score: {no_foreground(self.truth, len(self.class_names))}")
         return lines
 
     def document(self) -> dict[str, Any]:
@@ -141,15 +146,17 @@ def survey(sources: Sources, ids: Sequence[str], *, workers: int | None = None) 
             f"none of the {len(ids)} masks in {where} has a foreground pixel: a network trained on "
             "them would predict background only (--mask-dir)"
         )
-    miou = scores_of(confusion).miou if scored else None
+    # Ground truth without foreground would give empty masks a score of 100.
+    has_truth = bool(confusion[1:].any())
     return Survey(
         class_names=catalog.class_names,
         values=values,
         images=len(ids),
         empty=empty,
         scored=scored,
-        miou=None if miou is None or np.isnan(miou) else miou,
-        is_truth=0 < scored == same,
+        miou=scores_of(confusion).miou if has_truth else None,
+        is_truth=has_truth and scored == same,
+        truth=", ".join(catalog.layout.masks),
     )
 
 

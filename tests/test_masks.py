@@ -16,6 +16,7 @@ from data.masks import survey
 from tool.formats.mask import load_mask, save_mask
 from tool.infer.previous import PreviousOutputs
 from tool.score.evaluation import Evaluation
+from tool.score.truth import no_foreground
 
 
 @pytest.fixture
@@ -81,6 +82,16 @@ def test_without_truth_there_is_no_score(root: Path) -> None:
     found = look(root, folder)
     assert (found.scored, found.miou, found.is_truth) == (0, None, False)
     assert "mIoU" not in "\n".join(found.lines())
+
+
+def test_truth_without_foreground_gives_no_score(root: Path) -> None:
+    """Masks whose objects are 255 there would have an mIoU of 100, and equal it."""
+    folder = masks_of(root)
+    for path in (root / "masks").glob("*.png"):
+        save_mask(path, np.where(load_mask(path) > 0, 255, 0).astype(np.uint8))
+    found = look(root, folder)
+    assert (found.scored, found.miou, found.is_truth) == (8, None, False)
+    assert found.lines()[-1] == f"masks: no score: {no_foreground('masks', 3)}"
 
 
 def test_empty_masks_are_counted_and_refused_if_all_are(root: Path) -> None:
