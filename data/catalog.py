@@ -130,7 +130,7 @@ class Catalog:
             ValueError: Two files have the id.
         """
         folders = [self.root / name for name in self.layout.images]
-        return find_file(folders, image_id, IMAGE_SUFFIXES, what="image", flag="--root")
+        return find_file(folders, image_id, IMAGE_SUFFIXES, what="image", flag="--root", alone=True)
 
     def mask_path(self, image_id: str) -> Path:
         """Return the path of a ground-truth mask; raise as `image_path`."""
@@ -237,7 +237,7 @@ class Catalog:
             ValueError: The map is broken, or its size is not that of the image.
         """
         path = self.saliency_path(image_id)
-        saliency = decode(path, "L")
+        saliency = decode(path, "L", upright=self.layout.upright)
         check_size(
             path, saliency.size[::-1], f"image {image_id!r}", self.image_size(image_id)[::-1]
         )

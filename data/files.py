@@ -36,7 +36,13 @@ def check_id(image_id: str, where: str = "image id") -> str:
 
 
 def find_file(
-    folders: list[Path], image_id: str, suffixes: tuple[str, ...], *, what: str, flag: str
+    folders: list[Path],
+    image_id: str,
+    suffixes: tuple[str, ...],
+    *,
+    what: str,
+    flag: str,
+    alone: bool = False,
 ) -> Path:
     """Return the file of an id in the first folder that has one.
 
@@ -47,14 +53,17 @@ def find_file(
         suffixes: Those that the file may have.
         what: The kind of file, for the message.
         flag: The flag that says where it is, for the message.
+        alone: Whether a file in a later folder, too, is an error.
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: The id leaves its folder, or two files of a folder have it.
+        ValueError: The id leaves its folder, or two files of a folder have it, or of two folders.
     """
     check_id(image_id)
-    for folder in folders:
+    for number, folder in enumerate(folders, start=1):
         found = _files_of(folder, image_id, suffixes)
+        for later in folders[number:] if alone and found else ():
+            found += _files_of(later, image_id, suffixes, only_listed=True)
         if len(found) > 1:
             check_same(found, f"{what} of {image_id!r}")
         if found:
@@ -117,11 +126,13 @@ class Listings:
 _listings = Listings()
 
 
-def _files_of(folder: Path, image_id: str, suffixes: tuple[str, ...]) -> list[str]:
+def _files_of(
+    folder: Path, image_id: str, suffixes: tuple[str, ...], *, only_listed: bool = False
+) -> list[str]:
     """Return the paths of the files of an id in a folder, in the order of spellings and suffixes.
 
-    If the list of the folder has none, the files are looked for one by one: where case does not
-    count, a file is found under names that no list has.
+    If the list of the folder has none, the files are looked for one by one, except with
+    `only_listed`: where case does not count, a file is found under names that no list has.
     """
     parent, _, name = f"{folder}/{image_id}".rpartition("/")
     paths = [f"{parent}/{form}{end}" for form in spellings(name) for end in suffixes]
@@ -129,7 +140,8 @@ def _files_of(folder: Path, image_id: str, suffixes: tuple[str, ...]) -> list[st
         paths = [f"{folder}/{form}{end}" for form in spellings(image_id) for end in suffixes]
     elif names := _listings.names(parent):
         listed = [path for path in paths if path[len(parent) + 1 :] in names]
-        if found := [path for path in listed if os.path.isfile(path)]:
+        found = [path for path in listed if os.path.isfile(path)]
+        if found or only_listed:
             return found
     return [path for path in paths if os.path.isfile(path)]
 

@@ -146,6 +146,19 @@ def test_two_files_of_one_id(folder_dataset: Path, folder: str, first: str, seco
     assert second in str(error.value)
 
 
+@pytest.mark.parametrize("listed", [False, True])
+def test_an_image_in_two_folders(folder_dataset: Path, *, listed: bool) -> None:
+    """Of `images/` and the root, which has the folders of classes."""
+    catalog = open_catalog("folder", folder_dataset)
+    Image.new("L", (8, 6)).save(catalog.root / "a1.PNG")
+    if listed:
+        os.utime(catalog.root, (1e9, 1e9))
+    with pytest.raises(ValueError, match=r"a1\.jpg or .*a1\.PNG: keep one of the two files"):
+        catalog.image_path("a1")
+    (catalog.root / "a1.PNG").rename(catalog.root / "root.PNG")
+    assert catalog.image_path("root").name == "root.PNG"
+
+
 def test_one_file_under_two_names(folder_dataset: Path) -> None:
     images = folder_dataset / "images"
     (images / "a1.JPG").hardlink_to(images / "a1.jpg")  # as where the case does not count
@@ -198,7 +211,7 @@ def test_two_files_of_labels_must_agree(folder_dataset: Path) -> None:
 @pytest.fixture
 def settled(folder_dataset: Path) -> Path:
     """A dataset whose folders have not changed for a while, so that they are listed."""
-    for folder in ("images", "masks", "saliency"):
+    for folder in ("images", "masks", "saliency", "."):
         os.utime(folder_dataset / folder, (1e9, 1e9))
     return folder_dataset
 

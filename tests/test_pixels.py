@@ -14,6 +14,7 @@ from data.catalog import Catalog, open_catalog
 from data.dataset import TrainDataset
 from data.saliency_maps import DARK_MAPS
 from data.transforms import resize_of
+from tool.formats.image import photograph_of
 
 
 @pytest.fixture
@@ -48,12 +49,30 @@ def test_benchmarks_are_read_as_stored(tmp_path: Path) -> None:
     assert upright.shape[:2] == (64, 40)
     catalog = open_catalog("voc12", root)
     assert catalog.image_size("x") == catalog.read_image("x").size == (64, 40)
+    (tmp_path / "train2014").mkdir()
+    turned_photograph(tmp_path / "train2014" / "x.jpg", 6)
+    catalog = open_catalog("coco14", tmp_path)
+    assert catalog.image_size("x") == catalog.read_image("x").size == (64, 40)
 
 
 def test_broken_exif_data_spoil_no_photograph(catalog: Catalog) -> None:
     path = catalog.root / "images" / "odd.jpg"
     Image.new("RGB", (20, 10)).save(path, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert catalog.read_image("odd").size == catalog.image_size("odd") == (20, 10)
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+@pytest.mark.parametrize("brightest", [1, 255, 4095])
+def test_few_bits_of_grey_are_refused(catalog: Catalog, brightest: int, kind: type) -> None:
+    """Also of 8 bits and fewer, which would be black, and of an image in memory."""
+    image = Image.fromarray(np.linspace(0, brightest, 200).astype(kind).reshape(10, 20))
+    image.save(catalog.root / "images" / "raw.tif")
+    with pytest.raises(ValueError, match=r"raw\.tif: its 16-bit values .*scale them"):
+        catalog.read_image("raw")
+    with pytest.raises(ValueError, match=r"16-bit.*scale them"):
+        photograph_of(image)
+    black = Image.fromarray(np.zeros((10, 20), kind))
+    assert photograph_of(black).getextrema() == ((0, 0),) * 3
 
 
 @pytest.mark.parametrize("brightest", [4095, 16383])
@@ -64,6 +83,8 @@ def test_few_bits_in_sixteen_are_refused(catalog: Catalog, brightest: int) -> No
     with pytest.raises(ValueError, match=r"raw\.png.*16-bit.*scale them"):
         catalog.read_image("raw")
     write_deep_png(path, values)
+    with pytest.raises(ValueError, match=r"16-bit.*scale them"):
+        photograph_of(Image.open(path))
     with pytest.raises(ValueError, match=r"raw\.png.*16-bit.*scale them"):
         catalog.read_image("raw")
     Image.fromarray(values * (65535 // brightest)).save(path)
@@ -112,6 +133,23 @@ def test_saliency_of_a_cut_out_is_its_alpha(catalog: Catalog) -> None:
     opaque[..., 3] = 255
     Image.fromarray(opaque).save(catalog.root / "saliency" / "cut.png")
     assert np.asarray(catalog.read_saliency("cut"))[0, 0] == 77
+
+
+def test_saliency_is_turned_as_its_photograph_is(catalog: Catalog, tmp_path: Path) -> None:
+    """Such is a map that a program saved with the EXIF data of the photograph."""
+    turned_photograph(catalog.root / "images" / "phone.jpg", 3)
+    upright = turned_photograph(catalog.root / "saliency" / "phone.png", 3).copy()
+    grey = Image.open(catalog.root / "saliency" / "phone.png")
+    grey.convert("L").save(catalog.root / "saliency" / "phone.png", exif=grey.getexif())
+    wanted = np.asarray(Image.fromarray(upright).convert("L"))
+    assert (np.asarray(catalog.read_saliency("phone")) == wanted).all()
+    root = write_voc(tmp_path, "x")
+    stored = Image.open(catalog.root / "saliency" / "phone.png")
+    benchmark = open_catalog("voc12", root)
+    stored.convert("RGB").save(root / "JPEGImages" / "x.jpg")
+    benchmark.saliency_root.mkdir()
+    stored.save(benchmark.saliency_root / "x.png", exif=stored.getexif())
+    assert (np.asarray(benchmark.read_saliency("x")) == np.asarray(stored)).all()
 
 
 @pytest.mark.parametrize("mode", ["P", "RGB"])

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from tool.cli import BROKEN_IMAGE
 from tool.formats.pixels import UnfitError, as_map, as_photograph
@@ -67,7 +67,7 @@ def most_pixels() -> int:
 @contextlib.contextmanager
 def opened(
     file: Path | str | BinaryIO, *, formats: Sequence[str] = FORMATS, header: bool = False
-) -> Iterator[Image.Image]:
+) -> Iterator[ImageFile.ImageFile]:
     """Open an image of one of our formats, without decoding it.
 
     Args:
@@ -127,8 +127,7 @@ def decode(
             if long_side is not None:
                 longest = max(image.size)
                 image.draft(None, [max(1, side * long_side // longest) for side in image.size])
-            # Pillow reduces 16-bit RGB to 8 bits in `load`. Before that the tile names the depth.
-            is_deep = "16" in str(image.tile[:1])
+            is_deep = _is_deep(image)
             image.load()
             decoded = as_map(image) if mode == "L" else as_photograph(image, is_deep=is_deep)
             return decoded if turn is None else decoded.transpose(turn)
@@ -143,9 +142,9 @@ def photograph_of(image: Image.Image) -> Image.Image:
         ValueError: The image is truncated, or its values are no 8-bit colours.
     """
     try:
-        turn = _TURNS.get(_orientation(image))
+        turn, is_deep = _TURNS.get(_orientation(image)), _is_deep(image)
         image.load()
-        decoded = as_photograph(image, is_deep=False)
+        decoded = as_photograph(image, is_deep=is_deep)
         return decoded if turn is None else decoded.transpose(turn)
     except BROKEN as error:
         raise ValueError(f"the photograph cannot be used: {error}") from error
@@ -160,6 +159,12 @@ def _orientation(image: Image.Image) -> int:
         return Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
     except BROKEN:  # only the EXIF data are broken; the image itself is readable
         return 1
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Return whether an image, of a file not decoded yet or in memory, has more than 8 bits."""
+    # Pillow reduces 16-bit RGB to 8 bits in `load`. Before that the tile names the depth.
+    return image.mode.startswith("I") or "16" in str(getattr(image, "tile", ())[:1])
 
 
 def reduced_size(size: tuple[int, int], longest: int | None) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tool.files import atomic_path
 from tool.formats.image import BROKEN, opened, reason_of
@@ -118,7 +118,7 @@ def load_mask(path: Path | str) -> np.ndarray:
         raise ValueError(f"{path}: not a whole mask image: {reason_of(error, path)}") from error
 
 
-def _factor(image: Image.Image) -> int:
+def _factor(image: ImageFile.ImageFile) -> int:
     """Return by what Pillow multiplies the stored values of an opened mask when it decodes them.
 
     Grey values of 2 or 4 bits are spread over 0..255, so that 15 of 15 becomes 255.
@@ -129,7 +129,7 @@ def _factor(image: Image.Image) -> int:
     if image.mode == "P":
         return 1
     # "L", "L;2" or "L;4", with an I if 0 is white; alone, or first of the decoder's arguments.
-    arguments = image.tile[0][3]
+    arguments = image.tile[0][3] or ""
     layout = (arguments if isinstance(arguments, str) else arguments[0]).partition(";")[2]
     if "I" in layout:
         raise ValueError("0 is white in it, so its values are no class indices: save a PNG")

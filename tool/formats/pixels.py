@@ -18,11 +18,12 @@ def as_photograph(image: Image.Image, *, is_deep: bool) -> Image.Image:
 
     Args:
         image: The decoded image.
-        is_deep: Whether its file has 16 bits per channel.
+        is_deep: Whether it has, or its file had, more than 8 bits per channel.
 
     Raises:
         UnfitError: Its values are no 8-bit colours, or use a small part of their 16 bits only.
     """
+    is_lit = np.asarray(image).any() if is_deep else False
     image = _eight_bits(image)
     # Put transparent parts on white.
     if image.has_transparency_data:
@@ -31,7 +32,7 @@ def as_photograph(image: Image.Image, *, is_deep: bool) -> Image.Image:
     image = image.convert("RGB")
     if is_deep:
         brightest = int(np.asarray(image).max())
-        if 0 < brightest < _DARK:
+        if is_lit and brightest < _DARK:
             raise UnfitError(
                 f"its 16-bit values stay below {256 * (brightest + 1)} of 65536, so it would be "
                 "almost black: scale them to the full range, or save 8 bits"
