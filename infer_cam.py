@@ -7,12 +7,14 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from data.dataset import InferDataset
+from data.identity import source_hashes
 from data.loader import infer_loader
 from data.readable import ListFlags, bad_images, open_list
 from data.regions import RegionSource, region_source
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             work = prepare(command, device)
         with dist.all_or_none():
             if dist.is_main():
-                work.outputs.claim(work.made_from, work.dataset.ids)
+                work.outputs.claim(work.made_from, work.dataset.ids, source_hashes(work.dataset))
                 collect(command, work)
         with dist.all_or_none():
             infer(command, work, gate=work.load_gate())
@@ -133,6 +135,12 @@ def prepare(command: Command, device: torch.device) -> Work:
         previous.require(method.infer_inputs, images.ids)
         previous = previous.whole(images.ids, label=catalog.label)
         method.has_background = bool(previous.with_background)
+    if command.crf.threshold is not None and method.has_background and dist.is_main():
+        print(
+            "warning: --threshold has no effect: the maps of this method have a background row, "
+            "and the best row wins",
+            file=sys.stderr,
+        )
     views = method.inference_views(command.views, max_side=catalog.layout.max_side)
     outputs = Outputs(catalog, plan_from(command, method, views))
     inputs = method.infer_inputs

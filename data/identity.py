@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from data.catalog import Catalog
+from data.dataset import InferDataset
 from data.fields import TRUTH
 from tool.files import file_hash, spelled
 from tool.infer.kinds import KINDS
 from tool.infer.previous import PreviousOutputs
 from tool.parallel import dist
 from tool.parallel.processes import cores
-from tool.provenance import fingerprint
+from tool.provenance import file_hashes, fingerprint
 
 
 def data_hashes(
@@ -101,3 +102,31 @@ def _hash_of(image_ids: Sequence[str], facts: Callable[[str], str]) -> str:
         for image_id, text in zip(image_ids, pool.map(facts, image_ids), strict=True):
             digest.update(f"{image_id}\0{text}\n".encode())
     return digest.hexdigest()
+
+
+def source_hashes(dataset: InferDataset) -> dict[str, dict[str, str]]:
+    """Return the hashes of what inference reads of each image beside its photograph.
+
+    The note in a folder of such files does not tell whether somebody has changed one since.
+
+    Args:
+        dataset: The images, with what the method reads of them.
+
+    Returns:
+        {kind in the plural: {image id: hash}}: "labels" if the labels are read, and each kind of
+        file of previous stages that is read.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        ValueError: An image has no label, or two files have its name.
+    """
+    hashes = {}
+    if dataset.with_label:
+        labels = {one: dataset.catalog.label(one).tobytes() for one in dataset.ids}
+        hashes["labels"] = {one: hashlib.sha256(text).hexdigest() for one, text in labels.items()}
+    for key, kind in KINDS.items():
+        if key in dataset.inputs:
+            folder = dataset.previous.folders[key]
+            paths = {one: spelled(folder, f"{one}{kind.suffix}") for one in dataset.ids}
+            hashes[kind.plural] = file_hashes(paths)
+    return hashes

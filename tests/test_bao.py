@@ -392,6 +392,10 @@ def test_masks_need_no_threshold_and_the_target_is_another_map(
         assert done.returncode == 0, done.stderr
     for path in masks[0].glob("*.png"):
         assert path.read_bytes() == (masks[1] / path.name).read_bytes(), "no threshold counts"
+    words = "--threshold has no effect: the maps of this method have a background row"
+    for more in ([], ["--threshold", 0.4]):
+        done = run("infer_cam.py", *infer, "--argmax", tmp_path / f"argmax{len(more)}", *more)
+        assert (words in done.stderr) == bool(more)
 
 
 def test_an_export_has_no_target_and_says_so(

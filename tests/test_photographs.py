@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 from runs import run, train_flags
 
+from tool.formats.cam import load_cam
 from tool.provenance import PHOTOGRAPHS, check_photographs
 
 
@@ -67,6 +69,38 @@ def test_every_stage_makes_anew_what_a_changed_photograph_made(folder_dataset, t
     assert fresh.keys() == after.keys() == times.keys()
     assert all(fresh[name].read_bytes() == path.read_bytes() for name, path in after.items())
     assert "changed" not in "".join(stages("kept"))
+
+
+def test_maps_of_changed_labels_or_seeds_are_made_anew(folder_dataset, tmp_path) -> None:
+    """Such as seeds corrected by hand: the note in their folder is the same as before."""
+    root, seeds, out = folder_dataset, tmp_path / "seed", tmp_path / "out"
+    shutil.copytree(root / "masks", seeds)
+    (seeds / "made_from.json").write_text('{"layout": "labelme"}')
+    train = [*train_flags(root, tmp_path, method="amn", steps=1), "--seed-dir", seeds]
+    assert run("train_fbr.py", *train).returncode == 0
+    data = ["--dataset", "folder", "--root", root, "--list", "train", "--scales", 1]
+    infer = ["--checkpoint", tmp_path / "checkpoint.pth", *data, "--seed-dir", seeds]
+    infer += ["--out", out / "cam", "--argmax", out / "mask"]
+
+    def anew(*said: str) -> set[str]:
+        """Run stage 2; return the ids of the files that it wrote."""
+        times = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
+        result = run("infer_cam.py", *infer)
+        assert result.returncode == 0, result.stderr
+        for line in said:
+            assert result.stdout.count(line) == 2, "in the folders of maps and of masks"
+        files = [*out.rglob("*.npy"), *out.rglob("*.png")]
+        return {path.stem for path in files if times.get(path) != path.stat().st_mtime_ns}
+
+    assert len(anew()) == 8
+    assert anew() == set()
+    labels = root / "labels.csv"
+    labels.write_text(labels.read_text().replace("a1,disc", "a1,square"))
+    assert anew("1 changed labels, made anew: a1") == {"a1"}
+    assert load_cam(out / "cam" / "a1.npy").class_index.tolist() == [2]
+    turn(seeds / "d6.png")
+    assert anew("1 changed seeds, made anew: d6") == {"d6"}
+    assert anew() == set()
 
 
 @pytest.fixture

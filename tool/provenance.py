@@ -160,26 +160,49 @@ def check_photographs(
         OSError: A photograph cannot be read, or the note not be written.
         ValueError: The note is broken; names it.
     """
-    path = folder / PHOTOGRAPHS
+    check_sources(folder, "photographs", file_hashes(photographs), files)
+
+
+def file_hashes(paths: Mapping[str, Path]) -> dict[str, str]:
+    """Return the hash of the file of each image id."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(paths, pool.map(file_hash, paths.values()), strict=True))
+
+
+def check_sources(
+    folder: Path, what: str, hashes: Mapping[str, str], files: Callable[[str], Sequence[Path]]
+) -> None:
+    """Remove the files one of whose sources has changed, as `check_photographs` does.
+
+    Args:
+        folder: The folder of the note.
+        what: What the sources are, in the plural; the note has this name.
+        hashes: The hash of the source of each image id.
+        files: Gives the paths that are made from the source of an image id.
+
+    Raises:
+        OSError: The note cannot be written.
+        ValueError: The note is broken; names it.
+    """
+    path = folder / f"{what}.json"
     noted = read_dict(path, {ANY: str}) if path.exists() else {}
     if noted is None:
         raise ValueError(
-            f"{path} is broken: choose another --out, or remove it if no photograph has changed"
+            f"{path} is broken: choose another --out, or remove it if none of the {what} has "
+            "changed"
         )
-    with ThreadPoolExecutor() as pool:
-        hashes = dict(zip(photographs, pool.map(file_hash, photographs.values()), strict=True))
     stale = []
-    for image_id in photographs:
+    for image_id in hashes:
         if noted.get(image_id, hashes[image_id]) != hashes[image_id]:
             there = [file for file in files(image_id) if file.exists()]
             for file in there:
                 file.unlink()
             stale += [image_id] if there else []
     if stale:
-        print(f"{folder}: {len(stale)} changed photographs, made anew: {first_few(stale)}")
+        print(f"{folder}: {len(stale)} changed {what}, made anew: {first_few(stale)}")
     # The files go first: if the run is killed in between, the next one finds them gone.
-    if noted | hashes != noted:
-        write_json(path, noted | hashes)
+    if noted | dict(hashes) != noted:
+        write_json(path, noted | dict(hashes))
 
 
 def commit() -> str | None:

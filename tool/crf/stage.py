@@ -227,4 +227,8 @@ class PostProcess(MaskMaker):
     def check_photographs(self, image_ids: Sequence[str]) -> None:
         """Remove the masks of images whose photograph has changed; see `check_photographs`."""
         paths = {image_id: self.images.image_path(image_id) for image_id in image_ids}
-        check_photographs(self.out, paths, lambda image_id: [self.out / f"{image_id}.png"])
+        check_photographs(self.out, paths, self.files)
+
+    def files(self, image_id: str) -> list[Path]:
+        """Return the paths of the files that are made of an image."""
+        return [self.out / f"{image_id}.png"]

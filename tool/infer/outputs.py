@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,14 @@ from tool.crf.stage import Images, PostProcess
 from tool.formats.cam import is_whole, save_cam
 from tool.infer.multiscale import Refine, present_rows
 from tool.parallel.writer import BackgroundWriter
-from tool.provenance import MADE_FROM, PLAIN, POST, check_photographs, claim
+from tool.provenance import (
+    MADE_FROM,
+    PLAIN,
+    POST,
+    check_photographs,
+    check_sources,
+    claim,
+)
 
 AHEAD = 2  # number of images whose files may wait until a thread or process is free
 
@@ -113,14 +120,22 @@ class Outputs(contextlib.ExitStack):
             )
         return super().__enter__()
 
-    def claim(self, made_from: dict[str, object], image_ids: Sequence[str]) -> None:
+    def claim(
+        self,
+        made_from: dict[str, object],
+        image_ids: Sequence[str],
+        sources: Mapping[str, Mapping[str, str]],
+    ) -> None:
         """Write into each folder a note of what it is made from, or check an earlier note.
 
-        Files whose photograph has changed are removed, so that they are made anew.
+        Files whose photograph or another source has changed are removed, so that they are made
+        anew.
 
         Args:
             made_from: Values of plain types that determine the maps.
             image_ids: The images whose files are written.
+            sources: What else is read of each image, such as labels: name in the plural ->
+                {image id: hash}.
 
         Raises:
             ValueError: A folder holds files made from something else, or files of these images and
@@ -148,8 +163,12 @@ class Outputs(contextlib.ExitStack):
         if plan.map_dir is not None:
             paths = {image_id: self.images.image_path(image_id) for image_id in image_ids}
             check_photographs(plan.map_dir, paths, self._map_files)
+            for what, hashes in sources.items():
+                check_sources(plan.map_dir, what, hashes, self._map_files)
         for writer in writers:
             writer.check_photographs(image_ids)
+            for what, hashes in sources.items():
+                check_sources(writer.out, what, hashes, writer.files)
 
     def are_whole(self, image_id: str) -> bool:
         """Return whether every file of an image exists and is readable."""
