@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             counts = count_areas(command, catalog, images.ids)
         counts = dist.sum_over_ranks(counts)
         with dist.all_or_none():
-            work, image_ids = prepare(command, catalog, counts), images.ids
+            image_ids = images.ids
+            work = prepare(command, catalog, image_ids, counts)
             if dist.is_main():
                 held.enter_context(locked(command.out))
                 work.claim(image_ids)
@@ -93,19 +94,25 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def warn_of_threshold(command: Command, catalog: Catalog, image_ids: Sequence[str]) -> None:
-    """Print a warning if --threshold has no effect: the first CAM with a class has a background."""
-    for image_id in image_ids if command.crf.threshold is not None and dist.is_main() else ():
+    """Print a warning if --threshold has no effect."""
+    if command.crf.threshold is None or not dist.is_main():
+        return
+    if rows_win(command, catalog, image_ids):
+        print(
+            f"warning: --threshold has no effect: the CAMs in {command.cam_dir} have a "
+            "background row, and the best row wins",
+            file=sys.stderr,
+        )
+
+
+def rows_win(command: Command, catalog: Catalog, image_ids: Sequence[str]) -> bool:
+    """Return whether the first CAM with a class has a background row, so that no threshold acts."""
+    for image_id in image_ids:
         path = spelled(command.cam_dir, f"{image_id}.npy")
         cam = load_cam(path, label=functools.partial(catalog.label, image_id))
-        if not cam.class_index.size:
-            continue
-        if cam.has_background:
-            print(
-                f"warning: --threshold has no effect: the CAMs in {command.cam_dir} have a "
-                "background row, and the best row wins",
-                file=sys.stderr,
-            )
-        return
+        if cam.class_index.size:
+            return cam.has_background
+    return False
 
 
 def count_areas(command: Command, catalog: Catalog, image_ids: Sequence[str]) -> np.ndarray:
@@ -123,12 +130,15 @@ def count_areas(command: Command, catalog: Catalog, image_ids: Sequence[str]) ->
     return total
 
 
-def prepare(command: Command, catalog: Catalog, counts: np.ndarray) -> PostProcess:
+def prepare(
+    command: Command, catalog: Catalog, image_ids: Sequence[str], counts: np.ndarray
+) -> PostProcess:
     """Return the writer of the masks.
 
     Args:
         command: The command.
         catalog: The dataset.
+        image_ids: The images.
         counts: Those of `count_areas`, of all ranks.
     """
     crf = command.crf
@@ -144,7 +154,10 @@ def prepare(command: Command, catalog: Catalog, counts: np.ndarray) -> PostProce
         why = "as these CAMs' method has none"
         if command.threshold_from is not None:
             why = f"with as much foreground as {command.threshold_from}"
-        print(f"no CRF, {why}: foreground is above {work.threshold:g}")
+        rule = f"foreground is above {work.threshold:g}"
+        if rows_win(command, catalog, image_ids):
+            rule = "the CAMs have a background row, and the best row wins"
+        print(f"no CRF, {why}: {rule}")
     return work
 
 

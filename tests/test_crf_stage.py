@@ -115,6 +115,20 @@ def test_a_threshold_without_effect_is_warned_about(
     assert words in capsys.readouterr().err
 
 
+def test_the_rule_that_is_printed_is_the_one_that_decides(
+    folder_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CAMs of a method without a CRF, such as `irn`, and the same with a background row."""
+    note = json.dumps({"post": {"preset": None, "threshold": 0.25}})
+    for background, rule in ((None, "above 0.25"), (0.3, "the best row wins")):
+        (write_cams(folder_dataset, background=background) / "made_from.json").write_text(note)
+        run(folder_dataset, tmp_path / str(background))
+        (line,) = (
+            line for line in capsys.readouterr().out.splitlines() if line.startswith("no CRF")
+        )
+        assert line.endswith(rule)
+
+
 def test_a_threshold_is_found_by_the_area_of_other_masks(
     folder_dataset: Path, tmp_path: Path
 ) -> None:
