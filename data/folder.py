@@ -15,13 +15,14 @@ if __name__ == "__main__":
     import tool.starting  # noqa: F401 - before all other imports
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data.catalog import Catalog
 from data.class_folders import IMAGES, class_folders, read_folders, with_rows
 from data.class_names import check_class_names, read_class_names
-from data.files import all_found, list_bytes
+from data.files import IMAGE_SUFFIXES, all_found, list_bytes, without_suffix
 from data.labels import csv_bytes, csv_rows
 from data.layouts import LAYOUTS
 from data.prepare import put_files
@@ -92,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     put_changed({path: list_bytes(lines) for path, lines in made.items() if path not in kept})
     if unused := [name for name in known if name not in names]:
         print(f"{class_file} has {first_few(unused)}, which no image of labels.csv has: {_AGAIN}")
+    if unlabelled := [] if folders else without_row(root, {*ids, *others}):
+        print(f"{labels_file} has no row of {first_few(unlabelled)} in {root / IMAGES}: left out")
     if left_out:
         print(
             f"{list_file} leaves out {first_few(left_out)} of labels.csv: {_AGAIN}, for another "
@@ -109,6 +112,18 @@ def in_other_lists(catalog: Catalog, own: Sequence[Path]) -> set[str]:
     """
     others = (path for path in own[0].parent.glob("*.txt") if path not in own)
     return {image_id for path in others for image_id in catalog.ids(path.stem)}
+
+
+def without_row(root: Path, known: Collection[str]) -> list[str]:
+    """Return the ids of the photographs in `images/` that are not among the known ids, sorted."""
+    folder = root / IMAGES
+    paths = (path for path in folder.rglob("*") if path.name.endswith(IMAGE_SUFFIXES))
+    names = {
+        path.relative_to(folder).with_name(without_suffix(path.name)).as_posix()
+        for path in paths
+        if path.name[0] != "." and path.is_file()
+    }
+    return sorted({unicodedata.normalize("NFC", name) for name in names}.difference(known))
 
 
 def put_changed(files: Mapping[Path, bytes]) -> None:

@@ -70,6 +70,22 @@ def test_what_changed_is_said_and_can_be_written_anew(photographs) -> None:
     assert classes.read_text() == "whale\n"
 
 
+def test_photographs_without_labels_are_named(photographs) -> None:
+    (photographs / "images" / "trip").mkdir()
+    for name in ("trip/new.JPG", "scored.png", ".hidden.png"):
+        write_photograph(photographs / "images" / name, 1)
+    (photographs / "images" / "notes.txt").write_text("no photograph")
+    folder(photographs)
+    (photographs / "lists" / "val.txt").write_text("scored\n")
+    result = folder(photographs)
+    assert result.returncode == 0
+    said = f"labels.csv has no row of trip/new in {photographs / 'images'}: left out"
+    assert said in result.stdout
+    with (photographs / "labels.csv").open("a") as file:
+        file.write("trip/new,disc\n")
+    assert "no row of" not in folder(photographs).stdout
+
+
 @pytest.mark.parametrize("row", ["a1,background;disc", "nobody,disc", "a1,", "../a1,disc"], ids=str)
 def test_nothing_is_written_of_labels_that_are_refused(photographs, row: str) -> None:
     labels = photographs / "labels.csv"
@@ -95,6 +111,11 @@ def test_refusals(photographs) -> None:
     assert_refused(folder(photographs), "c5")
     labels.write_text("image_id,classes\na1,\n")
     assert_refused(folder(photographs), "names no class")
+    (photographs / "lists" / "train.txt").write_text("a1\nb-4\n")
+    labels.write_text("image_id,classes\na1,disc\n")
+    assert_refused(folder(photographs), "'b-4' has no label in")
+    assert not (photographs / "classes.txt").exists()
+    (photographs / "lists" / "train.txt").unlink()
     labels.write_text("image_id,classes\n../a1,disc\n")
     assert_refused(folder(photographs), "../a1")
     labels.unlink()
