@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from torchvision import tv_tensors
 from data.catalog import Catalog
 from data.files import all_found
 from data.saliency_maps import require_saliency
+from tool.cli import printable
 from tool.formats.cam import Cam, strided_size
+from tool.formats.predictions import colour_warning
 from tool.infer.previous import CAM_STRIDE, PreviousFlags, PreviousOutputs, class_cells
+from tool.parallel import dist
 
 TRUTH = Path("truth")  # `--mask-dir truth`: the dataset's own masks
 
@@ -88,6 +92,9 @@ def _read_saliency(
 def _require_previous(sources: Sources, ids: Sequence[str], *, key: str) -> None:
     if key == "mask" and sources.trains_on_truth:
         all_found(ids, sources.catalog.mask_path)
+        warning = colour_warning(map(sources.catalog.mask_path, ids)) if dist.is_main() else None
+        if warning is not None:
+            print(printable(warning), file=sys.stderr)
     else:
         sources.previous.require((key,), ids)
 

@@ -11,6 +11,8 @@ from conftest import write_voc
 from PIL import Image
 from runs import assert_refused, run
 
+from data.catalog import open_catalog
+from data.fields import FIELDS, TRUTH, Sources
 from data.flags import DatasetFlags, catalog_from
 from data.readable import ListFlags, open_list
 from tool.files import list_hash
@@ -121,6 +123,9 @@ def test_colours_at_other_indices_are_warned_about(folder_dataset: Path, tmp_pat
     assert result.stderr.count("has the colour of class") == 2  # the prediction and the truth
     previous = PreviousOutputs({"seed": tmp_path / "odd"})
     assert said in warned(lambda: previous.require(("seed",), ids))
+    catalog = open_catalog("folder", folder_dataset)
+    sources = Sources(catalog, PreviousOutputs({"mask": TRUTH}))  # --mask-dir truth
+    assert said in warned(lambda: FIELDS["mask"].require(sources, ids))
 
 
 def warned(act) -> str:
