@@ -223,6 +223,21 @@ def test_it_goes_on_where_it_was(seeds: Path, tmp_path: Path) -> None:
     assert_refused(labels(seeds, out, "--saliency"), "saliency", "--out")
 
 
+def test_labels_of_other_seeds_or_saliency_do_not_mix(seeds: Path, tmp_path: Path) -> None:
+    """Whatever the dates of the files are."""
+    assert labels(seeds, tmp_path / "out", "--saliency").returncode == 0
+    maps = {"seeds": seeds, "saliency": seeds.parent / "dataset" / "saliency"}
+    for what, folder in maps.items():
+        path = folder / "a1.png"
+        before = path.read_bytes()
+        Image.fromarray(np.array(Image.open(path))[::-1]).save(path)
+        os.utime(path, (1, 1))
+        refused = labels(seeds, tmp_path / "out", "--saliency")
+        assert_refused(refused, f"made with another {what} (")
+        path.write_bytes(before)
+    assert labels(seeds, tmp_path / "out", "--saliency").returncode == 0
+
+
 def test_refusals(seeds: Path, tmp_path: Path) -> None:
     assert_refused(labels(seeds, seeds), "folder of the seeds")
     assert_refused(labels(seeds, tmp_path / "o", "--window", 4), "--window 4", "odd")

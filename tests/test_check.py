@@ -219,3 +219,6 @@ def test_maps_beyond_the_first_200_do_not_count(
         path = folder_dataset / "saliency" / f"{name}.png"
         Image.fromarray(np.array(Image.open(path)) // 230).save(path)
     assert any("not scaled" in line for line in run(folder_dataset)[1]["problems"])
+    catalog = open_catalog("folder", folder_dataset)
+    with pytest.raises(ValueError, match="not scaled"):
+        require_saliency(catalog, catalog.ids("train"))

@@ -180,6 +180,18 @@ def test_layouts_of_the_field(folder_dataset: Path, tmp_path: Path, layout: str)
         assert rows == 0
 
 
+def test_a_background_row_among_others_is_in_the_rule(folder_dataset: Path, tmp_path: Path) -> None:
+    cams = write_cams(folder_dataset, tmp_path / "cam")
+    cam = cam_of(folder_dataset, "d6")
+    ground = np.full((1, *cam.size), 0.3, np.float32)
+    rows = Cam(np.append(np.uint8(0), cam.class_index), np.append(ground, cam.cam, 0))
+    save_cam(cams / "d6.npy", rows)
+    protocol = run(folder_dataset, cams)["protocol"]
+    assert protocol["bg_threshold"] == 0.22
+    assert "above the background threshold 0.22; " in protocol["threshold"]
+    assert "the best row wins in 1 CAMs" in protocol["threshold"]
+
+
 def test_rules_for_a_predicted_255(
     folder_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

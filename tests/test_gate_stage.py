@@ -134,6 +134,9 @@ def test_other_scales_have_regions_of_their_own(trained, folder_root, tmp_path) 
     assert len(inodes) == 1
     assert (trained / "nroi.npz").read_bytes() == regions
     assert (tmp_path / "x" / "nroi.npz").read_bytes() != regions
+    (tmp_path / "x" / "nroi.npz").write_bytes(regions)
+    mirrored = run("infer_cam.py", *flags(trained, folder_root, tmp_path / "x", "--no-mirror"))
+    assert_refused(mirrored, "nroi.npz differs in", "remove it")
 
 
 def ids_in(path: Path) -> list[str]:

@@ -84,6 +84,15 @@ def test_dates_and_places_do_not_count(folder_dataset: Path, tmp_path: Path) -> 
     assert hashes(tmp_path / "copy") == before
 
 
+def test_names_count(folder_dataset: Path) -> None:
+    catalog, images = open_catalog("folder", folder_dataset), folder_dataset / "images"
+    shutil.copyfile(images / "a1.jpg", images / "twin.jpg")
+    found = [data_hashes(catalog, [one], ("image",)) for one in ("a1", "twin")]
+    (images / "a1.jpg").rename(images / "a1.jpeg")
+    found.append(data_hashes(catalog, ["a1"], ("image",)))
+    assert len({one["photographs_sha256"] for one in found}) == 3
+
+
 def test_what_is_not_read_does_not_count(folder_dataset: Path) -> None:
     catalog = open_catalog("folder", folder_dataset)
     ids = catalog.ids("train")
@@ -116,6 +125,14 @@ def test_files_that_somebody_has_changed_do_not_resume(method, key, tmp_path: Pa
     change_pixel("masks")(folder.parent)
     refused = run("train_fbr.py", *flags)
     assert_refused(refused, f"the {key}s (--{key}-dir) of the list have changed", "another --out")
+
+
+def test_other_truth_does_not_resume(tmp_path: Path) -> None:
+    root, out = write_folder(tmp_path / "data"), tmp_path / "out"
+    flags = [*train_flags(root, out, method="deeplab2", steps=1), "--mask-dir", TRUTH]
+    assert run("train_fbr.py", *flags).returncode == 0
+    change_pixel("masks")(root)
+    assert_refused(run("train_fbr.py", *flags), "the ground-truth masks of the list have changed")
 
 
 def test_a_checkpoint_of_an_older_version_goes_on(folder_root: Path, tmp_path: Path) -> None:

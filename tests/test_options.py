@@ -50,6 +50,17 @@ def test_every_kind_of_field_is_a_flag() -> None:
             parsed(*flags)
 
 
+def test_a_flag_of_the_type_bool_takes_no_value() -> None:
+    """Even where the annotation does not say so: argparse takes any text for True."""
+    field = dataclasses.field(default=True, metadata={"type": bool})
+    parser = argparse.ArgumentParser()
+    kind = dataclasses.make_dataclass("C", [("sharp", object, field)])
+    add_option_flags(parser, kind, "Trial")
+    assert not parser.parse_args(["--no-sharp"]).sharp
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--sharp", "False"])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [

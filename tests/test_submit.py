@@ -66,6 +66,19 @@ def test_a_mask_that_the_server_refuses_leaves_no_archive(voc, mask, word: str) 
     assert not list((voc / "out").iterdir())
 
 
+def test_colours_at_other_indices_are_warned_about(voc) -> None:
+    flags = ("--pred-dir", voc / "mask")
+    said = "2008_000006.png has the colour of class 20 at the value 19"
+    assert said not in submit(voc, *flags).stderr
+    image = Image.open(voc / "mask" / "2008_000006.png")
+    image.putdata([19] * (image.width * image.height))
+    colours = palette().copy()
+    colours[[19, 20]] = colours[[20, 19]]
+    image.putpalette(colours.tobytes())
+    image.save(voc / "mask" / "2008_000006.png")
+    assert said in submit(voc, *flags).stderr
+
+
 @pytest.mark.parametrize("name", ["comp6.tgz", "comp6.tar.gz"])
 def test_a_compressed_name_gets_a_compressed_archive(voc, name: str) -> None:
     path = voc / "out" / name
