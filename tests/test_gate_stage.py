@@ -428,3 +428,4 @@ def test_a_checkpoint_that_names_no_list_has_no_training_list(
     assert training_ids(catalog, {"list": "train", "list_sha256": list_hash(ids)}) == ids
     assert training_ids(catalog, {"list": name, "list_sha256": list_hash(ids)}) is None
     assert training_ids(catalog, {}) is None
+    assert training_ids(catalog, {"list": "train", "list_sha256": list_hash(ids[1:])}) is None
