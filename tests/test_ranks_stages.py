@@ -241,6 +241,19 @@ def test_waiting_for_a_rank_that_died_ends_in_one_line(tmp_path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_rank_that_dies_before_the_others_have_joined_is_named(monkeypatch) -> None:
+    """A rank can leave the group while others are still connecting to it."""
+
+    def reset(*_args: object, **_flags: object) -> None:
+        raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "init_process_group", reset)
+    with pytest.raises(ChildProcessError, match=r"another rank is gone .*reset by peer"):
+        dist.start()
+
+
 def test_a_wrong_flag_is_told_by_the_first_rank(monkeypatch, capsys) -> None:
     for rank, lines in (("0", 1), ("1", 0)):
         monkeypatch.setenv("RANK", rank)

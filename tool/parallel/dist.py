@@ -39,13 +39,17 @@ def start(device: torch.device | None = None, *, timeout: datetime.timedelta | N
     Args:
         device: The device on which the ranks compute. None if they only exchange counts.
         timeout: How long to wait for another rank; None for torch's default.
+
+    Raises:
+        ChildProcessError: Another rank died before this one had joined, or cannot be reached.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or _group():
         return
     import torch.distributed as distributed
 
     gpu = device is not None and device.type == "cuda"
-    distributed.init_process_group("nccl" if gpu else "gloo", timeout=timeout)
+    with _naming_lost_ranks():
+        distributed.init_process_group("nccl" if gpu else "gloo", timeout=timeout)
 
 
 def stop() -> None:
