@@ -16,7 +16,7 @@ class Layout:
     """The places of a dataset's files, relative to its root, and the facts of its benchmark.
 
     Attributes:
-        images: Folders of images. Only one of them may have an image.
+        images: Folders of images. An image lies in one of them only.
         masks: Folders of ground-truth masks, in order of preference.
         saliency: The folder of saliency maps.
         lists: The folder of image lists.

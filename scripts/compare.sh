@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several methods and seeds of one dataset, and their table (mean ± standard deviation over seeds).
 #
-#   bash scripts/compare.sh                                         toy, all methods, three seeds
+#   bash scripts/compare.sh                                         toy, fill cam eps ppc fbr, three seeds
 #   SHORT=1 STEPS=400 METHODS="fill eps fbr" SEEDS=0 DATASET=voc12 ROOT=... TRAIN_LIST=train bash scripts/compare.sh
 #   METHODS="cam+irn sfc bes sbe bao" GATE=1 OUT=out/compare-gated bash scripts/compare.sh
 # A system gives several rows: sfc one for each of its maps and sfc+irn; bes and sbe theirs with the CRF, as NAME+crf; bao

@@ -48,7 +48,7 @@ case "$DATASET" in
   coco14) TRAIN_LIST="${TRAIN_LIST:-train}" ;;
   *)
     TRAIN_LIST="${TRAIN_LIST:-train}" SHORT="${SHORT:-1}"
-    if [ ! -d "${ROOT:-}/masks" ]; then SCORE=0; fi              # photographs without ground truth
+    if [ "$DATASET" = folder ] && [ ! -d "${ROOT:-}/masks" ]; then SCORE="${SCORE:-0}"; fi              # photographs without ground truth
     ;;
 esac
 size=()

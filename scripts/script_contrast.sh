@@ -46,7 +46,7 @@ case "$DATASET" in
     TRAIN_LIST="${TRAIN_LIST:-train}"
     SHORT="${SHORT:-1}"
     if [ "$SHORT" = 1 ]; then STEPS="${STEPS:-400}"; fi
-    if [ ! -d "${ROOT:-}/masks" ]; then SCORE=0; fi   # photographs without ground truth
+    if [ "$DATASET" = folder ] && [ ! -d "${ROOT:-}/masks" ]; then SCORE="${SCORE:-0}"; fi   # photographs without ground truth
     if [ "$DATASET" = folder ]; then prepare_photographs; fi
     ;;
 esac

@@ -16,7 +16,7 @@ if [ "$DATASET" = toy ]; then ROOT="${ROOT:-out/toy-data}"; fi
 ROOT="${ROOT:-}" && need ROOT "the folder of the dataset"
 LIST="${LIST:-train}"
 OUT="${OUT:-out/gate}"
-if [ "$DATASET" = folder ] && [ ! -d "$ROOT/masks" ]; then SCORE=0; fi
+if [ "$DATASET" = folder ] && [ ! -d "$ROOT/masks" ]; then SCORE="${SCORE:-0}"; fi
 data=(--dataset "$DATASET" --root "$ROOT" --list "$LIST")
 
 # shellcheck disable=SC2086  # SCALES is a list of words

@@ -43,7 +43,7 @@ case "$DATASET" in
     ;;
   *)
     TRAIN_LIST="${TRAIN_LIST:-train}" SHORT="${SHORT:-1}"
-    if [ ! -d "${ROOT:-}/masks" ]; then SCORE=0; fi              # photographs without ground truth
+    if [ "$DATASET" = folder ] && [ ! -d "${ROOT:-}/masks" ]; then SCORE="${SCORE:-0}"; fi              # photographs without ground truth
     for name in val photographs "$TRAIN_LIST"; do                # the first one that there is
       if [ -z "${LIST:-}" ] && [ -f "${ROOT:-}/lists/$name.txt" ]; then LIST="$name"; fi
     done

@@ -39,7 +39,7 @@ case "$DATASET" in
     ;;
   *)
     TRAIN_LIST="${TRAIN_LIST:-train}" SHORT="${SHORT:-1}"
-    if [ ! -d "${ROOT:-}/masks" ]; then SCORE=0; fi              # photographs without ground truth
+    if [ "$DATASET" = folder ] && [ ! -d "${ROOT:-}/masks" ]; then SCORE="${SCORE:-0}"; fi              # photographs without ground truth
     ;;
 esac
 if [ "${SHORT:-0}" = 1 ]; then                                   # a few hundred images on a CPU

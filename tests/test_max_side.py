@@ -108,7 +108,7 @@ def test_smaller_images_are_as_without_it(folder_root, tmp_path) -> None:
 
 
 def test_only_photographs_of_ones_own_are_reduced_by_default() -> None:
-    sides = {name: layout.max_side for name, layout in LAYOUTS.items()}
+    sides = {name: LAYOUTS[name].max_side for name in ("toy", "voc12", "coco14", "folder")}
     assert sides == {"toy": None, "voc12": None, "coco14": None, "folder": MAX_SIDE}
     flags, views = ViewFlags(max_side=70), Views((0.5,))
     assert flags.changed(views, max_side=MAX_SIDE).max_side == 70

@@ -257,6 +257,28 @@ def test_relative_paths_are_the_callers(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "name", [f"script_{name}.sh" for name in ("amn", "bao", "contrast", "sbe", "seg", "sfc")]
+)
+@pytest.mark.parametrize(
+    ("settings", "scored"),
+    [
+        ({"DATASET": "folder"}, False),
+        ({"DATASET": "folder", "SCORE": 1}, True),
+        ({"DATASET": "mine"}, True),  # a new row of data/layouts.py, whose masks lie elsewhere
+        ({"DATASET": "mine", "SCORE": 0}, False),
+    ],
+)
+def test_photographs_without_masks_alone_are_not_scored(
+    tmp_path: Path, name: str, settings: dict[str, object], scored: bool
+) -> None:
+    folders = {"ROOT": tmp_path, "OUT": tmp_path / "out", "MASK_DIR": tmp_path}
+    folders = {key: folders[key] for key in ("ROOT", "OUT", *needed(name))}
+    done, calls = script(name, tmp_path, **folders, **settings)
+    assert done.returncode == 0, done.stderr
+    assert any(call[0] == "eval_miou.py" for call in calls) == scored
+
+
 def test_names_in_place_of_paths_stay(tmp_path: Path) -> None:
     settings = {"DATASET": "voc12", "ROOT": str(tmp_path), "OUT": str(tmp_path / "out")}
     done, calls = script(
