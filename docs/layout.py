@@ -17,8 +17,9 @@ PACKAGES = ("tool", "network", "data", "voc12", "coco14")
 PAGE = ROOT / "docs" / "layout.md"
 _HEAD = """# Layout
 
-A room for each stage, named after it; below them the file formats; below those what every program
-stands on. A command lives with what it knows. `python docs/layout.py` makes this page, and
+A room is a folder of a package, or a file that lies directly in one. Each stage has a room of its
+name in `tool/`. Rooms import the file formats, and these import general helpers. An arrow points
+from a room to one that it imports. `python docs/layout.py` makes this page, and
 `tests/test_imports.py` fails if the page is out of date or a room imports what it must not.
 """
 

@@ -145,6 +145,20 @@ def test_the_table_of_methods_has_every_method() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_has_one_title_and_no_heading_twice_in_a_section(page: Path) -> None:
+    """As it would have if a part of the page were there twice."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    sections = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    titles = [line for line in text.splitlines() if line.startswith("# ")]
+    assert len(titles) == 1
+    for headings in (
+        re.findall(r"^## .*", text, re.MULTILINE),
+        *(re.findall(r"^###+ .*", section, re.MULTILINE) for section in sections),
+    ):
+        assert len(set(headings)) == len(headings)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

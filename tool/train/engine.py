@@ -235,7 +235,7 @@ def take_step(
         now = dataclasses.replace(progress, micro=micro)
         images = method.before_losses(images, now)
         with torch.autocast(batch["image"].device.type, torch.bfloat16, enabled=settings.amp):
-            terms = model(images, now)
+            terms = model(images, now)  # the method's `losses()`
         loss = total_loss(terms, method.weights())
         (loss / settings.accumulate).backward()
         history.add(progress.step, {"loss": loss, **terms, **method.metrics()}, images["image_id"])
