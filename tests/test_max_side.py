@@ -108,8 +108,9 @@ def test_smaller_images_are_as_without_it(folder_root, tmp_path) -> None:
 
 
 def test_only_photographs_of_ones_own_are_reduced_by_default() -> None:
-    sides = {name: LAYOUTS[name].max_side for name in ("toy", "voc12", "coco14", "folder")}
-    assert sides == {"toy": None, "voc12": None, "coco14": None, "folder": MAX_SIDE}
+    sides = {name: layout.max_side for name, layout in LAYOUTS.items()}
+    assert sides == dict.fromkeys(sides, None) | {"folder": MAX_SIDE}
+    assert {"toy", "voc12", "coco14"} < set(sides)
     flags, views = ViewFlags(max_side=70), Views((0.5,))
     assert flags.changed(views, max_side=MAX_SIDE).max_side == 70
     assert ViewFlags().changed(views, max_side=MAX_SIDE).max_side == MAX_SIDE
